@@ -1,0 +1,108 @@
+"""What a comparison with the reference measured, and what a gate said: plain frozen data.
+
+All numbers are raw, computed in float64, so that limits can be changed and judged again without a
+rebuild. The JSON form of `Parity` is `parity.json`, the output of the `validate` stage.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Base of the records: frozen, unknown keys refused, JSON round trip exact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metrics(Frozen):
+    """Distance of a candidate's tensor to the reference's, over all valid positions.
+
+    A vector is the last axis of the tensor (a token's hidden state, a sentence's embedding, a
+    sample's logits). Padding is left out. A number that cannot be computed (candidate not finite,
+    reference zero) is None, and the counts say why.
+
+    Attributes:
+        cosine_similarity: The smallest over all vectors, in [-1, 1].
+        cosine_similarity_mean: The mean over all vectors.
+        max_abs_diff: The largest absolute difference of two elements.
+        mean_abs_diff: The mean absolute difference.
+        relative_l2: ||candidate - reference|| / ||reference||, both over everything.
+        sqnr_db: -20 log10(relative_l2), decibels; None when there is no difference at all.
+        non_finite: How many of the candidate's elements are NaN or infinite.
+        elements: How many elements were compared.
+    """
+
+    cosine_similarity: float | None
+    cosine_similarity_mean: float | None
+    max_abs_diff: float | None
+    mean_abs_diff: float | None
+    relative_l2: float | None
+    sqnr_db: float | None
+    non_finite: int
+    elements: int
+
+
+class SampleMetrics(Frozen):
+    """The same, of one sample alone; `index` is its place in the sample set."""
+
+    index: int
+    metrics: Metrics
+
+
+class OutputParity(Frozen):
+    """One output of the graph against the reference's output of the same name."""
+
+    name: str
+    metrics: Metrics
+    samples: tuple[SampleMetrics, ...]
+
+
+class Parity(Frozen):
+    """One graph against the reference, on the evaluation samples.
+
+    Attributes:
+        outputs: By output; every output of the reference is there.
+        problems: Sentences that make the candidate wrong whatever the limits are: an output is
+            missing, a shape or dtype differs, an element is NaN or infinite.
+        session: How the graph was run, e.g. `onnxruntime 1.31.1 CPUExecutionProvider, all`.
+        batch_size: Samples a run.
+        samples_seen: How many samples were compared.
+    """
+
+    outputs: tuple[OutputParity, ...]
+    problems: tuple[str, ...]
+    session: str
+    batch_size: int
+    samples_seen: int
+
+
+GateVerdict = Literal["passed", "failed", "not_run"]
+
+
+class GateResult(Frozen):
+    """What one gate said about one target.
+
+    Attributes:
+        gate: `parity`, `device_parity`, `speed` or `coverage`.
+        target: The target's name.
+        metric: What was limited, such as `sentence_embedding.cosine_similarity`.
+        measured: The number that was judged; None when there is none.
+        limit: The limit in words, `>= 0.99`.
+        verdict: `not_run` is not a pass; `is_allowed` says whether the recipe accepts it.
+        reason: One sentence: why it failed, or why it was not run.
+        is_allowed: False when this result fails the build.
+        is_proxy: The number stands in for one that could not be measured here.
+    """
+
+    gate: str
+    target: str
+    metric: str
+    measured: float | None
+    limit: str
+    verdict: GateVerdict
+    reason: str
+    is_allowed: bool
+    is_proxy: bool = False

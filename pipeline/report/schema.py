@@ -1,0 +1,142 @@
+"""`report.json`, version 1: everything the report says, as typed frozen records.
+
+The other forms (Markdown, JUnit, HTML) are rendered from this record and from nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.bench.types import BenchmarkResult
+from pipeline.parity.types import GateResult, Parity
+
+SCHEMA_VERSION = 1
+
+
+class Frozen(BaseModel):
+    """Base of the records: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Failure(Frozen):
+    """Why a stage failed: what the parent saw of the child process."""
+
+    message: str
+    hint: str = ""
+    signal: str = ""
+    last_lines: tuple[str, ...] = ()
+
+
+NodeState = Literal["hit", "ran", "failed", "skipped"]
+
+
+class NodeReport(Frozen):
+    """One node of the plan in this run.
+
+    Attributes:
+        name: The node's address, such as `engine@rtx-fp16-sm89`.
+        component: The model component it works on; empty for nodes that serve all.
+        inputs: Names of the nodes it reads.
+        reasons: Why it had to run; empty for a hit.
+        wall_time_s: Of the run that made the result, this one or an earlier one.
+        facts: What the stage says of its output (fusions that fired, coverage, layers...).
+    """
+
+    name: str
+    stage: str
+    component: str
+    inputs: tuple[str, ...]
+    state: NodeState
+    key: str
+    reasons: tuple[str, ...]
+    wall_time_s: float | None
+    peak_rss_mib: float | None
+    facts: dict[str, Any]
+    failure: Failure | None = None
+
+
+class StageParity(Frozen):
+    """Parity after one stage of a target's chain."""
+
+    node: str
+    stage: str
+    component: str
+    parity: Parity | None
+    not_run_reason: str = ""
+
+
+class EngineReport(Frozen):
+    """What the builder said of one engine; parity of its device was not measured here."""
+
+    node: str
+    file: str
+    compute_capability: str
+    size_bytes: int
+    facts: dict[str, Any]
+
+
+class FileEntry(Frozen):
+    """One delivered file."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class TargetReport(Frozen):
+    """One target: its files, its parity by stage, its speed.
+
+    Attributes:
+        parity: In the order of the chain; the last one of each component is what gates judge.
+        proxy: What stood in for the target when it was compared (`onnxruntime-cpu`), or empty.
+        not_run_reason: Why the target could not be run on this machine; empty when it was.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    files: tuple[FileEntry, ...]
+    parity: tuple[StageParity, ...]
+    proxy: str
+    not_run_reason: str
+    benchmark: BenchmarkResult | None
+    engines: tuple[EngineReport, ...]
+
+
+class WorstSample(Frozen):
+    """A sample on which a target was farthest from the reference, with its text."""
+
+    target: str
+    output: str
+    index: int
+    text: str
+    metric: str
+    value: float
+
+
+class Report(Frozen):
+    """The whole report.
+
+    Attributes:
+        verdict: `passed`, `failed` (a gate) or `error` (a stage failed).
+        reasons: One sentence for each thing that fails the build; empty when it passed.
+        created_at: UTC, ISO 8601.
+        source: `source`, `revision` and the digest of every file that was used.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    version: str
+    verdict: Literal["passed", "failed", "error"]
+    reasons: tuple[str, ...]
+    created_at: str
+    recipe: dict[str, Any]
+    source: dict[str, Any]
+    environment: dict[str, Any]
+    gates: tuple[GateResult, ...]
+    targets: tuple[TargetReport, ...]
+    nodes: tuple[NodeReport, ...]
+    worst_samples: tuple[WorstSample, ...]

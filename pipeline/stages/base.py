@@ -1,0 +1,86 @@
+"""The contract of a stage: a value, not a base class.
+
+A stage reads nothing but its inputs and writes nothing but its output directory. It runs in a child
+process of its own (`pipeline.run.worker`), is filed under a key that `pipeline.plan` computes from
+what is declared here, and is never filed when it fails. Importing a stage module must stay cheap:
+torch, onnx, onnxruntime, numpy and the like are imported inside `run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from pipeline.hashing import JSON
+
+MODEL_FILE = "model.onnx"
+"""Name of the graph in the output directory of every stage that makes an ONNX model."""
+
+EXTERNAL_DATA_FILE = "model.onnx_data"
+"""Name of its weights when they do not fit into one protobuf (Optimum's name)."""
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's config: frozen, strict, unknown keys refused, JSON round trip exact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StageContext(Protocol):
+    """What a running stage may ask of the process it runs in."""
+
+    @property
+    def scratch(self) -> Path:
+        """A private, empty directory that is deleted when the stage ends."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads the stage may use."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Report that `done` of `total` `unit` are behind us; cheap, call it often."""
+
+    def log(self, message: str) -> None:
+        """Write one line to the stage's log (shown with `--verbose`, and when the stage fails)."""
+
+
+C = TypeVar("C", bound=StageConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Generic[C]):
+    """One kind of work, as a value.
+
+    Attributes:
+        name: Unique, snake_case; part of the key.
+        version: Raised whenever the code changes what comes out; part of the key.
+        config_type: The frozen pydantic type of the config; the config with its defaults filled in
+            is part of the key.
+        run: `run(config, inputs, output, context) -> facts`. `inputs` maps each port to a
+            directory that must not be written to; `output` is an empty private directory. Facts
+            are JSON, a pure function of the inputs (no timings, no paths).
+        packages: Distributions whose version can change the output; part of the key.
+        extra: The extra of `convert-pipeline` that installs what `packages` needs and the base
+            does not, such as `rtx`; named in the hint when one is missing.
+        machine: Which facts about the machine the output depends on, names of
+            `pipeline.environment.MACHINE_FACTS`; part of the key. Empty: the output is the same
+            everywhere.
+        preload: Modules a fresh worker may import while it waits for its inputs.
+        is_exclusive: Nothing else may run at the same time, because it measures time.
+    """
+
+    name: str
+    version: int
+    config_type: type[C]
+    run: Callable[[C, Mapping[str, Path], Path, StageContext], Mapping[str, JSON]]
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    machine: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    is_exclusive: bool = False

@@ -1,0 +1,12 @@
+"""The explicit list of targets; a new runtime is a new file here and a name in `AnyTarget`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.targets.onnxruntime import OnnxRuntimeTarget
+from pipeline.targets.tensorrt_rtx import TensorRTRTXTarget
+
+AnyTarget = Annotated[OnnxRuntimeTarget | TensorRTRTXTarget, Field(discriminator="runtime")]

@@ -1,0 +1,115 @@
+"""What a target is: a declaration in the recipe, and the chain of stages it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.stages.base import Stage, StageConfig
+
+
+class TargetBase(BaseModel):
+    """Fields that every target of a recipe has; each runtime adds its own in its own file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
+        description="also the name of the target's folder in the artifact"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRef:
+    """The output directory of another node of the plan, by the node's identity."""
+
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRef:
+    """A named group of the checkpoint's files, such as `checkpoint` or `tokenizer`."""
+
+    group: str
+
+
+Ref = NodeRef | SourceRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLink:
+    """One ONNX-making node of a chain, and how its graph is run to be compared.
+
+    Attributes:
+        node: The node.
+        optimizations: ONNX Runtime's graph optimisations while comparing: `disabled` runs the graph
+            as it is written, `all` as a user of ONNX Runtime would.
+    """
+
+    node: NodeRef
+    optimizations: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deliverable:
+    """A file set that the artifact's target folder holds.
+
+    Attributes:
+        node: Whose output is delivered.
+        renames: File name in the node's output -> name in the folder; other files keep theirs.
+    """
+
+    node: NodeRef
+    renames: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetChain:
+    """The chain of one target, component by component.
+
+    Attributes:
+        models: Component -> its ONNX-making nodes, from export to the last.
+        deliverables: Component -> what ends up in the artifact.
+        runtime: The runtime module that runs the target here, or empty.
+        not_run_reason: Why it cannot be run on this machine; empty when it can. Whatever needs it
+            (parity on the device, speed) is then reported as not run.
+        proxy: How parity is stood in for when the target cannot run here, such as
+            `onnxruntime-cpu`; empty when parity is measured on the target itself.
+    """
+
+    models: Mapping[str, tuple[ModelLink, ...]]
+    deliverables: Mapping[str, tuple[Deliverable, ...]]
+    runtime: str = ""
+    not_run_reason: str = ""
+    proxy: str = ""
+
+
+class ChainBuilder(Protocol):
+    """What a target may ask of the plan that is being built."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the model's components, such as `("model",)`."""
+
+    @property
+    def profile(self) -> Mapping[str, tuple[int, int, int]]:
+        """Axis name -> (min, opt, max) from the recipe's `shapes`."""
+
+    @property
+    def seed(self) -> int:
+        """The recipe's seed."""
+
+    def exported(self, component: str) -> NodeRef:
+        """The node that exports a component."""
+
+    def add(
+        self, stage: Stage, config: StageConfig, inputs: Mapping[str, Ref], *, label: str = ""
+    ) -> NodeRef:
+        """Add a node, or find the equal one that is already there.
+
+        `label` tells nodes of one stage apart for people (`sm89`); it is no part of the key.
+        """
