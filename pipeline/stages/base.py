@@ -9,7 +9,7 @@ torch, onnx, onnxruntime, numpy and the like are imported inside `run`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -84,3 +84,7 @@ class Stage(Generic[C]):
     machine: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     is_exclusive: bool = False
+
+
+AnyStage: TypeAlias = Stage[Any]
+"""A stage of whatever config type; `config_type` is what checks a config."""

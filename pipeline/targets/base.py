@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.stages.base import Stage, StageConfig
+    from pipeline.stages.base import AnyStage, StageConfig
 
 
 class TargetBase(BaseModel):
@@ -107,7 +107,7 @@ class ChainBuilder(Protocol):
         """The node that exports a component."""
 
     def add(
-        self, stage: Stage, config: StageConfig, inputs: Mapping[str, Ref], *, label: str = ""
+        self, stage: AnyStage, config: StageConfig, inputs: Mapping[str, Ref], *, label: str = ""
     ) -> NodeRef:
         """Add a node, or find the equal one that is already there.
 

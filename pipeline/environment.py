@@ -1,0 +1,239 @@
+"""Facts about this installation and this machine: package versions, code digests, CPU.
+
+Everything a key may depend on beside a stage's inputs is read here, cheaply: nothing heavy is
+imported, packages are asked for their metadata only.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import EnvironmentMissing
+from pipeline.hashing import sha256_bytes, tagged_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.hashing import JSON
+    from pipeline.stages.base import AnyStage
+
+DISTRIBUTION = "convert-pipeline"
+ONNXRUNTIME_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class PackageFact:
+    """An installed distribution: its version, and the digest of its RECORD (all its files)."""
+
+    version: str
+    record_sha256: str
+
+    def to_json(self) -> dict[str, str]:
+        """As it stands in a key's preimage."""
+        return {"version": self.version, "record_sha256": self.record_sha256}
+
+
+@functools.cache
+def find_package(distribution: str) -> PackageFact | None:
+    """The installed version of a distribution, or None. Imports nothing.
+
+    The digest of RECORD tells two builds of one version apart (`+cpu` and CUDA wheels of torch).
+    """
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    record = found.read_text("RECORD") or ""
+    # pip adds byte-code caches and its own bookkeeping: the same wheel, other lines.
+    lines = [
+        line
+        for line in sorted(record.splitlines())
+        if "__pycache__" not in line and ".dist-info/" not in line and not line.startswith("..")
+    ]
+    return PackageFact(
+        version=found.version, record_sha256=sha256_bytes("\n".join(lines).encode())
+    )
+
+
+def installed_onnxruntime() -> str:
+    """Which of the two distributions of ONNX Runtime is installed.
+
+    Raises:
+        EnvironmentMissing: when none is, or both are: they install the same module, and then which
+            one runs depends on the order in which pip unpacked them.
+    """
+    found = [name for name in ONNXRUNTIME_DISTRIBUTIONS if find_package(name) is not None]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise EnvironmentMissing(
+            "onnxruntime and onnxruntime-gpu are both installed, and share one module",
+            hint="pip uninstall -y onnxruntime onnxruntime-gpu, "
+            f"then pip install '{DISTRIBUTION}[cpu]' or '{DISTRIBUTION}[gpu]'",
+        )
+    raise EnvironmentMissing(
+        "ONNX Runtime is not installed",
+        hint=f"pip install '{DISTRIBUTION}[cpu]', or '{DISTRIBUTION}[gpu]' on a machine with a GPU",
+    )
+
+
+def require_packages(stage: AnyStage) -> dict[str, PackageFact]:
+    """The packages whose versions are part of a stage's key.
+
+    Raises:
+        EnvironmentMissing: when one is not installed, naming the extra that installs it.
+    """
+    facts: dict[str, PackageFact] = {}
+    for name in stage.packages:
+        actual = installed_onnxruntime() if name == "onnxruntime" else name
+        fact = find_package(actual)
+        if fact is None:
+            wanted = f"{DISTRIBUTION}[{stage.extra}]" if stage.extra else DISTRIBUTION
+            raise EnvironmentMissing(
+                f"stage `{stage.name}` needs the package `{name}`, which is not installed",
+                hint=f"pip install '{wanted}'",
+            )
+        facts[actual] = fact
+    return facts
+
+
+# --- code -----------------------------------------------------------------------------------
+
+PACKAGE_ROOT = Path(__file__).resolve().parent
+_MODULE_NAME = re.compile(r"\bpipeline(?:\.[a-z_][a-z0-9_]*)+")
+
+
+@functools.cache
+def _module_source(module: str) -> tuple[str, bytes, frozenset[str]] | None:
+    """(relative path, source, modules of ours it names) of one of our modules; None if not one."""
+    stem = PACKAGE_ROOT.joinpath(*module.split(".")[1:])
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file():
+            source = path.read_bytes()
+            named = frozenset(_MODULE_NAME.findall(source.decode()))
+            return path.relative_to(PACKAGE_ROOT).as_posix(), source, named
+    return None
+
+
+@functools.cache
+def code_digest(module: str) -> str:
+    """Digest of the source of a module of ours and of all modules of ours that it names.
+
+    Names are found in the text, so an import inside a function and a `-m pipeline.x` count as well.
+    Part of every stage key: an edit to a stage's code can never be answered from the store.
+    """
+    found: dict[str, str] = {}
+    queue, seen = [module], {module}
+    while queue:
+        name = queue.pop()
+        source = _module_source(name)
+        if source is None:
+            # `pipeline.graph.files.load_model`: the name goes one level past the module.
+            parent = name.rpartition(".")[0]
+            if "." in parent and parent not in seen:
+                seen.add(parent)
+                queue.append(parent)
+            continue
+        path, text, named = source
+        found[path] = sha256_bytes(text)
+        fresh = named - seen
+        seen |= fresh
+        queue.extend(sorted(fresh))
+    return tagged_digest("convert/code/1", found)
+
+
+# --- machine --------------------------------------------------------------------------------
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    facts: dict[str, str] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, colon, value = line.partition(":")
+            if not colon:
+                break
+            facts[name.strip()] = value.strip()
+    return facts
+
+
+def cpu_model() -> str:
+    """The CPU's own name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> str:
+    """The CPU's instruction set extensions, sorted, separated by blanks."""
+    return " ".join(sorted(_cpuinfo().get("flags", _cpuinfo().get("Features", "")).split()))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+
+
+MACHINE_FACTS: Mapping[str, Callable[[], str | int]] = {
+    "cpu_model": cpu_model,
+    "cpu_flags": cpu_flags,
+    "cores": cores,
+}
+"""Facts about the machine that a stage's output may depend on, by name (`Stage.machine`)."""
+
+
+@functools.cache
+def platform_tag() -> str:
+    """Operating system, architecture and C library, such as `linux-x86_64-glibc2.36`."""
+    libc = "".join(platform.libc_ver())
+    return "-".join(filter(None, (sys.platform, platform.machine(), libc)))
+
+
+def python_tag() -> str:
+    """Python's minor version, such as `3.11`."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def memory_mib() -> int:
+    """Physical memory of the machine, MiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 20)
+
+
+def describe_environment(packages: tuple[str, ...]) -> dict[str, JSON]:
+    """What a report says of the machine and of the packages that were used."""
+    versions = {
+        name: fact.version for name in sorted(packages) if (fact := find_package(name)) is not None
+    }
+    return {
+        "python": platform.python_version(),
+        "platform": platform_tag(),
+        "cpu_model": cpu_model(),
+        "cores": cores(),
+        "memory_mib": memory_mib(),
+        "packages": versions,
+        "nvidia_driver": nvidia_driver_version(),
+    }
+
+
+def nvidia_driver_version() -> str:
+    """Version of the NVIDIA kernel driver, or empty when there is none."""
+    path = Path("/proc/driver/nvidia/version")
+    if not path.is_file():
+        return ""
+    found = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", path.read_text(encoding="utf-8"))
+    return found.group() if found else "unknown"
+
+
+def is_importable(module: str) -> bool:
+    """Whether a top-level module could be imported; nothing is imported."""
+    return importlib.util.find_spec(module) is not None
