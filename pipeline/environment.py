@@ -64,6 +64,48 @@ def find_package(distribution: str) -> PackageFact | None:
     )
 
 
+def installed_onnxruntime() -> str:
+    """Which of the two distributions of ONNX Runtime is installed.
+
+    Raises:
+        EnvironmentMissing: when none is, or both are: they install the same module, and then which
+            one runs depends on the order in which pip unpacked them.
+    """
+    found = [name for name in ONNXRUNTIME_DISTRIBUTIONS if find_package(name) is not None]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise EnvironmentMissing(
+            "onnxruntime and onnxruntime-gpu are both installed, and share one module",
+            hint="pip uninstall -y onnxruntime onnxruntime-gpu, "
+            f"then pip install '{DISTRIBUTION}[cpu]' or '{DISTRIBUTION}[gpu]'",
+        )
+    raise EnvironmentMissing(
+        "ONNX Runtime is not installed",
+        hint=f"pip install '{DISTRIBUTION}[cpu]', or '{DISTRIBUTION}[gpu]' on a machine with a GPU",
+    )
+
+
+def require_packages(stage: AnyStage) -> dict[str, PackageFact]:
+    """The packages whose versions are part of a stage's key.
+
+    Raises:
+        EnvironmentMissing: when one is not installed, naming the extra that installs it.
+    """
+    facts: dict[str, PackageFact] = {}
+    for name in stage.packages:
+        actual = installed_onnxruntime() if name == "onnxruntime" else name
+        fact = find_package(actual)
+        if fact is None:
+            wanted = f"{DISTRIBUTION}[{stage.extra}]" if stage.extra else DISTRIBUTION
+            raise EnvironmentMissing(
+                f"stage `{stage.name}` needs the package `{name}`, which is not installed",
+                hint=f"pip install '{wanted}'",
+            )
+        facts[actual] = fact
+    return facts
+
+
 # --- code -----------------------------------------------------------------------------------
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
