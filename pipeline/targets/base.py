@@ -22,6 +22,15 @@ class TargetBase(BaseModel):
         description="also the name of the target's folder in the artifact"
     )
 
+    def chain(self, builder: ChainBuilder) -> TargetChain:
+        """Lay out the stages that make this target, for every component of the model.
+
+        Raises:
+            RecipeError: what is asked for is impossible.
+            EnvironmentMissing: something that makes it is not installed.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True)
 class NodeRef:
@@ -99,15 +108,17 @@ class ChainBuilder(Protocol):
     def profile(self) -> Mapping[str, tuple[int, int, int]]:
         """Axis name -> (min, opt, max) from the recipe's `shapes`."""
 
-    @property
-    def seed(self) -> int:
-        """The recipe's seed."""
-
     def exported(self, component: str) -> NodeRef:
         """The node that exports a component."""
 
     def add(
-        self, stage: AnyStage, config: StageConfig, inputs: Mapping[str, Ref], *, label: str = ""
+        self,
+        stage: AnyStage,
+        config: StageConfig,
+        inputs: Mapping[str, Ref],
+        *,
+        component: str = "",
+        label: str = "",
     ) -> NodeRef:
         """Add a node, or find the equal one that is already there.
 

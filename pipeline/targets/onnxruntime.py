@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,3 +37,28 @@ class OnnxRuntimeTarget(TargetBase):
             )
             raise ValueError(msg)
         return self
+
+    def chain(self, builder: ChainBuilder) -> TargetChain:
+        """Export, simplify, fuse, and quantise when asked to."""
+        models: dict[str, tuple[ModelLink, ...]] = {}
+        deliverables: dict[str, tuple[Deliverable, ...]] = {}
+        for component in builder.components:
+            exported = builder.exported(component)
+            simplified = builder.add(
+                SIMPLIFY, self.simplify, {"model": exported}, component=component
+            )
+            last = builder.add(FUSE, self.fuse, {"model": simplified}, component=component)
+            # Before fusion a graph is compared as it is written; afterwards as users will run it.
+            links = [
+                ModelLink(node=exported, optimizations="disabled"),
+                ModelLink(node=simplified, optimizations="disabled"),
+                ModelLink(node=last, optimizations="all"),
+            ]
+            if self.quantization is not None:
+                options = self.quantization.model_dump(exclude={"mode"})
+                config = QuantizeDynamicConfig(**options)
+                last = builder.add(QUANTIZE_DYNAMIC, config, {"model": last}, component=component)
+                links.append(ModelLink(node=last, optimizations="all"))
+            models[component] = tuple(links)
+            deliverables[component] = (Deliverable(node=last),)
+        return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")
