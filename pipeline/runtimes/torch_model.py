@@ -1,0 +1,333 @@
+"""A checkpoint as one torch module with named tensors in and out: what is exported and compared.
+
+The export stage traces this module and the reference runtime runs it, so both mean the same by
+"the model". Weights come from safetensors only, code of the checkpoint is never run, and a
+parameter that the checkpoint does not have is an error unless no output depends on it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pipeline.errors import ExportError
+from pipeline.runtimes.sentence_pooling import SentencePooling, load_sentence_pooling
+from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+EXAMPLE_BATCH: Final = 2
+EXAMPLE_SEQUENCE: Final = 11
+"""Length of the example tensors. Prime, and unlike the sizes that models are built from, so that no
+axis of fixed size is mistaken for the sequence."""
+
+
+class NamedOutputs(nn.Module):
+    """A model of `transformers` with positional tensors in and a tuple of tensors out.
+
+    Args:
+        model: The model, in evaluation mode.
+        input_names: Names of the positional arguments of `forward`.
+        output_names: Fields of the model's output, in the order they are returned.
+        pooling: Appends the pooled sentence vector to the outputs when given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        input_names: tuple[str, ...],
+        output_names: tuple[str, ...],
+        pooling: SentencePooling | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.input_names = input_names
+        self.output_names = output_names
+        self.pooling = pooling
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the model on tensors in the order of `input_names`."""
+        feeds = dict(zip(self.input_names, tensors, strict=True))
+        result = self.model(**feeds, return_dict=True)
+        outputs = [result[name] for name in self.output_names]
+        if self.pooling is not None:
+            outputs.append(self.pooling(outputs[0], feeds["attention_mask"]))
+        return tuple(outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchComponent:
+    """One component of a checkpoint in torch, float32, on the CPU, in evaluation mode.
+
+    Attributes:
+        module: Maps positional int64 tensors, in the order of `input_names`, to a tuple of float32
+            tensors in the order of `output_names`.
+        inputs: Name and named axes of each input.
+        outputs: Name and named axes of each output.
+        id_limits: Input name -> its values are below this number.
+        max_sequence: The longest sequence there are positions for; None when there is no limit.
+        unused_parameters: Parameters that the checkpoint lacks and no output depends on.
+    """
+
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    id_limits: Mapping[str, int]
+    max_sequence: int | None
+    unused_parameters: tuple[str, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in the order of the module's positional arguments."""
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the order of the module's result."""
+        return tuple(spec.name for spec in self.outputs)
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Input or output name -> names of its leading axes (`batch`, `sequence`)."""
+        return {spec.name: spec.axes for spec in (*self.inputs, *self.outputs)}
+
+    def example(
+        self, batch: int = EXAMPLE_BATCH, sequence: int = EXAMPLE_SEQUENCE
+    ) -> tuple[torch.Tensor, ...]:
+        """Fresh example inputs, int64 (batch, sequence), in the order of `input_names`.
+
+        Every call makes new tensors, all with different values: torch 2.13 merges two inputs into
+        one when they are the same tensor. The last row of the mask is padded, because an all-ones
+        mask can be folded away.
+        """
+        return tuple(
+            _example_tensor(spec.name, self.id_limits, batch, sequence) for spec in self.inputs
+        )
+
+
+def load_torch_model(
+    checkpoint: Path, task: str, component: str, *, attention: str | None = None
+) -> TorchComponent:
+    """Load one component of a checkpoint for a task.
+
+    Args:
+        checkpoint: A directory with `config.json` and `*.safetensors`.
+        task: Name or synonym of a task of `pipeline.tasks`.
+        component: One of the task's components.
+        attention: `eager` or `sdpa`; None leaves the choice to `transformers`.
+
+    Raises:
+        RecipeError: when there is no such task.
+        ExportError: when weights are missing, damaged or incomplete, or the model does not have
+            the inputs and outputs of the task.
+    """
+    found = find_task(task)
+    if component not in found.components:
+        raise ExportError(
+            f"task `{found.name}` has no component `{component}`; it has "
+            f"{', '.join(found.components)}"
+        )
+    _require_config(checkpoint)
+    _require_safetensors(checkpoint)
+    model, missing = _load_pretrained(checkpoint, found, attention)
+    model.requires_grad_(requires_grad=False)
+    pooling = load_sentence_pooling(checkpoint) if found.name == "feature-extraction" else None
+    inputs, id_limits = _inputs_taken(model, found)
+    outputs = found.outputs
+    if pooling is not None:
+        outputs = (*outputs, TensorSpec(name=SENTENCE_EMBEDDING, axes=(BATCH_AXIS,)))
+    module = NamedOutputs(
+        model,
+        input_names=tuple(spec.name for spec in inputs),
+        output_names=tuple(spec.name for spec in found.outputs),
+        pooling=pooling,
+    ).eval()
+    loaded = TorchComponent(
+        module=module,
+        inputs=inputs,
+        outputs=outputs,
+        id_limits=id_limits,
+        max_sequence=_max_sequence(model),
+        unused_parameters=tuple(sorted(missing)),
+    )
+    _require_outputs(loaded)
+    _require_no_influence(loaded, model, missing)
+    return loaded
+
+
+def _require_config(checkpoint: Path) -> None:
+    path = checkpoint / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ExportError(f"config.json cannot be read: {err}", where=path.name) from err
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ExportError(
+            "config.json has no `model_type`, so the model's class is not known", where=path.name
+        )
+
+
+def _require_safetensors(checkpoint: Path) -> None:
+    """Open every weight file, which checks that the header and the length of the file agree."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise ExportError(
+            "the checkpoint has no weights in safetensors format; pickled weights can run code "
+            "and are not read",
+            hint="convert them once with `save_pretrained(..., safe_serialization=True)`",
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as err:
+            raise ExportError(f"truncated or damaged weights: {err}", where=file.name) from err
+
+
+def _load_pretrained(
+    checkpoint: Path, task: Task, attention: str | None
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Return the model and the names of the parameters that are not in the checkpoint."""
+    import transformers  # seconds: only when a checkpoint is really loaded
+
+    transformers.logging.set_verbosity_error()  # its report of missing weights is ours to make
+    transformers.logging.disable_progress_bar()
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    auto_class = getattr(transformers, task.auto_class)
+    try:
+        model, loading = auto_class.from_pretrained(
+            checkpoint,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **chosen,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as err:
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise ExportError(
+            f"`transformers.{task.auto_class}` cannot load the checkpoint: {reason}"
+        ) from err
+    used = model.config._attn_implementation  # noqa: SLF001  (the one place that says it)
+    if attention is not None and used != attention:
+        raise ExportError(
+            f"config.json asks for attention `{used}`, which overrides `{attention}`",
+            where="config.json",
+            hint="remove `_attn_implementation` and `attn_implementation` from config.json",
+        )
+    model.config.use_cache = False
+    return model.eval(), frozenset(loading["missing_keys"])
+
+
+def _inputs_taken(
+    model: PreTrainedModel, task: Task
+) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
+    """The task's inputs that `forward` takes, and the limit of each one's values.
+
+    `token_type_ids` is left out when the model does not have two types or more: it could only ever
+    be 0, and Optimum leaves it out too.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    types = getattr(model.config, "type_vocab_size", 0)
+    taken = [spec for spec in task.inputs if spec.name in accepted]
+    if types < 2:
+        taken = [spec for spec in taken if spec.name != "token_type_ids"]
+    names = {spec.name for spec in taken}
+    absent = [name for name in ("input_ids", "attention_mask") if name not in names]
+    if absent:
+        raise ExportError(
+            f"{type(model).__name__} takes no `{absent[0]}`, which task `{task.name}` needs"
+        )
+    limits = {
+        "input_ids": model.config.vocab_size,
+        "attention_mask": 2,
+        "token_type_ids": types,
+    }
+    return tuple(taken), {name: limits[name] for name in limits if name in names}
+
+
+def _max_sequence(model: PreTrainedModel) -> int | None:
+    """How many tokens the table of learnt positions has room for.
+
+    Models that count positions from the padding index on (RoBERTa) declare it as the table's
+    `padding_idx`, and lose it and all before it.
+    """
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def _example_tensor(
+    name: str, id_limits: Mapping[str, int], batch: int, sequence: int
+) -> torch.Tensor:
+    count = torch.arange(batch * sequence, dtype=torch.int64).reshape(batch, sequence)
+    if name == "attention_mask":
+        mask = torch.ones_like(count)
+        mask[-1, sequence // 2 + 1 :] = 0
+        return mask
+    # Different offsets, so that no two inputs have the same values.
+    offset = sum(map(ord, name))
+    return (count + offset) % id_limits[name]
+
+
+def _require_outputs(loaded: TorchComponent) -> None:
+    """Run the module once, so that a model without the task's outputs fails here, by name."""
+    try:
+        with torch.no_grad():
+            loaded.module(*loaded.example())
+    except (KeyError, TypeError, AttributeError) as err:
+        raise ExportError(
+            f"the model does not have the outputs {', '.join(loaded.output_names)}: {err!r}"
+        ) from err
+
+
+def _require_no_influence(
+    loaded: TorchComponent, model: nn.Module, missing: frozenset[str]
+) -> None:
+    """Refuse weights that were made up at random, unless no output depends on them.
+
+    Whether an output depends on a parameter is asked of autograd, which knows the computation:
+    a missing parameter that gets no gradient from any output, not even a zero one, is unused
+    (such as the pooler of a checkpoint that was saved without one).
+    """
+    if not missing:
+        return
+    tensors = dict(model.named_buffers())
+    tensors.update(model.named_parameters(remove_duplicate=False))
+    unknown = sorted(name for name in missing if name not in tensors)
+    names = sorted(missing.difference(unknown))
+    floating = [name for name in names if tensors[name].is_floating_point()]
+    bad = [*unknown, *(name for name in names if name not in floating)]
+    for name in floating:
+        tensors[name].requires_grad_(requires_grad=True)
+    outputs = loaded.module(*loaded.example())
+    total = torch.stack([output.sum() for output in outputs]).sum()
+    gradients: Sequence[torch.Tensor | None] = [None] * len(floating)
+    if floating and total.requires_grad:
+        gradients = torch.autograd.grad(
+            total, [tensors[name] for name in floating], allow_unused=True
+        )
+    for name in floating:
+        tensors[name].requires_grad_(requires_grad=False)
+    bad += [name for name, grad in zip(floating, gradients, strict=True) if grad is not None]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ExportError(
+            f"the checkpoint lacks weights that the outputs depend on: {', '.join(bad[:3])}{more}; "
+            "they would be random",
+            hint="check that the task is the one the checkpoint was trained for",
+        )
