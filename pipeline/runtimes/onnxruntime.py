@@ -1,0 +1,204 @@
+"""ONNX Runtime as a runner: one explicit execution provider, and no fallback to another."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from pipeline.errors import EnvironmentMissing, StageError
+from pipeline.runtimes.base import ModelTensor, check_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from pipeline.runtimes.base import Array
+
+Optimizations: TypeAlias = Literal["disabled", "basic", "extended", "all"]
+
+_LEVELS = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+ERRORS = (
+    native.EPFail,
+    native.EngineError,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.ModelRequiresCompilation,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotFound,
+    native.NotImplemented,
+    native.RuntimeException,
+)
+"""Everything that ONNX Runtime 1.31 raises for a model or a run; they have no base of their own."""
+
+_DTYPES = {
+    "tensor(bool)": "bool",
+    "tensor(double)": "float64",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+} | {
+    f"tensor({kind}{bits})": f"{kind}{bits}"
+    for kind in ("int", "uint")
+    for bits in (8, 16, 32, 64)
+}
+
+_QUIET = 3  # ORT's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+
+
+class OnnxRuntimeRunner:
+    """An ONNX graph in an ONNX Runtime session.
+
+    Args:
+        model: The graph's file; its external data lies beside it. Nothing is written there.
+        provider: The one execution provider that is asked for. ONNX Runtime always adds its CPU
+            provider behind it for nodes that the first one cannot run; it never replaces it here.
+        optimizations: ONNX Runtime's own graph optimisations: `disabled` runs the graph as it is
+            written, `all` is what a user of ONNX Runtime gets by default.
+        threads: Threads inside an operator; None leaves it to ONNX Runtime (all cores).
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        provider: str = "CPUExecutionProvider",
+        optimizations: Optimizations = "all",
+        threads: int | None = None,
+    ) -> None:
+        self._model = model
+        self._provider = provider
+        self._optimizations = optimizations
+        self._threads = threads
+        self._session: onnxruntime.InferenceSession | None = None
+        self._inputs: tuple[ModelTensor, ...] = ()
+        self._outputs: tuple[ModelTensor, ...] = ()
+        self._load_time_ms = 0.0
+
+    def __enter__(self) -> Self:
+        """Load the graph.
+
+        Raises:
+            EnvironmentMissing: when this build of ONNX Runtime lacks the provider, or the provider
+                does not start on this machine.
+            StageError: when ONNX Runtime refuses the graph.
+        """
+        available = onnxruntime.get_available_providers()
+        if self._provider not in available:
+            raise EnvironmentMissing(
+                f"this ONNX Runtime {onnxruntime.__version__} has no {self._provider}, "
+                f"only {', '.join(available)}",
+                where=self._model.name,
+            )
+        started = time.perf_counter()
+        session = self._load()
+        self._load_time_ms = (time.perf_counter() - started) * 1e3
+        active = session.get_providers()
+        if not active or active[0] != self._provider:
+            raise EnvironmentMissing(
+                f"{self._provider} did not start here; ONNX Runtime offers {', '.join(active)} "
+                "in its place, which nobody asked for",
+                where=self._model.name,
+            )
+        self._inputs = tuple(_spec(argument) for argument in session.get_inputs())
+        self._outputs = tuple(_spec(argument) for argument in session.get_outputs())
+        self._session = session
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go of the session and its memory."""
+        self._session = None
+
+    def _load(self) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = _LEVELS[self._optimizations]
+        options.log_severity_level = _QUIET
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        try:
+            session = onnxruntime.InferenceSession(
+                str(self._model), sess_options=options, providers=[self._provider]
+            )
+        except ERRORS as err:
+            raise StageError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {_reason(err)}",
+                where=self._model.name,
+            ) from err
+        # Without this, a failing run is repeated on other providers.
+        session.disable_fallback()
+        return session
+
+    @property
+    def inputs(self) -> tuple[ModelTensor, ...]:
+        """The graph's inputs, in its order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[ModelTensor, ...]:
+        """The graph's outputs, in its order."""
+        return self._outputs
+
+    @property
+    def session(self) -> str:
+        """Such as `onnxruntime 1.31.1 CPUExecutionProvider, optimizations all`."""
+        return (
+            f"onnxruntime {onnxruntime.__version__} {self._provider}, "
+            f"optimizations {self._optimizations}"
+        )
+
+    @property
+    def load_time_ms(self) -> float:
+        """From file to ready session, milliseconds."""
+        return self._load_time_ms
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name; fresh arrays that belong to the caller.
+
+        Raises:
+            FeedError: when a name, a dtype or a fixed axis does not fit; nothing was run then.
+            StageError: with ONNX Runtime's reason, when the run fails.
+        """
+        if self._session is None:
+            raise RuntimeError("OnnxRuntimeRunner.run outside of its `with` block")
+        check_feeds(self._inputs, feeds, self._model.name)
+        names = [spec.name for spec in self._outputs]
+        try:
+            arrays = self._session.run(names, dict(feeds))
+        except ERRORS as err:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise StageError(
+                f"ONNX Runtime cannot run the graph on {shapes}: {_reason(err)}",
+                where=self._model.name,
+            ) from err
+        return dict(zip(names, arrays, strict=True))
+
+
+def _spec(argument: onnxruntime.NodeArg) -> ModelTensor:
+    # ONNX Runtime says [] both for a scalar and for an output whose rank nobody declared; the
+    # latter is what exporters leave behind, and it makes every rank acceptable.
+    shape = tuple(argument.shape) if argument.shape else None
+    return ModelTensor(
+        name=argument.name, dtype=_DTYPES.get(argument.type, argument.type), shape=shape
+    )
+
+
+def _reason(error: Exception) -> str:
+    """ONNX Runtime's sentence in one line, without its code prefix."""
+    text = " ".join(str(error).split())
+    return text.partition(" : ")[2].partition(" : ")[2] or text
