@@ -19,12 +19,11 @@ from pipeline.environment import (
 )
 from pipeline.errors import RecipeError
 from pipeline.hashing import canonical_json, tagged_digest
-from pipeline.stages import BENCHMARK, EXPORT, REFERENCE, SAMPLES, VALIDATE
-from pipeline.stages.benchmark import BenchmarkConfig
-from pipeline.stages.export import ExportConfig
-from pipeline.stages.reference import ReferenceConfig
-from pipeline.stages.samples import SamplesConfig
-from pipeline.stages.validate import ValidateConfig
+from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig
+from pipeline.stages.export import EXPORT, ExportConfig
+from pipeline.stages.reference import REFERENCE, ReferenceConfig
+from pipeline.stages.samples import SAMPLES, SamplesConfig
+from pipeline.stages.validate import VALIDATE, ValidateConfig
 from pipeline.targets.base import NodeRef, Ref, SourceRef
 from pipeline.tasks import check_task, find_task
 
@@ -243,7 +242,7 @@ def build_plan(recipe: Recipe, source: Source) -> Plan:
     )
 
 
-def _plan_target(  # noqa: PLR0913, PLR0917 - the parts of one plan
+def _plan_target(
     name: str,
     chain: TargetChain,
     builder: _Builder,

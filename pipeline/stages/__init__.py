@@ -1,3 +1,1 @@
-"""The explicit list of stages; a new stage is a new file here and a line in `STAGES`."""
-
-from __future__ import annotations
+"""One file a stage; `pipeline.stages.catalogue` is the one explicit list of them."""

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.stages.fuse import FuseConfig
-from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
-from pipeline.stages.simplify import SimplifyConfig
-from pipeline.targets.base import TargetBase
+from pipeline.stages.fuse import FUSE, FuseConfig
+from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC, QuantizeDynamicConfig
+from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
+
+if TYPE_CHECKING:
+    from pipeline.targets.base import ChainBuilder
 
 
 class DynamicQuantization(QuantizeDynamicConfig):

@@ -1,0 +1,33 @@
+"""The explicit list of stages; a new stage is a new file here and a line in `STAGES`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.stages.benchmark import BENCHMARK
+from pipeline.stages.cast import CAST
+from pipeline.stages.engine import ENGINE
+from pipeline.stages.export import EXPORT
+from pipeline.stages.fuse import FUSE
+from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
+from pipeline.stages.reference import REFERENCE
+from pipeline.stages.samples import SAMPLES
+from pipeline.stages.simplify import SIMPLIFY
+from pipeline.stages.validate import VALIDATE
+
+if TYPE_CHECKING:
+    from pipeline.stages.base import AnyStage
+
+STAGES: tuple[AnyStage, ...] = (
+    SAMPLES,
+    REFERENCE,
+    EXPORT,
+    SIMPLIFY,
+    FUSE,
+    QUANTIZE_DYNAMIC,
+    CAST,
+    ENGINE,
+    VALIDATE,
+    BENCHMARK,
+)
+"""Every stage there is, in the order in which a chain may use them."""
