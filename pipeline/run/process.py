@@ -1,0 +1,280 @@
+"""The parent's side of a worker: start, feed, watch, limit, and say how it ended."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.environment import memory_mib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+LOG_LINES = 400
+POLL_INTERVAL_S = 0.2
+INHERITED_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "USER",
+    "LOGNAME",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "CUDA_VISIBLE_DEVICES",
+    "CONVERT_STORE",
+)
+"""The only variables a stage inherits; everything else could change a result unseen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a worker ended.
+
+    Attributes:
+        facts: What the stage returned; None when it failed.
+        message: Why it failed; empty when it did not.
+        signal: Name of the signal that ended it, or empty.
+        last_lines: The end of its log.
+    """
+
+    facts: Mapping[str, Any] | None
+    message: str
+    hint: str
+    where: str
+    signal: str
+    exit_code: int
+    last_lines: tuple[str, ...]
+    wall_time_s: float
+    peak_rss_mib: float
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The variables of a worker: the allow-list, no network for hubs, fixed hash seed and threads."""
+    kept = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+class WorkerProcess:
+    """A worker that has been started and waits for its one job.
+
+    Args:
+        preload: Modules it may import while it waits.
+        threads: Threads the stage may use.
+    """
+
+    def __init__(self, preload: tuple[str, ...], threads: int) -> None:
+        self.threads = threads
+        self.preload = preload
+        control_read, control_write = os.pipe()
+        events_read, events_write = os.pipe()
+        package_parent = str(Path(__file__).resolve().parents[2])
+        environment = worker_environment(threads)
+        inherited = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, inherited)))
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "pipeline.run.worker", str(control_read), str(events_write)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(control_read, events_write),
+            start_new_session=True,
+            env=environment,
+        )
+        os.close(control_read)
+        os.close(events_write)
+        self._control = os.fdopen(control_write, "w", encoding="utf-8")
+        self._events = os.fdopen(events_read, encoding="utf-8", errors="replace")
+        self._log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
+        self._last_event: dict[str, Any] = {}
+        self._on_progress: Callable[[int, int, str], None] | None = None
+        self._on_line: Callable[[str], None] | None = None
+        self._peak_kib = 0
+        self._stop_reason = ("", "")
+        self._readers = [
+            threading.Thread(target=self._read_log, daemon=True),
+            threading.Thread(target=self._read_events, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+        self._write(json.dumps(list(preload)))
+
+    def _write(self, line: str) -> None:
+        # A worker that died early has closed its end; its ending tells why.
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._control.write(line + "\n")
+            self._control.flush()
+
+    def _read_log(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        for raw in stream:
+            line = raw.decode("utf-8", "replace").rstrip()
+            self._log.append(line)
+            if self._on_line is not None:
+                self._on_line(line)
+
+    def _read_events(self) -> None:
+        for line in self._events:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # a native library wrote to the wrong descriptor
+            if event.get("event") != "progress":
+                self._last_event = event
+            elif self._on_progress is not None:
+                self._on_progress(event["done"], event["total"], event["unit"])
+
+    def run(
+        self,
+        job: Mapping[str, Any],
+        *,
+        time_s: float,
+        memory_limit_mib: int | None,
+        on_progress: Callable[[int, int, str], None],
+        on_line: Callable[[str], None] | None = None,
+    ) -> Ending:
+        """Send the job, wait until the process has ended, and clean up its whole group.
+
+        Args:
+            job: Stage name, config, inputs, output, scratch and threads.
+            time_s: Longest wall time; the group is killed after it.
+            memory_limit_mib: Most resident memory of the process and its children together.
+            on_progress: Called from another thread with (done, total, unit).
+            on_line: Called from another thread with each line of the log.
+        """
+        self._on_progress = on_progress
+        self._on_line = on_line
+        started = time.monotonic()
+        self._write(json.dumps(job))
+        self._wait(started + time_s, time_s, memory_limit_mib)
+        wall_time_s = time.monotonic() - started
+        self.kill()  # whatever the stage left running in its group
+        for reader in self._readers:
+            reader.join(timeout=5)
+        self._close()
+        return self._ending(wall_time_s, memory_limit_mib)
+
+    def _wait(self, deadline: float, time_s: float, memory_limit_mib: int | None) -> None:
+        pid = self._process.pid
+        while True:
+            done, status, usage = os.wait4(pid, os.WNOHANG)
+            if done:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+                self._peak_kib = max(self._peak_kib, usage.ru_maxrss)
+                return
+            if self._stop_reason[0]:
+                time.sleep(0.01)
+                continue
+            resident_mib = _group_resident_mib(pid) if memory_limit_mib else 0
+            if memory_limit_mib and resident_mib > memory_limit_mib:
+                self._stop_reason = (
+                    f"it used {resident_mib:,} MiB, more than its limit of {memory_limit_mib:,} MiB",
+                    "raise `limits.memory_mib`, or make `shapes` smaller",
+                )
+                self.kill()
+            elif time.monotonic() > deadline:
+                self._stop_reason = (
+                    f"it ran longer than its limit of {time_s:g} s",
+                    "raise `limits.time_s`",
+                )
+                self.kill()
+            else:
+                time.sleep(POLL_INTERVAL_S if memory_limit_mib else 0.02)
+
+    def _ending(self, wall_time_s: float, memory_limit_mib: int | None) -> Ending:
+        code = self._process.returncode
+        event = self._last_event
+        facts = event.get("facts") if event.get("event") == "done" and code == 0 else None
+        message, hint = self._stop_reason
+        where, signal_name, exit_code = "", "", 3
+        if code < 0:
+            signal_name = signal.Signals(-code).name
+        if facts is None and not message:
+            if event.get("event") == "failed":
+                message, hint = event["message"], event["hint"]
+                where, exit_code = event["where"], event["exit_code"]
+            elif signal_name:
+                message = f"its process was ended by {signal_name}"
+                hint = _signal_hint(signal_name, self._peak_kib // 1024, memory_limit_mib)
+            else:
+                message = f"its process ended with status {code} and no result"
+        return Ending(
+            facts=facts,
+            message=message,
+            hint=hint,
+            where=where,
+            signal=signal_name,
+            exit_code=exit_code,
+            last_lines=tuple(self._log),
+            wall_time_s=wall_time_s,
+            peak_rss_mib=self._peak_kib / 1024,
+        )
+
+    def kill(self) -> None:
+        """End the worker and everything in its process group, now."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def discard(self) -> None:
+        """End a worker that got no job, and reap it."""
+        self.kill()
+        self._process.wait()
+        for reader in self._readers:
+            reader.join(timeout=5)
+        self._close()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._control.close()
+        if any(reader.is_alive() for reader in self._readers):
+            return  # a process that left the group holds a pipe open; closing would wait for it
+        for stream in (self._events, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def _signal_hint(name: str, peak_mib: int, limit_mib: int | None) -> str:
+    if name == "SIGKILL":
+        return (
+            f"the system kills a process like this when memory runs out: its peak was "
+            f"{peak_mib:,} MiB of {limit_mib or memory_mib():,} MiB"
+        )
+    if name in {"SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS", "SIGFPE"}:
+        return "a native library crashed; the last lines of its log tell which"
+    return f"something sent it {name}"
+
+
+def _group_resident_mib(group: int) -> int:
+    """Resident memory of all processes of a group together, MiB."""
+    import psutil
+
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        leader = psutil.Process(group)
+        for process in (leader, *leader.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total >> 20
