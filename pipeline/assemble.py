@@ -1,0 +1,330 @@
+"""Puts together what a build made and measured: the files to publish, and the report.
+
+Pure but for reading small results (`parity.json`, `benchmark.json`, `samples.json`) from the store.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.bench.types import BenchmarkResult
+from pipeline.environment import describe_environment
+from pipeline.errors import ArtifactError
+from pipeline.manifest import Manifest
+from pipeline.parity.gates import judge_coverage, judge_device_parity, judge_parity, judge_speed
+from pipeline.parity.types import Parity
+from pipeline.publish import ArtifactFile
+from pipeline.recipe import dump_recipe
+from pipeline.report.schema import (
+    EngineReport,
+    Failure,
+    FileEntry,
+    NodeReport,
+    Report,
+    StageParity,
+    TargetReport,
+    WorstSample,
+)
+from pipeline.stages.catalogue import STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from pipeline.parity.types import GateResult
+    from pipeline.plan import Plan, TargetPlan
+    from pipeline.run.local import NodeOutcome
+    from pipeline.store import Store
+    from pipeline.targets.base import NodeRef
+
+WORST_SAMPLES = 3
+"""How many of the worst samples of each output are shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Read access to what the nodes of a plan came to."""
+
+    plan: Plan
+    outcomes: tuple[NodeOutcome, ...]
+    store: Store
+
+    def tree(self, ref: NodeRef) -> Path | None:
+        """The verified output of a node; None when it has none.
+
+        Raises:
+            ArtifactError: it was there and is damaged.
+        """
+        record = self.outcomes[ref.node].record
+        if record is None:
+            return None
+        tree = self.store.open_tree(record.tree)
+        if tree is None:
+            raise ArtifactError(
+                f"the result of `{self.plan.nodes[ref.node].name}` is damaged",
+                hint="it was put aside; run again to make it anew",
+            )
+        return tree
+
+    def document(self, ref: NodeRef, name: str) -> str | None:
+        """The text of a file in a node's output; None when the node has none."""
+        tree = self.tree(ref)
+        return None if tree is None else (tree / name).read_text(encoding="utf-8")
+
+    def facts(self, ref: NodeRef) -> Mapping[str, Any]:
+        """What a node's stage said of its output; empty when it has none."""
+        record = self.outcomes[ref.node].record
+        return {} if record is None else record.facts
+
+    def why_missing(self, ref: NodeRef) -> str:
+        """Why a node has no result, in a sentence."""
+        outcome = self.outcomes[ref.node]
+        if outcome.failure is not None:
+            return f"`{outcome.node.name}` failed: {outcome.failure.message}"
+        return "; ".join(outcome.reasons) or f"`{outcome.node.name}` has no result"
+
+
+def deliverable_files(results: Results) -> tuple[ArtifactFile, ...]:
+    """Every target's files: models, engines, and the checkpoint's own config and tokenizer."""
+    files: list[ArtifactFile] = []
+    for target in results.plan.targets:
+        files += _target_files(results, target)
+    return tuple(files)
+
+
+def _target_files(results: Results, target: TargetPlan) -> Iterator[ArtifactFile]:
+    several = len(target.chain.deliverables) > 1
+    for component, deliverables in target.chain.deliverables.items():
+        folder = f"{target.name}/{component}" if several else target.name
+        for deliverable in deliverables:
+            tree = results.tree(deliverable.node)
+            if tree is None:
+                continue
+            manifest = Manifest.from_json((tree / "MANIFEST.json").read_text(encoding="utf-8"))
+            for entry in manifest.entries:
+                name = deliverable.renames.get(entry.path, entry.path)
+                yield ArtifactFile(
+                    source=tree / entry.path,
+                    path=f"{folder}/{name}",
+                    sha256=entry.sha256,
+                    size_bytes=entry.size_bytes,
+                )
+    source = results.plan.source
+    for name in source.groups["companions"]:
+        file = source.files[name]
+        yield ArtifactFile(
+            source=file.path,
+            path=f"{target.name}/{name}",
+            sha256=file.sha256,
+            size_bytes=file.size_bytes,
+        )
+
+
+def assemble_report(
+    results: Results, *, version: str, created_at: str, files: tuple[ArtifactFile, ...]
+) -> Report:
+    """The whole report: everything measured, every gate judged, one verdict."""
+    plan = results.plan
+    targets = tuple(_target_report(results, target, files) for target in plan.targets)
+    gates = _judge(results, targets)
+    failures = [
+        f"`{outcome.node.name}` failed: {outcome.failure.message}"
+        for outcome in results.outcomes
+        if outcome.failure is not None
+    ]
+    broken = [
+        f"{gate.target}: {gate.gate} gate: {gate.metric} must be {gate.limit}: {gate.reason}"
+        for gate in gates
+        if not gate.is_allowed
+    ]
+    verdict = "error" if failures else "failed" if broken else "passed"
+    packages = {name for stage in STAGES for name in stage.packages} | {"convert-pipeline"}
+    return Report(
+        name=plan.recipe.name,
+        version=version,
+        verdict=verdict,
+        reasons=(*failures, *broken),
+        created_at=created_at,
+        recipe=dump_recipe(plan.recipe),
+        source={
+            "source": plan.source.spec,
+            "revision": plan.source.revision,
+            "files": {name: file.sha256 for name, file in plan.source.files.items()},
+        },
+        environment=describe_environment(tuple(packages)),
+        gates=gates,
+        targets=targets,
+        nodes=tuple(_node_report(plan, outcome) for outcome in results.outcomes),
+        worst_samples=tuple(_worst_samples(results, targets)),
+    )
+
+
+def _node_report(plan: Plan, outcome: NodeOutcome) -> NodeReport:
+    node, record = outcome.node, outcome.record
+    failure = outcome.failure
+    state = "hit"
+    if failure is not None:
+        state = "failed"
+    elif record is None:
+        state = "skipped"
+    elif outcome.has_run:
+        state = "ran"
+    return NodeReport(
+        name=node.name,
+        stage=node.stage.name,
+        component=node.component,
+        inputs=tuple(plan.nodes[parent].name for parent in node.parents()),
+        state=state,
+        key=record.key if record else "",
+        reasons=outcome.reasons,
+        wall_time_s=record.wall_time_s if record else None,
+        peak_rss_mib=record.peak_rss_mib if record else None,
+        facts=dict(record.facts) if record else {},
+        failure=None
+        if failure is None
+        else Failure(
+            message=failure.message,
+            hint=failure.hint,
+            signal=failure.signal,
+            last_lines=failure.last_lines,
+        ),
+    )
+
+
+def _target_report(
+    results: Results, target: TargetPlan, files: tuple[ArtifactFile, ...]
+) -> TargetReport:
+    declared = next(t for t in results.plan.recipe.targets if t.name == target.name)
+    parity = []
+    for component, validations in target.validations.items():
+        for link, validation in validations:
+            text = results.document(validation, "parity.json")
+            parity.append(
+                StageParity(
+                    node=results.plan.nodes[link.node.node].name,
+                    stage=results.plan.nodes[link.node.node].stage.name,
+                    component=component,
+                    parity=None if text is None else Parity.model_validate_json(text),
+                    not_run_reason="" if text is not None else results.why_missing(validation),
+                )
+            )
+    benchmark = None
+    for ref in target.benchmarks.values():
+        text = results.document(ref, "benchmark.json")
+        benchmark = None if text is None else BenchmarkResult.model_validate_json(text)
+    mine = tuple(file for file in files if file.path.startswith(f"{target.name}/"))
+    return TargetReport(
+        name=target.name,
+        runtime=declared.runtime,
+        precision=declared.precision,
+        files=tuple(
+            FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
+            for file in mine
+        ),
+        parity=tuple(parity),
+        proxy=target.chain.proxy,
+        not_run_reason=target.chain.not_run_reason,
+        benchmark=benchmark,
+        engines=tuple(_engine_reports(results, target)),
+    )
+
+
+def _engine_reports(results: Results, target: TargetPlan) -> Iterator[EngineReport]:
+    for deliverables in target.chain.deliverables.values():
+        for deliverable in deliverables:
+            facts = results.facts(deliverable.node)
+            file = deliverable.renames.get("model.engine")
+            if file is None or not facts:
+                continue
+            yield EngineReport(
+                node=results.plan.nodes[deliverable.node.node].name,
+                file=f"{target.name}/{file}",
+                compute_capability=str(facts.get("compute_capability", "")),
+                size_bytes=int(facts.get("size_bytes", 0)),
+                facts=dict(facts),
+            )
+
+
+# --- gates ----------------------------------------------------------------------------------
+
+
+def _judge(results: Results, targets: tuple[TargetReport, ...]) -> tuple[GateResult, ...]:
+    """Judge every target by the recipe's gates; what has no result was reported as a failure."""
+    gates = results.plan.recipe.gates
+    verdicts: list[GateResult] = []
+    for target, plan in zip(targets, results.plan.targets, strict=True):
+        for component in plan.validations:
+            last = [entry for entry in target.parity if entry.component == component][-1]
+            if last.parity is None:
+                continue
+            verdicts += judge_parity(
+                last.parity,
+                gates.parity,
+                target=target.name,
+                component=component,
+                is_proxy=bool(target.proxy),
+            )
+        if target.proxy:
+            verdicts += judge_device_parity(
+                target=target.name,
+                not_run_reason=target.not_run_reason,
+                proxy=target.proxy,
+                allow_not_run=gates.allow_not_run,
+            )
+        has_failed_benchmark = any(
+            results.outcomes[ref.node].record is None for ref in plan.benchmarks.values()
+        )
+        if gates.speed is not None and not has_failed_benchmark:
+            verdicts += judge_speed(
+                target.benchmark,
+                gates.speed,
+                target=target.name,
+                allow_not_run=gates.allow_not_run,
+                not_run_reason=target.not_run_reason,
+            )
+    verdicts += judge_coverage(
+        {plan.name: _coverage(results, plan) for plan in results.plan.targets}, gates.coverage
+    )
+    return tuple(verdicts)
+
+
+def _coverage(results: Results, target: TargetPlan) -> dict[str, dict[str, float]]:
+    """Node name -> what its stage says of coverage, for all nodes that lead to a target."""
+    found: dict[str, dict[str, float]] = {}
+    nodes = [link.node for links in target.chain.models.values() for link in links]
+    nodes += [d.node for made in target.chain.deliverables.values() for d in made]
+    for ref in nodes:
+        coverage = results.facts(ref).get("coverage")
+        if coverage:
+            found[results.plan.nodes[ref.node].name] = dict(coverage)
+    return found
+
+
+# --- worst samples --------------------------------------------------------------------------
+
+
+def _worst_samples(results: Results, targets: tuple[TargetReport, ...]) -> Iterator[WorstSample]:
+    text = results.document(results.plan.samples, "samples.json")
+    if text is None:
+        return
+    texts = {sample["index"]: sample["text"] for sample in json.loads(text)["samples"]}
+    for target in targets:
+        if not target.parity or target.parity[-1].parity is None:
+            continue
+        for output in target.parity[-1].parity.outputs:
+            ranked = sorted(
+                (sample.metrics.relative_l2, sample.index)
+                for sample in output.samples
+                if sample.metrics.relative_l2 is not None
+            )
+            for value, index in reversed(ranked[-WORST_SAMPLES:]):
+                yield WorstSample(
+                    target=target.name,
+                    output=output.name,
+                    index=index,
+                    text=str(texts.get(index, ""))[:1000],
+                    metric="relative_l2",
+                    value=value,
+                )

@@ -1,0 +1,237 @@
+"""Builds an artifact from a recipe: plan, execute, judge, report, publish.
+
+What was built before is recognised as a whole: when every node is a hit, and the artifact of exactly
+these results is there and verifies, nothing is written at all.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.assemble import Results, assemble_report, deliverable_files
+from pipeline.digest_memory import DigestMemory
+from pipeline.environment import code_digest, cores, installed_onnxruntime
+from pipeline.errors import ArtifactError
+from pipeline.hashing import tagged_digest
+from pipeline.plan import build_plan
+from pipeline.publish import (
+    artifact_directory,
+    draft_artifact,
+    fill_draft,
+    point_latest,
+    publish_draft,
+    read_manifest,
+    verify_artifact,
+)
+from pipeline.recipe import dump_recipe
+from pipeline.report import load_report
+from pipeline.run.local import LocalExecutor
+from pipeline.source import resolve_source
+from pipeline.store import Store, resolve_store_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.plan import Plan
+    from pipeline.recipe import LoadedRecipe
+    from pipeline.report.schema import Report
+    from pipeline.run.events import Listener
+    from pipeline.run.local import NodeOutcome
+
+VERSION_DIGITS = 12
+"""Hex digits of the build digest in a version's name; the manifest has it in full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How to build; none of it can change what comes out.
+
+    Attributes:
+        output: Where artifacts go.
+        store: Root of the store; None: `$CONVERT_STORE`, or the user's cache directory.
+        is_store_trusted: Skip verifying digests of stored results.
+        must_rehash: Ignore the memory of source digests.
+        jobs: Stages at the same time; None: two, or one on a single core.
+        threads: Threads of a stage; None: all cores.
+    """
+
+    output: Path = Path("artifacts")
+    store: Path | None = None
+    is_store_trusted: bool = False
+    must_rehash: bool = False
+    jobs: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What came of a build.
+
+    Attributes:
+        directory: The artifact, or what a failed build left.
+        is_up_to_date: It was there before, complete and verified.
+        outcomes: How each node came out.
+    """
+
+    report: Report
+    directory: Path
+    is_up_to_date: bool
+    outcomes: tuple[NodeOutcome, ...]
+
+
+def open_store(options: BuildOptions) -> Store:
+    """The store that a build uses."""
+    root = options.store or resolve_store_root(os.environ)
+    return Store(root, is_trusted=options.is_store_trusted)
+
+
+def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = False) -> Plan:
+    """Resolve the checkpoint and lay out the plan.
+
+    Raises:
+        RecipeError: what the recipe asks for is impossible.
+        EnvironmentMissing: a package is not installed.
+        ArtifactError: the checkpoint is damaged.
+    """
+    installed_onnxruntime()
+    memory = DigestMemory(store.root / "digests.json", is_fresh=must_rehash)
+    source = resolve_source(
+        loaded.recipe.model.source,
+        recipe_directory=loaded.path.parent,
+        memory=memory,
+        where=loaded.where("model", "source"),
+    )
+    memory.save()
+    return build_plan(loaded.recipe, source)
+
+
+def build(
+    loaded: LoadedRecipe,
+    options: BuildOptions,
+    *,
+    listener: Listener = lambda _: None,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+    on_log: Callable[[int, str], None] | None = None,
+) -> BuildResult:
+    """Build what a recipe asks for, and publish it when it holds its gates.
+
+    A gate or a stage that fails does not raise: the report says so, and stands under `failed/`.
+
+    Args:
+        loaded: The recipe with its positions.
+        options: How to build.
+        listener: Is told what happens, from several threads.
+        on_plan: Is given the plan before it is executed.
+        on_log: Is given (node, line) for every line of a stage's log.
+
+    Raises:
+        RecipeError, EnvironmentMissing, ArtifactError: before or instead of a report.
+        KeyboardInterrupt: the store is left consistent.
+    """
+    store = open_store(options)
+    plan = prepare_plan(loaded, store, must_rehash=options.must_rehash)
+    on_plan(plan)
+    executor = LocalExecutor(
+        plan=plan,
+        store=store,
+        listener=listener,
+        jobs=options.jobs or min(2, cores()),
+        threads=options.threads or cores(),
+        on_log=on_log,
+    )
+    outcomes = executor.execute()
+    digest = _build_digest(plan, outcomes)
+    if all(outcome.record is not None for outcome in outcomes):
+        found = _find_published(options.output, plan.recipe.name, digest)
+        if found is not None:
+            return BuildResult(
+                report=load_report(found / "report.json"),
+                directory=found,
+                is_up_to_date=True,
+                outcomes=outcomes,
+            )
+    results = Results(plan=plan, outcomes=outcomes, store=store)
+    return _publish(results, loaded, options.output, digest)
+
+
+def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
+    """Digest of everything that an artifact holds or says, but for times."""
+    return tagged_digest(
+        "convert/build/1",
+        {
+            "recipe": dump_recipe(plan.recipe),
+            "nodes": {
+                outcome.node.name: [outcome.record.key, outcome.record.tree]
+                if outcome.record
+                else (outcome.failure.message if outcome.failure else "skipped")
+                for outcome in outcomes
+            },
+            "companions": plan.source.group_digest("companions"),
+            "not_run": {target.name: target.chain.not_run_reason for target in plan.targets},
+            "gates": code_digest("pipeline.parity.gates"),
+        },
+    )
+
+
+def _find_published(output: Path, name: str, digest: str) -> Path | None:
+    """The artifact of a build digest, verified; a damaged one is an error, never overwritten."""
+    version = digest[:VERSION_DIGITS]
+    for has_passed in (True, False):
+        directory = artifact_directory(output, name, version, has_passed=has_passed)
+        if not directory.is_dir():
+            continue
+        problems = verify_artifact(directory)
+        if not problems and read_manifest(directory).get("build_digest") == digest:
+            return directory
+        raise ArtifactError(
+            "the artifact that was published earlier is not what it was: "
+            + (problems[0] if problems else "it is of another build"),
+            where=str(directory),
+            hint=f"artifacts are never overwritten; look at it, then move it away: "
+            f"mv {directory} {directory}.damaged",
+        )
+    return None
+
+
+def _publish(results: Results, loaded: LoadedRecipe, output: Path, digest: str) -> BuildResult:
+    from pipeline.report import write_report  # renderers are only needed when something is new
+
+    now = datetime.datetime.now(datetime.UTC)
+    version = digest[:VERSION_DIGITS]
+    files = deliverable_files(results)
+    name = results.plan.recipe.name
+    if any(outcome.record is None for outcome in results.outcomes):
+        version = f"{version}-{now:%Y%m%dT%H%M%S}"  # a failure may come out otherwise next time
+    report = assemble_report(
+        results, version=version, created_at=now.isoformat(timespec="seconds"), files=files
+    )
+    has_passed = report.verdict == "passed"
+    with draft_artifact(output, name) as draft:
+        fill_draft(draft, files)
+        (draft / "recipe.yaml").write_bytes(loaded.path.read_bytes())
+        write_report(report, draft)
+        directory = publish_draft(
+            draft,
+            artifact_directory(output, name, version, has_passed=has_passed),
+            files=files,
+            facts={
+                "name": name,
+                "version": version,
+                "build_digest": digest,
+                "verdict": report.verdict,
+                "created_at": report.created_at,
+                "recipe": report.recipe,
+                "source": report.source,
+                "environment": report.environment,
+                "stage_keys": {node.name: node.key for node in report.nodes},
+            },
+        )
+    if has_passed:
+        point_latest(directory)
+    return BuildResult(
+        report=report, directory=directory, is_up_to_date=False, outcomes=results.outcomes
+    )

@@ -1,0 +1,193 @@
+"""Publishes an artifact: a directory that is complete, verified and never changed again.
+
+    artifacts/<name>/<version>/            passed its gates
+    artifacts/<name>/failed/<version>/     did not: the report and what was made, for a look
+    artifacts/<name>/latest -> <version>   the newest that passed
+
+Everything is assembled beside its final place, hashed, flushed to the disk, and renamed into place
+without replacing anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ArtifactError, DigestMismatch
+from pipeline.hashing import canonical_json
+from pipeline.manifest import Manifest, check_directory, scan_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from pipeline.hashing import JSON
+
+MANIFEST_FILE = "manifest.json"
+MANIFEST_SCHEMA_VERSION = 1
+LATEST = "latest"
+FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactFile:
+    """A file to publish: where it comes from, where it goes, and what it must hold."""
+
+    source: Path
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+def artifact_directory(output: Path, name: str, version: str, *, has_passed: bool) -> Path:
+    """Where a version of an artifact stands."""
+    return output / name / version if has_passed else output / name / FAILED / version
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an artifact.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"there is no readable {MANIFEST_FILE}: {error}",
+            where=str(directory),
+            hint="an artifact is a directory such as artifacts/<name>/<version>",
+        ) from error
+    if not isinstance(document, dict) or document.get("schema_version") != MANIFEST_SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{MANIFEST_FILE} is of an unknown schema version", where=str(directory)
+        )
+    return document
+
+
+def verify_artifact(directory: Path) -> tuple[str, ...]:
+    """Check every file of an artifact against its manifest, both ways; empty when all is well.
+
+    Raises:
+        ArtifactError: the manifest itself cannot be read.
+    """
+    document = read_manifest(directory)
+    manifest = Manifest.from_json(canonical_json(document["files"]) + "\n")
+    return check_directory(directory, manifest, ignore=frozenset({MANIFEST_FILE}))
+
+
+@contextlib.contextmanager
+def draft_artifact(output: Path, name: str) -> Iterator[Path]:
+    """A private directory on the file system of the artifacts; gone afterwards unless published."""
+    parent = output / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        draft = parent / f".draft-{uuid.uuid4().hex}"
+        draft.mkdir(mode=0o755)
+    except OSError as error:
+        raise ArtifactError(
+            f"the artifact cannot be written: {error.strerror}",
+            where=str(parent),
+            hint="choose another place with --output DIRECTORY",
+        ) from error
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def fill_draft(draft: Path, files: tuple[ArtifactFile, ...]) -> None:
+    """Copy files into a draft (sharing blocks where the file system can).
+
+    Raises:
+        ArtifactError: two files go to one place, or the disk is full.
+    """
+    for file in files:
+        target = draft / file.path
+        if target.exists():
+            raise ArtifactError(f"two files go to `{file.path}`", where=str(draft))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.source, target)
+        except OSError as error:
+            free = shutil.disk_usage(draft).free
+            raise ArtifactError(
+                f"`{file.path}` cannot be written: {error.strerror} ({free >> 20:,} MiB are free)",
+                where=str(draft.parent),
+                hint="free some space, or choose another place with --output DIRECTORY",
+            ) from error
+
+
+def publish_draft(
+    draft: Path,
+    directory: Path,
+    *,
+    files: tuple[ArtifactFile, ...],
+    facts: Mapping[str, JSON],
+) -> Path:
+    """Seal a draft with its manifest and move it to its place.
+
+    Args:
+        draft: Holds all files but the manifest.
+        directory: The final place; it must not exist.
+        files: What was copied into the draft; every digest is checked again.
+        facts: What the manifest says beside the files.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        DigestMismatch: a copy is not what was made.
+        ArtifactError: the place is taken by something else.
+    """
+    manifest = scan_directory(draft)
+    digests = {entry.path: entry.sha256 for entry in manifest.entries}
+    for file in files:
+        if digests.get(file.path) != file.sha256:
+            raise DigestMismatch(
+                f"`{file.path}` was damaged while it was copied", where=str(draft)
+            )
+    document = {
+        "schema_version": MANIFEST_SCHEMA_VERSION,
+        **facts,
+        "files_digest": manifest.digest,
+        "files": json.loads(manifest.to_json()),
+    }
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    (draft / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    for path in sorted(draft.rglob("*"), reverse=True):
+        _flush(path)
+    _flush(draft)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Renaming a directory replaces an empty one only, and an artifact is never empty.
+        draft.rename(directory)
+    except OSError as error:
+        raise ArtifactError(
+            f"the artifact cannot be moved to its place: {error.strerror}", where=str(directory)
+        ) from error
+    _flush(directory.parent)
+    return directory
+
+
+def point_latest(directory: Path) -> None:
+    """Let `latest` lead to a version, in one step."""
+    link = directory.parent / LATEST
+    temporary = directory.parent / f".{LATEST}-{uuid.uuid4().hex}"
+    temporary.symlink_to(directory.name)
+    temporary.replace(link)
+    _flush(directory.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
