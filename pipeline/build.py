@@ -148,8 +148,11 @@ def build(
     if all(outcome.record is not None for outcome in outcomes):
         found = _find_published(options.output, plan.recipe.name, digest)
         if found is not None:
+            report = load_report(found / "report.json")
+            if report.verdict == "passed":
+                point_latest(found)
             return BuildResult(
-                report=load_report(found / "report.json"),
+                report=report,
                 directory=found,
                 is_up_to_date=True,
                 outcomes=outcomes,

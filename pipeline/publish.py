@@ -177,8 +177,11 @@ def publish_draft(
 
 
 def point_latest(directory: Path) -> None:
-    """Let `latest` lead to a version, in one step."""
+    """Let `latest` lead to a version, in one step; it stands for the last run that passed."""
     link = directory.parent / LATEST
+    with contextlib.suppress(OSError):
+        if link.readlink().name == directory.name:
+            return
     temporary = directory.parent / f".{LATEST}-{uuid.uuid4().hex}"
     temporary.symlink_to(directory.name)
     temporary.replace(link)

@@ -1,0 +1,118 @@
+"""`convert RECIPE` (or `convert run RECIPE`): build, verify, publish."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cli.options import json_option, recipe_argument, store_options
+from pipeline.errors import ExitCode
+
+if TYPE_CHECKING:
+    from pipeline.build import BuildResult
+
+EXIT_CODES = {
+    "passed": ExitCode.OK,
+    "failed": ExitCode.GATE_FAILED,
+    "error": ExitCode.STAGE_FAILED,
+}
+
+
+@click.command("run")
+@recipe_argument
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("artifacts"),
+    show_default=True,
+    help="Where artifacts go.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Stages at the same time; default 2.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of a stage; default all cores.")
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="Only errors and the verdict.")
+@click.option("-v", "--verbose", is_flag=True, help="Also every line that a stage logs.")
+@store_options
+def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
+    recipe: Path,
+    output: Path,
+    jobs: int | None,
+    threads: int | None,
+    is_json: bool,
+    quiet: bool,
+    verbose: bool,
+    store: Path | None,
+    is_store_trusted: bool,
+    must_rehash: bool,
+) -> int:
+    """Build what RECIPE asks for, verify it, and publish it when it holds its gates.
+
+    \b
+    Examples:
+      convert recipe.yaml
+      convert recipe.yaml --output /srv/models --json > result.json
+      python -m pipeline recipe.yaml          # where another `convert` is on the PATH
+    """
+    from pipeline.build import BuildOptions, build
+    from pipeline.cli.progress import make_progress
+    from pipeline.recipe import load_recipe_file
+
+    options = BuildOptions(
+        output=output,
+        store=store,
+        is_store_trusted=is_store_trusted,
+        must_rehash=must_rehash,
+        jobs=jobs,
+        threads=threads,
+    )
+    loaded = load_recipe_file(recipe)
+    with make_progress(is_quiet=quiet, is_verbose=verbose) as progress:
+        result = build(
+            loaded,
+            options,
+            listener=progress.listen,
+            on_plan=progress.begin,
+            on_log=progress.log if verbose else None,
+        )
+    if is_json:
+        click.echo(json.dumps(_document(result), indent=2))
+    _print_summary(result, is_quiet=quiet)
+    return int(EXIT_CODES[result.report.verdict])
+
+
+def _print_summary(result: BuildResult, *, is_quiet: bool) -> None:
+    from pipeline.report import render_terminal_summary
+
+    report = result.report
+    if is_quiet:
+        click.echo(f"{report.verdict}: {result.directory}", err=True)
+        for reason in report.reasons:
+            click.echo(f"  {reason}", err=True)
+        return
+    click.echo(render_terminal_summary(report).rstrip(), err=True)
+    for node in report.nodes:
+        if node.failure is None:
+            continue
+        click.echo(f"\n`{node.name}` failed: {node.failure.message}", err=True)
+        for line in node.failure.last_lines[-10:]:
+            click.echo(f"  | {line}", err=True)
+        if node.failure.hint:
+            click.echo(f"\nhint: {node.failure.hint}", err=True)
+    state = "up to date" if result.is_up_to_date else "written"
+    click.echo(f"\nartifact ({state}): {result.directory}", err=True)
+    click.echo(f"report: {result.directory / 'report.html'}", err=True)
+    sys.stderr.flush()
+
+
+def _document(result: BuildResult) -> dict[str, object]:
+    return {
+        "verdict": result.report.verdict,
+        "exit_code": int(EXIT_CODES[result.report.verdict]),
+        "artifact": str(result.directory.resolve()),
+        "is_up_to_date": result.is_up_to_date,
+        "report": result.report.model_dump(mode="json"),
+    }

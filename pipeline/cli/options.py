@@ -1,0 +1,41 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+F = TypeVar("F", bound="Callable[..., object]")
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+json_option = click.option("--json", "is_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def store_options(function: F) -> F:
+    """Where the store is, and how far it is trusted."""
+    for option in (
+        click.option(
+            "--rehash",
+            "must_rehash",
+            is_flag=True,
+            help="Read every file of the checkpoint again, even if it seems unchanged.",
+        ),
+        click.option(
+            "--trust-store",
+            "is_store_trusted",
+            is_flag=True,
+            help="Do not verify the digests of stored results.",
+        ),
+        click.option(
+            "--store",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Root of the store; default $CONVERT_STORE, or the user's cache directory.",
+        ),
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,20 @@
+"""`convert schema`: the JSON Schema of the recipe."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of the recipe, for editors and for checks in CI.
+
+    \b
+    Example:
+      convert schema > recipe.schema.json
+    """
+    from pipeline.recipe import recipe_json_schema
+
+    click.echo(json.dumps(recipe_json_schema(), indent=2))
