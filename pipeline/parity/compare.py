@@ -1,0 +1,250 @@
+"""Compare what a graph declares, and what it computes, with the reference.
+
+Differences in numbers become metrics, which the recipe's gates judge. Differences in kind (names,
+shapes, dtypes, NaN) become `problems`: sentences that fail a candidate whatever the limits are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.parity.metrics import DistanceSums, sum_distances
+from pipeline.parity.types import OutputParity, Parity, SampleMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pipeline.parity.metrics import Array
+    from pipeline.runtimes.base import ModelTensor
+
+BATCH_AXIS = 0
+SEQUENCE_AXIS_NAME = "sequence"
+SAMPLE_DTYPE = "int64"
+OUTPUT_DTYPES = ("float16", "float32")
+"""Element types in which an output may come; the comparison itself is in float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureCheck:
+    """What a graph declares, held against what the reference was fed and gave.
+
+    Attributes:
+        problems: What is wrong, one sentence each.
+        can_run: The samples can be fed; when not, there will be no numbers.
+    """
+
+    problems: tuple[str, ...]
+    can_run: bool
+
+
+def check_signature(
+    inputs: Sequence[ModelTensor],
+    outputs: Sequence[ModelTensor],
+    *,
+    sample_inputs: Iterable[str],
+    reference_inputs: Iterable[str],
+    reference_outputs: Iterable[str],
+) -> SignatureCheck:
+    """Names, dtypes and free axes of a graph, before anything is run.
+
+    Args:
+        inputs: The graph's inputs.
+        outputs: The graph's outputs.
+        sample_inputs: Inputs that the samples can feed.
+        reference_inputs: Inputs that the reference was fed: each one must reach the candidate too.
+        reference_outputs: Outputs that the candidate must have.
+    """
+    feedable = frozenset(sample_inputs)
+    blocking = [
+        f"input `{spec.name}` is unknown: the samples have {_listing(feedable)}"
+        for spec in inputs
+        if spec.name not in feedable
+    ]
+    for spec in inputs:
+        if spec.name in feedable:
+            blocking += _input_faults(spec)
+    present = {spec.name for spec in inputs}
+    missing = [
+        f"input `{name}` is missing: the checkpoint takes it, the graph takes {_listing(present)}"
+        for name in reference_inputs
+        if name not in present
+    ]
+    declared = {spec.name for spec in outputs}
+    missing += [
+        f"output `{name}` is missing: the graph has {_listing(declared)}"
+        for name in reference_outputs
+        if name not in declared
+    ]
+    return SignatureCheck(tuple(blocking + missing), can_run=not blocking)
+
+
+def _input_faults(spec: ModelTensor) -> list[str]:
+    faults = []
+    if spec.dtype != SAMPLE_DTYPE:
+        faults.append(f"input `{spec.name}` is {spec.dtype}, the samples are {SAMPLE_DTYPE}")
+    if spec.shape is not None and len(spec.shape) != 2:
+        faults.append(f"input `{spec.name}` is {spec}, it must be [batch, sequence]")
+    elif spec.shape is not None and any(isinstance(axis, int) for axis in spec.shape):
+        faults.append(f"input `{spec.name}` is {spec}, both axes must be free, not of one size")
+    return faults
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names)) or "none"
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """One kind of trouble with one output: how it showed first, and in how many samples."""
+
+    first: str
+    index: int
+    samples: int = 1
+    elements: int = 0
+
+
+@dataclass(slots=True)
+class _OutputRecord:
+    """What is known so far of one output."""
+
+    total: DistanceSums = field(default_factory=DistanceSums)
+    samples: list[SampleMetrics] = field(default_factory=list)
+    troubles: dict[str, _Trouble] = field(default_factory=dict)
+
+    def add(self, index: int, sums: DistanceSums) -> None:
+        self.total += sums
+        self.samples.append(SampleMetrics(index=index, metrics=sums.metrics()))
+
+    def note(self, kind: str, sentence: str, index: int, elements: int = 0) -> None:
+        known = self.troubles.get(kind)
+        if known is None:
+            self.troubles[kind] = _Trouble(sentence, index, elements=elements)
+        else:
+            known.samples += 1
+            known.elements += elements
+
+
+class ParityRecorder:
+    """Collects the comparison of one graph, batch by batch; memory does not grow with the data.
+
+    Args:
+        outputs: Every output of the reference.
+        declared: What the graph declares of its outputs, which says where their token axis is.
+    """
+
+    def __init__(self, outputs: Sequence[str], declared: Sequence[ModelTensor]) -> None:
+        self._records = {name: _OutputRecord() for name in outputs}
+        self._declared = {spec.name: spec for spec in declared}
+        self._seen = 0
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Outputs that are compared: those of the reference that the graph has."""
+        return tuple(name for name in self._records if name in self._declared)
+
+    def add_batch(
+        self,
+        indices: Sequence[int],
+        lengths: Sequence[int],
+        candidate: Mapping[str, Array],
+        reference: Mapping[str, Sequence[Array]],
+    ) -> None:
+        """Compare one batch, valid positions only.
+
+        Args:
+            indices: The sample of each row.
+            lengths: Valid tokens of each row.
+            candidate: Output name -> (batch, ...), padded along its `sequence` axis.
+            reference: Output name -> for each row the sample's own output, without batch axis and
+                without padding.
+        """
+        self._seen += len(indices)
+        for name in self.outputs:
+            record = self._records[name]
+            array = candidate[name]
+            fault = self._array_fault(array, len(indices))
+            for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
+                if fault:
+                    record.note("array", fault, index)
+                    record.add(index, DistanceSums())
+                    continue
+                self._add_row(
+                    name, index, self._cut(name, array, row, length), reference[name][row]
+                )
+
+    @staticmethod
+    def _array_fault(array: Array, rows: int) -> str:
+        if array.dtype.name not in OUTPUT_DTYPES:
+            return f"is {array.dtype.name}, it must be {' or '.join(OUTPUT_DTYPES)}"
+        if not array.ndim or array.shape[BATCH_AXIS] != rows:
+            return f"has shape {list(array.shape)} for a batch of {rows}"
+        return ""
+
+    def _cut(self, name: str, array: Array, row: int, length: int) -> Array:
+        """One row without its padding; the axis is the one the graph calls `sequence`."""
+        sample: Array = array[row]
+        axis = self._declared[name].axis(SEQUENCE_AXIS_NAME)
+        if axis is None or not BATCH_AXIS < axis < array.ndim:
+            return sample
+        # Slicing past the end gives what is there, and the shapes are then found to differ.
+        moved: Array = np.moveaxis(sample, axis - 1, 0)[:length]
+        return np.moveaxis(moved, 0, axis - 1)
+
+    def _add_row(self, name: str, index: int, candidate: Array, reference: Array) -> None:
+        record = self._records[name]
+        if candidate.shape != reference.shape:
+            axes = self._declared[name]
+            record.note(
+                "shape",
+                f"has shape {list(candidate.shape)} where the reference has "
+                f"{list(reference.shape)} (batch axis left out; the graph declares {axes})",
+                index,
+            )
+            record.add(index, DistanceSums())
+            return
+        sums = sum_distances(candidate, reference)
+        if sums.non_finite:
+            record.note("finite", "", index, sums.non_finite)
+        record.add(index, sums)
+
+    def finish(
+        self, problems: Sequence[str], *, session: str, batch_size: int, samples: int
+    ) -> Parity:
+        """The record of the whole comparison.
+
+        Args:
+            problems: What was wrong before anything was run.
+            session: How the graph was run.
+            batch_size: Samples a run.
+            samples: How many samples there are, for the sentences.
+        """
+        found = list(problems)
+        for name, record in self._records.items():
+            found += [
+                _sentence(name, kind, trouble, samples)
+                for kind, trouble in record.troubles.items()
+            ]
+        return Parity(
+            outputs=tuple(
+                OutputParity(
+                    name=name,
+                    metrics=record.total.metrics(),
+                    samples=tuple(sorted(record.samples, key=lambda sample: sample.index)),
+                )
+                for name, record in self._records.items()
+            ),
+            problems=tuple(found),
+            session=session,
+            batch_size=batch_size,
+            samples_seen=self._seen,
+        )
+
+
+def _sentence(name: str, kind: str, trouble: _Trouble, samples: int) -> str:
+    where = f"in {trouble.samples} of {samples} samples, first in sample {trouble.index}"
+    if kind == "finite":
+        return f"output `{name}` has {trouble.elements} elements that are NaN or infinite, {where}"
+    return f"output `{name}` {trouble.first}, {where}"

@@ -1,0 +1,124 @@
+"""The checkpoint in torch, float32 on the CPU: what every candidate is held against."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from pipeline.errors import StageError
+from pipeline.runtimes.base import ModelTensor, check_feeds
+from pipeline.runtimes.torch_model import load_torch_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from pipeline.runtimes.base import Array
+    from pipeline.runtimes.torch_model import TorchComponent
+
+
+class TorchReferenceRunner:
+    """One component of a checkpoint, run in torch without gradients.
+
+    Args:
+        checkpoint: Directory with `config.json` and the weights as safetensors.
+        task: The task, e.g. `feature-extraction`.
+        component: The component, e.g. `model`.
+        threads: Threads inside an operator, for the whole process; None leaves torch's own choice.
+    """
+
+    def __init__(
+        self, checkpoint: Path, *, task: str, component: str, threads: int | None = None
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._task = task
+        self._component = component
+        self._threads = threads
+        self._loaded: TorchComponent | None = None
+        self._load_time_ms = 0.0
+
+    def __enter__(self) -> Self:
+        """Load the weights.
+
+        Raises:
+            StageError: when the checkpoint cannot be loaded for this task.
+        """
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        # bfloat16 passes inside float32 products would make the reference worse than candidates.
+        torch.set_float32_matmul_precision("highest")
+        started = time.perf_counter()
+        self._loaded = load_torch_model(self._checkpoint, self._task, self._component)
+        self._load_time_ms = (time.perf_counter() - started) * 1e3
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go of the module and its memory."""
+        self._loaded = None
+
+    def _require_loaded(self) -> TorchComponent:
+        if self._loaded is None:
+            raise RuntimeError("TorchReferenceRunner is used outside of its `with` block")
+        return self._loaded
+
+    @property
+    def inputs(self) -> tuple[ModelTensor, ...]:
+        """The module's positional arguments, in their order."""
+        return tuple(
+            ModelTensor(name=spec.name, dtype="int64", shape=spec.axes)
+            for spec in self._require_loaded().inputs
+        )
+
+    @property
+    def outputs(self) -> tuple[ModelTensor, ...]:
+        """The module's results, in their order; torch declares no shapes."""
+        return tuple(
+            ModelTensor(name=name, dtype="float32", shape=None)
+            for name in self._require_loaded().output_names
+        )
+
+    @property
+    def session(self) -> str:
+        """Such as `torch 2.13.0+cpu, float32`."""
+        return f"torch {torch.__version__}, float32"
+
+    @property
+    def load_time_ms(self) -> float:
+        """From files to a module that is ready, milliseconds."""
+        return self._load_time_ms
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name, float32; fresh arrays that belong to the caller.
+
+        Raises:
+            FeedError: when a name, a dtype or a rank does not fit; nothing was run then.
+            StageError: when an id is outside of its table, or torch refuses the run.
+        """
+        loaded = self._require_loaded()
+        check_feeds(self.inputs, feeds, "torch")
+        for name, limit in loaded.id_limits.items():
+            largest = int(feeds[name].max(initial=0))
+            if largest >= limit:
+                raise StageError(
+                    f"`{name}` holds {largest}, the model's table ends at {limit - 1}",
+                    hint="the tokenizer does not belong to this checkpoint",
+                )
+        tensors = [torch.from_numpy(feeds[name].copy()) for name in loaded.input_names]
+        try:
+            with torch.inference_mode():
+                results = loaded.module(*tensors)
+        except (IndexError, RuntimeError) as err:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise StageError(f"torch cannot run the model on {shapes}: {err}") from err
+        return {
+            name: result.to(torch.float32).numpy()
+            for name, result in zip(loaded.output_names, results, strict=True)
+        }

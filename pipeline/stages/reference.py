@@ -1,0 +1,104 @@
+"""Compute the reference: the checkpoint in torch, on every sample alone and unpadded.
+
+A candidate is later run on padded batches of the same samples. Whatever it does to a sample because
+of its neighbours or its padding then shows as a difference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.stages.base import Stage, StageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.hashing import JSON
+    from pipeline.stages.base import StageContext
+
+CHECKPOINT_PORT = "checkpoint"
+SAMPLES_PORT = "samples"
+
+
+class ReferenceConfig(StageConfig):
+    """Which component of the checkpoint, loaded for which task."""
+
+    task: str
+    component: str
+
+
+def run(
+    config: ReferenceConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
+) -> dict[str, JSON]:
+    """Write `reference.safetensors` and `reference.json`.
+
+    Raises:
+        StageError: when the samples lack an input that the checkpoint takes, or the checkpoint
+            itself gives NaN or infinity: no candidate can be held against that.
+    """
+    import numpy as np
+
+    from pipeline.data.reference_set import ReferenceIndex, save_reference
+    from pipeline.data.sample_set import load_samples, tensor_name
+    from pipeline.errors import StageError
+    from pipeline.runtimes.torch_reference import TorchReferenceRunner
+
+    samples = load_samples(inputs[SAMPLES_PORT])
+    runner = TorchReferenceRunner(
+        inputs[CHECKPOINT_PORT],
+        task=config.task,
+        component=config.component,
+        threads=context.threads,
+    )
+    tensors = {}
+    with runner:
+        names = tuple(spec.name for spec in runner.inputs)
+        outputs = tuple(spec.name for spec in runner.outputs)
+        lacking = [name for name in names if name not in samples.input_names]
+        if lacking:
+            raise StageError(
+                f"the checkpoint takes `{lacking[0]}`, the samples have only "
+                + ", ".join(f"`{name}`" for name in samples.input_names)
+            )
+        for entry in samples.index.samples:
+            (sample,) = samples.read([entry.index])
+            results = runner.run({name: sample[name][np.newaxis] for name in names})
+            for name, array in results.items():
+                bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+                if bad:
+                    raise StageError(
+                        f"the checkpoint itself gives {bad} NaN or infinite elements in "
+                        f"`{name}` for sample {entry.index}: {entry.text[:80]!r}",
+                        hint="the weights are damaged, or overflow in float32",
+                    )
+                tensors[tensor_name(name, entry.index)] = array[0].copy()
+            context.progress(entry.index + 1, len(samples), "samples")
+        session = runner.session
+    index = ReferenceIndex(
+        task=config.task,
+        component=config.component,
+        inputs=names,
+        outputs=outputs,
+        samples=len(samples),
+        session=session,
+    )
+    save_reference(index, tensors, output)
+    return {
+        "samples": len(samples),
+        "inputs": list(names),
+        "outputs": list(outputs),
+        "session": session,
+    }
+
+
+REFERENCE = Stage(
+    name="reference",
+    version=1,
+    config_type=ReferenceConfig,
+    run=run,
+    packages=("torch", "transformers"),
+    # The last bits depend on the instruction set and on how a sum is cut into threads.
+    machine=("cpu_flags", "cores"),
+    preload=("torch", "transformers"),
+)

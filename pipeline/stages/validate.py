@@ -1,0 +1,144 @@
+"""Run a graph on the samples and measure how far it is from the reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.data.batching import Batch
+    from pipeline.hashing import JSON
+    from pipeline.parity.types import Parity
+    from pipeline.runtimes.base import Array, Runner
+    from pipeline.stages.base import StageContext
+
+PARITY_FILE = "parity.json"
+MODEL_PORT = "model"
+SAMPLES_PORT = "samples"
+REFERENCE_PORT = "reference"
+
+
+class ValidateConfig(StageConfig):
+    """How the graph is run.
+
+    Attributes:
+        optimizations: ONNX Runtime's graph optimisations: `disabled` runs the graph as it is
+            written, `all` as a user of ONNX Runtime would.
+        batch_size: Samples a run, of mixed lengths, padded on the right.
+        threads: Threads inside an operator; None means all that the stage may use.
+    """
+
+    optimizations: Literal["disabled", "all"]
+    batch_size: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+def run(
+    config: ValidateConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
+) -> dict[str, JSON]:
+    """Write `parity.json`. A candidate that is wrong is a result, not a failure of this stage.
+
+    Raises:
+        StageError: when ONNX Runtime cannot load or run the graph, or samples and reference do
+            not belong together.
+    """
+    from pipeline.data.batching import iter_batches
+    from pipeline.data.reference_set import load_reference
+    from pipeline.data.sample_set import load_samples
+    from pipeline.errors import StageError
+    from pipeline.parity.compare import ParityRecorder, check_signature
+    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+
+    samples = load_samples(inputs[SAMPLES_PORT])
+    reference = load_reference(inputs[REFERENCE_PORT])
+    if reference.index.samples != len(samples):
+        raise StageError(
+            f"the reference is of {reference.index.samples} samples, there are {len(samples)}"
+        )
+    with OnnxRuntimeRunner(
+        inputs[MODEL_PORT] / MODEL_FILE,
+        optimizations=config.optimizations,
+        threads=config.threads or context.threads,
+    ) as runner:
+        check = check_signature(
+            runner.inputs,
+            runner.outputs,
+            sample_inputs=samples.input_names,
+            reference_inputs=reference.index.inputs,
+            reference_outputs=reference.index.outputs,
+        )
+        recorder = ParityRecorder(reference.index.outputs, runner.outputs)
+        names = [spec.name for spec in runner.inputs]
+        done = 0
+        for batch in iter_batches(samples, config.batch_size, names) if check.can_run else ():
+            candidate = _run_batch(runner, batch)
+            expected = reference.read(batch.indices, recorder.outputs)
+            recorder.add_batch(batch.indices, batch.lengths, candidate, expected)
+            done += len(batch.indices)
+            context.progress(done, len(samples), "samples")
+        parity = recorder.finish(
+            check.problems,
+            session=runner.session,
+            batch_size=config.batch_size,
+            samples=len(samples),
+        )
+    (output / PARITY_FILE).write_text(f"{parity.model_dump_json(indent=1)}\n", encoding="utf-8")
+    return _facts(parity)
+
+
+def _run_batch(runner: Runner, batch: Batch) -> dict[str, Array]:
+    """Run one batch; when that fails, find out whether it is the batch that is the trouble."""
+    from pipeline.errors import StageError
+
+    try:
+        return runner.run(batch.feeds)
+    except StageError as err:
+        if len(batch.indices) == 1 or not _runs_alone(runner, batch):
+            raise
+        raise StageError(
+            f"{err.message} - it runs on one sample alone, so a batch of 1 is built into it",
+            where=err.where,
+            hint="look for a Reshape or Expand with a constant shape that holds the batch axis",
+        ) from err
+
+
+def _runs_alone(runner: Runner, batch: Batch) -> bool:
+    from pipeline.errors import StageError
+
+    length = batch.lengths[0]
+    try:
+        runner.run({name: array[:1, :length] for name, array in batch.feeds.items()})
+    except StageError:
+        return False
+    return True
+
+
+def _facts(parity: Parity) -> dict[str, JSON]:
+    return {
+        "session": parity.session,
+        "samples": parity.samples_seen,
+        "batch_size": parity.batch_size,
+        "problems": list(parity.problems),
+        "outputs": {
+            output.name: output.metrics.model_dump(mode="json") for output in parity.outputs
+        },
+    }
+
+
+VALIDATE = Stage(
+    name="validate",
+    version=1,
+    config_type=ValidateConfig,
+    run=run,
+    packages=("onnxruntime",),
+    extra="cpu",
+    # The last bits depend on the instruction set and on how a sum is cut into threads.
+    machine=("cpu_flags", "cores"),
+    preload=("numpy", "onnxruntime"),
+)
