@@ -49,7 +49,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     is_store_trusted: bool,
     must_rehash: bool,
 ) -> int:
-    """Build what RECIPE asks for, verify it, and publish it when it holds its gates.
+    r"""Build what RECIPE asks for, verify it, and publish it when it holds its gates.
 
     \b
     Examples:

@@ -25,30 +25,14 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM: 128 + SIGINT, as shells have it."""
 
 
-class _RecipeFirst(click.Group):
-    """A group whose first word may also be a recipe: `convert recipe.yaml` is `convert run ...`."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            word = args[0]
-            near = difflib.get_close_matches(word, self.commands, n=1)
-            if near and not Path(word).exists() and not word.endswith((".yaml", ".yml")):
-                raise click.UsageError(f"there is no command `{word}` - did you mean `{near[0]}`?")
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
-
-
 @click.group(
-    cls=_RecipeFirst,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 all is well, 1 a gate failed, 2 usage or recipe error, 3 a stage failed "
     "or a file is damaged, 4 something needed is missing here.",
 )
 @click.version_option(package_name="convert-pipeline", prog_name="convert")
 def cli() -> None:
-    """Turn a Hugging Face checkpoint into engine artifacts that can be trusted.
+    r"""Turn a Hugging Face checkpoint into engine artifacts that can be trusted.
 
     \b
     convert recipe.yaml              build, verify and publish
@@ -67,18 +51,12 @@ def run(arguments: list[str]) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = cli.main(args=arguments, prog_name="convert", standalone_mode=False)
-        _flush_output()
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return int(ExitCode.USAGE)
+        return _run(arguments)
     except PipelineError as error:
         return _show_error(error, is_json="--json" in arguments)
     except (KeyboardInterrupt, click.Abort):
         click.echo(
-            "interrupted: what was finished is kept, the next run goes on from there", err=True
+            "interrupted: what is finished is kept, the next run goes on from there", err=True
         )
         return INTERRUPTED
     except BrokenPipeError:
@@ -87,14 +65,32 @@ def run(arguments: list[str]) -> int:
         return int(ExitCode.OK)
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
         return _show_defect(error)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = cli.main(args=_with_command(arguments), prog_name="convert", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return int(ExitCode.USAGE)
+    sys.stdout.flush()
     return int(code or 0)
 
 
-def _flush_output() -> None:
-    sys.stdout.flush()
+def _with_command(arguments: list[str]) -> list[str]:
+    """Put `run` first where the first word is no command: `convert recipe.yaml`."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    if not words or words[0] in cli.commands:
+        return arguments
+    near = difflib.get_close_matches(words[0], cli.commands, n=1)
+    if near and not Path(words[0]).exists() and not words[0].endswith((".yaml", ".yml")):
+        raise click.UsageError(f"there is no command `{words[0]}` - did you mean `{near[0]}`?")
+    return ["run", *arguments]
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

@@ -28,7 +28,7 @@ def plan_command(
     is_store_trusted: bool,
     must_rehash: bool,
 ) -> None:
-    """Show what converting RECIPE would do: for each node hit, or that it must run.
+    r"""Show what converting RECIPE would do: for each node hit, or that it must run.
 
     \b
     Examples:

@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pipeline.run.events import (
     NodeFailed,
@@ -85,7 +85,7 @@ class _Plain:
         self._last_line_s = time.monotonic()
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> _Plain:
+    def __enter__(self) -> Self:
         self._heart.start()
         return self
 
@@ -153,7 +153,7 @@ class _Live:
         self._stack = contextlib.ExitStack()
         self._console: Console | None = None
 
-    def __enter__(self) -> _Live:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ import click
 
 @click.command("schema")
 def schema_command() -> None:
-    """Print the JSON Schema of the recipe, for editors and for checks in CI.
+    r"""Print the JSON Schema of the recipe, for editors and for checks in CI.
 
     \b
     Example:
