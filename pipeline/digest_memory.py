@@ -42,12 +42,11 @@ class DigestMemory:
         self._is_changed = False
         if not is_fresh:
             # A damaged or missing memory is an empty one: it only saves time.
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
                 loaded = json.loads(path.read_text(encoding="utf-8"))
                 self._known = {
-                    name: (list(entry[0]), str(entry[1]))
-                    for name, entry in loaded.items()
-                    if len(entry) == 2
+                    name: (list(identity), str(digest))
+                    for name, (identity, digest) in loaded.items()
                 }
 
     def digest(self, path: Path) -> str:

@@ -1,0 +1,97 @@
+"""Package facts, code digests and machine facts."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipeline.environment import (
+    MACHINE_FACTS,
+    code_digest,
+    find_package,
+    installed_onnxruntime,
+    platform_tag,
+    require_packages,
+)
+from pipeline.errors import EnvironmentMissing
+from pipeline.stages.base import Stage, StageConfig
+
+
+def _stage(**changes: object) -> Stage[StageConfig]:
+    return Stage(
+        name="made-up",
+        version=1,
+        config_type=StageConfig,
+        run=lambda *_: {},
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_a_package_has_a_version_and_a_digest_of_its_files() -> None:
+    fact = find_package("click")
+    assert fact is not None
+    assert fact.version
+    assert len(fact.record_sha256) == 64
+
+
+def test_a_missing_package_names_the_extra_that_brings_it() -> None:
+    with pytest.raises(EnvironmentMissing, match="no-such-package") as caught:
+        require_packages(_stage(packages=("no-such-package",), extra="rtx"))
+    assert caught.value.hint == "pip install 'convert-pipeline[rtx]'"
+
+
+def _fake_distribution(site: Path, name: str) -> None:
+    folder = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+
+
+def test_both_onnxruntimes_together_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert installed_onnxruntime() == "onnxruntime"
+    _fake_distribution(tmp_path, "onnxruntime-gpu")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    find_package.cache_clear()
+    try:
+        with pytest.raises(EnvironmentMissing, match="both installed"):
+            installed_onnxruntime()
+    finally:
+        find_package.cache_clear()
+
+
+def _digest_in_copy(root: Path, module: str) -> str:
+    code = f"from pipeline.environment import code_digest; print(code_digest({module!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_code_digest_follows_what_a_stage_uses_and_nothing_else(tmp_path: Path) -> None:
+    source = Path(pipeline.__file__).parent
+    shutil.copytree(source, tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    before = _digest_in_copy(tmp_path, "pipeline.stages.simplify")
+    assert before == code_digest("pipeline.stages.simplify")
+    report = tmp_path / "pipeline/report/schema.py"
+    report.write_text(report.read_text() + "\n# changed\n")
+    assert _digest_in_copy(tmp_path, "pipeline.stages.simplify") == before
+    used = tmp_path / "pipeline/graph/files.py"
+    used.write_text(used.read_text() + "\n# changed\n")
+    assert _digest_in_copy(tmp_path, "pipeline.stages.simplify") != before
+
+
+def test_machine_facts_are_plain_values() -> None:
+    for read in MACHINE_FACTS.values():
+        assert isinstance(read(), str | int)
+    assert platform_tag().startswith(sys.platform)
