@@ -40,6 +40,7 @@ class ShapeResult(Frozen):
         launch_speedups: The raw ratio of each launch.
         noise_floor: |speedup - 1| of the candidate against itself, the upper end of its interval.
         verdict: By margin; `inconclusive` when the interval crosses a margin.
+        reason: One sentence: why this verdict.
     """
 
     batch: int
@@ -51,6 +52,7 @@ class ShapeResult(Frozen):
     launch_speedups: tuple[float, ...]
     noise_floor: float
     verdict: SpeedVerdict
+    reason: str = ""
 
 
 class BenchmarkResult(Frozen):
@@ -60,6 +62,7 @@ class BenchmarkResult(Frozen):
         load_time_ms: From file to ready, median over launches.
         peak_rss_mib: The candidate's own process without the reference, peak resident set.
         size_bytes: Of all files that the runtime loads.
+        notes: Sentences that a reader of the numbers should know, e.g. that launches were added.
     """
 
     reference: str
@@ -74,3 +77,4 @@ class BenchmarkResult(Frozen):
     size_bytes: int
     reference_size_bytes: int
     shapes: tuple[ShapeResult, ...]
+    notes: tuple[str, ...] = ()

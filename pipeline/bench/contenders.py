@@ -1,0 +1,123 @@
+"""The two models of a launch, each as one callable. Used in launch processes only.
+
+The libraries are imported here at call time, because the memory of a launch is measured when only
+one of the two models, and only its library, is in the process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from pipeline.stages.base import MODEL_FILE
+
+if TYPE_CHECKING:
+    from pipeline.bench.feeds import Feeds
+    from pipeline.bench.job import Contender, Runtime
+
+Call: TypeAlias = Callable[[], object]
+"""One inference on inputs that are already where the runtime wants them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to run.
+
+    Attributes:
+        description: Library, version and how it runs, for the report.
+        input_names: The inputs it takes.
+        load_time_ns: From file to ready; the library was imported before.
+        bind: Makes the callable that runs the model on given inputs, with all its outputs.
+    """
+
+    description: str
+    input_names: tuple[str, ...]
+    load_time_ns: int
+    bind: Callable[[Feeds], Call]
+
+
+def load_contender(contender: Contender, *, threads: int) -> Loaded:
+    """Load a model with `threads` threads.
+
+    Raises:
+        PipelineError: of the runtime's own kind, when the model cannot be loaded.
+    """
+    return _LOADERS[contender.runtime](contender, threads)
+
+
+def _load_onnxruntime(contender: Contender, threads: int) -> Loaded:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # The pool spins while it runs, as it does for a user, and stops when a run is over, so that it
+    # does not take a core from the other model. `allow_spinning=0` would stop it too, but would
+    # make every run of a small model slower than a user sees it. Numbers: docs/decisions/0004.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    path = str(Path(contender.path) / MODEL_FILE)
+    started = time.perf_counter_ns()
+    session = onnxruntime.InferenceSession(
+        path, sess_options=options, providers=["CPUExecutionProvider"]
+    )
+    load_time_ns = time.perf_counter_ns() - started
+
+    def bind(feeds: Feeds) -> Call:
+        return lambda: session.run(None, feeds)
+
+    return Loaded(
+        description=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
+        input_names=tuple(item.name for item in session.get_inputs()),
+        load_time_ns=load_time_ns,
+        bind=bind,
+    )
+
+
+def _load_torch(contender: Contender, threads: int) -> Loaded:
+    import torch
+
+    from pipeline.runtimes.torch_model import load_torch_model
+
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+    checkpoint = Path(contender.path)
+    _import_model_class(checkpoint)
+    started = time.perf_counter_ns()
+    loaded = load_torch_model(checkpoint, contender.task, contender.component)
+    load_time_ns = time.perf_counter_ns() - started
+
+    def bind(feeds: Feeds) -> Call:
+        tensors = tuple(torch.from_numpy(feeds[name]) for name in loaded.input_names)
+
+        def call() -> object:
+            with torch.inference_mode():
+                return loaded.module(*tensors)
+
+        return call
+
+    return Loaded(
+        description=f"torch {torch.__version__} float32, eager mode",
+        input_names=loaded.input_names,
+        load_time_ns=load_time_ns,
+        bind=bind,
+    )
+
+
+def _import_model_class(checkpoint: Path) -> None:
+    """Import the code of the model, which transformers would else do while the clock is running."""
+    import transformers
+
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for name in config.get("architectures") or ():
+        # A name that transformers does not know only means that the import is timed as well.
+        getattr(transformers, name, None)
+
+
+_LOADERS: Final[dict[Runtime, Callable[[Contender, int], Loaded]]] = {
+    "torch": _load_torch,
+    "onnxruntime": _load_onnxruntime,
+}

@@ -1,0 +1,102 @@
+"""What a launch is told and what it answers: plain frozen data that travels as JSON."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pipeline.bench.types import Frozen
+
+Role: TypeAlias = Literal["reference", "candidate"]
+ROLES: tuple[Role, Role] = ("reference", "candidate")
+
+Runtime: TypeAlias = Literal["torch", "onnxruntime"]
+
+
+class Contender(Frozen):
+    """A model to load: `path` is a checkpoint directory for torch, else a directory with a graph."""
+
+    runtime: Runtime
+    path: str
+    task: str = ""
+    component: str = ""
+
+
+class LaunchJob(Frozen):
+    """One launch: two models, loaded in a given order, measured in turn.
+
+    In an A/A launch both roles are the same files, loaded twice.
+
+    Attributes:
+        first: The role that is loaded first. Its peak memory is read before the other is loaded.
+        shapes: (batch, sequence) pairs.
+        samples: The `samples.safetensors` that tokens are taken from.
+        seconds_per_shape: About how long one shape is measured; slow models take longer, because
+            there is a smallest number of calls.
+        seed: Of the order of shapes and blocks, and of which tokens are taken.
+    """
+
+    reference: Contender
+    candidate: Contender
+    first: Role
+    shapes: tuple[tuple[int, int], ...]
+    samples: str
+    threads: int
+    seconds_per_shape: float
+    seed: int
+
+
+class LoadRecord(Frozen):
+    """How loading one model went.
+
+    Attributes:
+        description: What ran, such as `onnxruntime 1.31.1 CPUExecutionProvider`.
+        load_time_ns: From file to ready; the libraries were imported before.
+        peak_rss_bytes: Of the process after this model, alone in it, ran every shape once. None
+            for the model that was loaded second.
+    """
+
+    description: str
+    load_time_ns: int
+    peak_rss_bytes: int | None
+
+
+class PairRecord(Frozen):
+    """Two blocks of calls, one right after the other; durations in ns, the warm-up call left out."""
+
+    first: Role
+    reference_ns: tuple[int, ...]
+    candidate_ns: tuple[int, ...]
+
+
+class ShapeRecord(Frozen):
+    """All pairs of one shape, in the order they were measured."""
+
+    batch: int
+    sequence: int
+    pairs: tuple[PairRecord, ...]
+
+
+class LaunchRecord(Frozen):
+    """What one launch measured."""
+
+    reference: LoadRecord
+    candidate: LoadRecord
+    shapes: tuple[ShapeRecord, ...]
+
+    def load_of(self, role: Role) -> LoadRecord:
+        """How loading the model of a role went."""
+        return self.reference if role == "reference" else self.candidate
+
+
+class Launch(Frozen):
+    """A job and its record; `kind` is `aa` for the candidate against itself."""
+
+    kind: Literal["ab", "aa"]
+    job: LaunchJob
+    record: LaunchRecord
+
+
+class LaunchLog(Frozen):
+    """`launches.json`: everything that was measured, in the order it was."""
+
+    launches: tuple[Launch, ...]

@@ -1,0 +1,144 @@
+"""One launch, in a process of its own: `python -m pipeline.bench.launch job.json record.json`.
+
+Loads the reference and one candidate, measures both in blocks of random order, and writes what it
+measured. It judges nothing: one launch alone proves nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from pipeline.bench.contenders import load_contender
+from pipeline.bench.feeds import TokenStream
+from pipeline.bench.job import (
+    LaunchJob,
+    LaunchRecord,
+    LoadRecord,
+    PairRecord,
+    Role,
+    ShapeRecord,
+)
+from pipeline.bench.schedule import mirrored_orders, plan_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.bench.contenders import Call, Loaded
+
+FARTHEST_START = 1 << 20
+"""Tokens are taken from a random place below this one in the (endless) stream of samples."""
+
+
+def run_launch(job: LaunchJob) -> LaunchRecord:
+    """Load both models and measure every shape.
+
+    Raises:
+        StageError: when the samples do not fit a model.
+    """
+    random = Random(job.seed)  # noqa: S311  (an order of blocks, not a secret)
+    tokens = TokenStream(Path(job.samples))
+    start = random.randrange(FARTHEST_START)
+    second: Role = "candidate" if job.first == "reference" else "reference"
+    models: dict[Role, Loaded] = {}
+    calls: dict[Role, list[Call]] = {}
+    records: dict[Role, LoadRecord] = {}
+    for role in (job.first, second):
+        contender = job.reference if role == "reference" else job.candidate
+        model = models[role] = load_contender(contender, threads=job.threads)
+        calls[role] = [
+            model.bind(tokens.cut(model.input_names, shape, start)) for shape in job.shapes
+        ]
+        for call in calls[role]:
+            call()
+        records[role] = LoadRecord(
+            description=model.description,
+            load_time_ns=model.load_time_ns,
+            peak_rss_bytes=peak_rss_bytes() if role == job.first else None,
+        )
+    places = list(range(len(job.shapes)))
+    random.shuffle(places)
+    shapes = {
+        place: _measure_shape(
+            job.shapes[place],
+            {role: calls[role][place] for role in calls},
+            seconds=job.seconds_per_shape,
+            random=random,
+        )
+        for place in places
+    }
+    return LaunchRecord(
+        reference=records["reference"],
+        candidate=records["candidate"],
+        shapes=tuple(shapes[place] for place in sorted(shapes)),
+    )
+
+
+def _measure_shape(
+    shape: tuple[int, int], calls: Mapping[Role, Call], *, seconds: float, random: Random
+) -> ShapeRecord:
+    cycle_ns = sum(min(_time_block(call, 2)) for call in calls.values())
+    plan = plan_blocks(cycle_ns / 1e9, seconds)
+    pairs = []
+    gc.collect()
+    gc.disable()
+    try:
+        for first in mirrored_orders(plan.pairs, random):
+            order: tuple[Role, ...] = (first, *(role for role in calls if role != first))
+            blocks = {role: _time_block(calls[role], plan.calls) for role in order}
+            pairs.append(
+                PairRecord(
+                    first=first,
+                    reference_ns=blocks["reference"],
+                    candidate_ns=blocks["candidate"],
+                )
+            )
+    finally:
+        gc.enable()
+    return ShapeRecord(batch=shape[0], sequence=shape[1], pairs=tuple(pairs))
+
+
+def _time_block(call: Call, count: int) -> tuple[int, ...]:
+    """Durations of `count` calls in ns, after one call that is not counted.
+
+    The uncounted one meets the caches and the threads that the other model left behind.
+    """
+    call()
+    durations = []
+    for _ in range(count):
+        started = time.perf_counter_ns()
+        call()
+        durations.append(time.perf_counter_ns() - started)
+    return tuple(durations)
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set this process ever had, bytes.
+
+    On Linux `VmHWM` of /proc/self/status: `ru_maxrss` keeps the peak of the process that forked
+    this one, so a small process started by a large one would look large (execve, Linux 6.1,
+    fs/exec.c: `setmax_mm_hiwater_rss`). Elsewhere `ru_maxrss`, which macOS gives in bytes.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main(arguments: list[str]) -> None:
+    """Read the job, run it, write the record."""
+    job_path, record_path = map(Path, arguments)
+    job = LaunchJob.model_validate_json(job_path.read_bytes())
+    record_path.write_text(run_launch(job).model_dump_json(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
