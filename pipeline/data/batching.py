@@ -31,11 +31,11 @@ class Batch:
 
 
 def mix_lengths(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...], ...]:
-    """Which samples go together: in each batch, half are long and half are short.
+    """Which samples go together: most of a batch is of like length, a quarter is short.
 
-    The k-th batch takes the k-th longest samples and the k-th shortest. Every batch then has rows
-    that are mostly padding, while the few very long samples share batches, so that they do not
-    make all the others expensive.
+    Each batch takes the longest samples that are left, and for a quarter of its rows the shortest.
+    Every batch then has rows that are mostly padding, while the few very long samples share
+    batches, so that they do not make all the others expensive.
 
     Args:
         lengths: Length of each sample.
@@ -52,8 +52,8 @@ def mix_lengths(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...
     batches = []
     while front < back:
         size = min(batch_size, back - front)
-        long = (size + 1) // 2
-        short = size - long
+        short = max(size // 4, min(1, size - 1))
+        long = size - short
         batches.append((*order[front : front + long], *order[back - short : back]))
         front, back = front + long, back - short
     return tuple(batches)
