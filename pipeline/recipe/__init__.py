@@ -1,1 +1,16 @@
+"""Recipes: their types, and the way from a YAML file to them."""
 
+from __future__ import annotations
+
+from pipeline.recipe.load import LoadedRecipe, dump_recipe, load_recipe, load_recipe_file
+from pipeline.recipe.schema import recipe_json_schema
+from pipeline.recipe.types import Recipe
+
+__all__ = [
+    "LoadedRecipe",
+    "Recipe",
+    "dump_recipe",
+    "load_recipe",
+    "load_recipe_file",
+    "recipe_json_schema",
+]

@@ -1,0 +1,125 @@
+"""Pydantic's validation errors -> problems of a recipe: one for each cause, at its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.recipe import schema as schemas
+from pipeline.recipe.problems import Problem
+from pipeline.recipe.types import InvalidAt
+from pipeline.recipe.wording import Fault, nearest, wording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+    from pipeline.recipe.events import Document
+    from pipeline.recipe.problems import KeyPath
+
+MAX_COMPARED_KEYS = 50
+"""Unknown keys that are compared with missing ones; a hostile file has thousands."""
+
+
+def find_problems(error: ValidationError, document: Document) -> list[Problem]:
+    """All causes, those of the document included; consequences of another cause are left out."""
+    faults = [
+        _fault(details, document)
+        for details in error.errors(include_url=False, include_input=False)
+    ]
+    faults = _without_misspelt(_one_for_each_place(faults))
+    hidden = [problem.path for problem in document.problems if problem.hides_value]
+    return [
+        *document.problems,
+        *(_problem(fault, document) for fault in faults if not _follows(fault.path, hidden)),
+    ]
+
+
+def _fault(details: ErrorDetails, document: Document) -> Fault:
+    """One error of pydantic, with what the recipe and its schema say about the place."""
+    kind, location = details["type"], details["loc"]
+    context: Mapping[str, Any] = details.get("ctx", {})
+    is_key = kind != "extra_forbidden" and location[-1:] == ("[key]",)
+    if is_key:
+        location = location[:-1]
+    if isinstance(cause := context.get("error"), InvalidAt):
+        location = (*location, *cause.key_path)
+    if kind == "union_tag_invalid":
+        location = (*location, context["discriminator"].strip("'"))
+    located = schemas.locate(location)
+    fault = Fault(
+        kind=kind,
+        path=located.path,
+        value=_value(document, located.path),
+        parent=_value(document, located.path[:-1]),
+        schema=located.schema,
+        parent_schema=located.parent,
+        context=context,
+        message=details["msg"],
+        is_key=is_key,
+    )
+    return _missing_tag(fault) if kind == "union_tag_not_found" else fault
+
+
+def _missing_tag(fault: Fault) -> Fault:
+    """A union whose branch is not said: a missing key, or a misspelt one."""
+    tag = fault.context["discriminator"].strip("'")
+    branches = [schemas.resolve(branch) for branch in fault.schema["oneOf"]]
+    known = {key: inner for branch in branches for key, inner in branch["properties"].items()}
+    tags = list(fault.schema["discriminator"]["mapping"])
+    parent_schema = {"type": "object", "properties": known}
+    parent = fault.value if isinstance(fault.value, dict) else {}
+    inner = replace(
+        fault, parent=parent, parent_schema=parent_schema, schema={"enum": tags, "type": "string"}
+    )
+    for key in list(parent)[:MAX_COMPARED_KEYS]:
+        if key not in known and nearest(key, [tag]):
+            return replace(inner, kind="extra_forbidden", path=(*fault.path, key))
+    return replace(inner, kind="missing", path=(*fault.path, tag))
+
+
+def _one_for_each_place(faults: Iterable[Fault]) -> list[Fault]:
+    """The branches of a plain union each complain about the same value: that is one cause."""
+    places: dict[tuple[KeyPath, bool], Fault] = {}
+    for fault in faults:
+        place = (fault.path, fault.is_key)
+        places[place] = replace(places[place], kind="union") if place in places else fault
+    return list(places.values())
+
+
+def _without_misspelt(faults: Sequence[Fault]) -> list[Fault]:
+    """Drop a missing key when an unknown key beside it is that key, misspelt."""
+    missing = {fault.path for fault in faults if fault.kind == "missing"}
+    unknown = [fault for fault in faults if fault.kind == "extra_forbidden"]
+    if missing:
+        for fault in unknown[:MAX_COMPARED_KEYS]:
+            if meant := fault.meant_key():
+                missing.discard((*fault.path[:-1], meant))
+    return [fault for fault in faults if fault.kind != "missing" or fault.path in missing]
+
+
+def _follows(path: KeyPath, hidden: Iterable[KeyPath]) -> bool:
+    """Whether what is said of `path` is only due to a value that could not be read."""
+    return any(path[: len(other)] == other or other[: len(path)] == path for other in hidden)
+
+
+def _problem(fault: Fault, document: Document) -> Problem:
+    path = fault.path
+    if fault.kind == "missing":
+        # It stands nowhere: what lacks it is where to look, and what the line is about.
+        path = path[:-1]
+        position = document.position(path)
+    elif fault.is_key or fault.kind == "extra_forbidden":
+        position = document.keys[path]
+    else:
+        position = document.position(path)
+    return Problem(position=position, path=path, text=lambda: wording(fault))
+
+
+def _value(document: Document, path: KeyPath) -> Any:
+    try:
+        return document.at(path)
+    except KeyError:
+        return None

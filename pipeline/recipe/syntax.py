@@ -1,0 +1,77 @@
+"""ruamel's syntax errors in words for the user, with the place where to look."""
+
+from __future__ import annotations
+
+from pipeline.errors import RecipeError
+from pipeline.recipe.problems import Position, format_where, shorten
+
+# Part of ruamel's text -> ours, and a hint. First match wins. Texts of ruamel.yaml 0.19.1.
+_SYNTAX: tuple[tuple[str, str, str], ...] = (
+    ("found character '\\t'", "a tab cannot stand here", "indent with spaces"),
+    (
+        "mapping values are not allowed here",
+        "a `:` cannot stand here",
+        "indent the line like its neighbours, or put text with `: ` in it in quotes",
+    ),
+    (
+        "could not find expected ':'",
+        "this line is no `key: value`",
+        "put a `:` and a space behind the key",
+    ),
+    (
+        "found unexpected end of stream",
+        "the quote that opens here is never closed",
+        "close it",
+    ),
+    ("unknown escape character", "unknown escape in double quotes", "use single quotes"),
+    ("expected escape sequence of", "unknown escape in double quotes", "use single quotes"),
+    ("expected ',' or ']'", "the list in brackets ends wrongly", "`[a, b]` needs `,` and `]`"),
+    (
+        "expected ',' or '}'",
+        "the mapping in braces ends wrongly",
+        "`{a: 1, b: 2}` needs `,` and `}`",
+    ),
+    (
+        "expected <block end>",
+        "this does not line up with what is around it",
+        "indent the keys of one mapping, or the items of one list, alike",
+    ),
+    ("expected '<document start>'", "something follows the end of the document", ""),
+    ("did not find expected", "this cannot stand here", ""),
+    ("expected the node content", "a value is missing here", ""),
+    ("block sequence entries are not allowed", "a list item `- ` cannot stand here", ""),
+    ("block collections are not allowed", "this cannot stand here", ""),
+    ("cannot start any token", "this character cannot start a value", "put the text in quotes"),
+)
+
+_OPENING_CONTEXTS = ("while scanning a quoted scalar", "while parsing a flow")
+"""Problems that are found at the end, and belong where the quote or bracket was opened."""
+
+
+def explain_syntax(error: Exception, text: str, file: str) -> RecipeError:
+    """What to tell the user about an exception of the YAML parser.
+
+    Args:
+        error: A `YAMLError`, or the `ValueError` of an escape that is no character.
+        text: The whole text, for what has no mark.
+        file: How messages call the file.
+    """
+    problem = str(getattr(error, "problem", None) or error)
+    context = str(getattr(error, "context", None) or "")
+    mark = getattr(error, "problem_mark", None)
+    if context.startswith(_OPENING_CONTEXTS) or mark is None:
+        mark = getattr(error, "context_mark", None) or mark
+    position = (
+        Position(mark.line + 1, mark.column + 1)
+        if mark is not None
+        else Position(text.count("\n") + 1, 1)
+    )
+    for part, message, hint in _SYNTAX:
+        if part in problem:
+            return _error(file, position, message, hint)
+    return _error(file, position, shorten(problem.splitlines()[0]), "")
+
+
+def _error(file: str, position: Position, message: str, hint: str) -> RecipeError:
+    where = format_where(file, position, ())
+    return RecipeError(f"not valid YAML: {message}", where=where, hint=hint)
