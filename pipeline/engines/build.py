@@ -1,0 +1,171 @@
+"""Builds one engine in a process of its own, and turns whatever went wrong into one clear error.
+
+See `builder_program.py` for why the process is needed and what it does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.engines import builder_program as program
+from pipeline.engines.diagnosis import (
+    build_failure,
+    parser_failure,
+    process_failure,
+    require_no_wrong_engine_warning,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.engines.module import EngineModule
+    from pipeline.engines.profiles import InputProfile
+
+_LOG_FILE = "builder.log"
+_PROGRAM = Path(program.__file__)
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "TMPDIR")
+"""What the loader and Python may need; everything else would only move addresses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One engine to build.
+
+    Attributes:
+        module: The package that builds it.
+        model: The graph, in a directory that is not written to.
+        compute_capabilities: Names such as `sm89`; one engine serves all of them.
+        profiles: Optimization profiles, each input name -> shapes.
+        workspace_bytes: Limit of the scratch memory that a layer may ask for; None: the GPU's.
+    """
+
+    module: EngineModule
+    model: Path
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Mapping[str, InputProfile], ...]
+    workspace_bytes: int | None = None
+
+
+class ParserError(BaseModel):
+    """What the parser says of one node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str
+    description: str
+    node: str
+    operator: str
+
+
+class BuilderResult(BaseModel):
+    """`result.json`: what the builder's process leaves behind.
+
+    Attributes:
+        version: Of the TensorRT package.
+        refused: Why the config was refused before the build; empty when it was not.
+        records: The log without its verbose records: (severity, message).
+        layers: The record with the table of fused layers; see `builder_log.parse_layers`.
+        addresses_are_fixed: Whether the process ran without address space randomisation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str
+    parser_errors: tuple[ParserError, ...]
+    refused: str
+    is_built: bool
+    records: tuple[tuple[str, str], ...]
+    layers: str
+    addresses_are_fixed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEngine:
+    """A finished build.
+
+    Attributes:
+        path: The engine, in the scratch directory; to be moved by the caller.
+        result: What the builder said.
+    """
+
+    path: Path
+    result: BuilderResult
+
+
+def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
+    """Build; takes seconds to minutes.
+
+    Args:
+        request: What to build.
+        scratch: An empty private directory for the builder's process.
+
+    Raises:
+        EngineBuildError: when the graph, the target or a profile is refused, when the build fails,
+            when the builder warns of something that makes the engine wrong, or when its process is
+            killed or dies.
+    """
+    _write_request(request, scratch)
+    _run_program(scratch)
+    text = (scratch / program.RESULT_FILE).read_text(encoding="utf-8")
+    result = BuilderResult.model_validate_json(text)
+    if result.parser_errors:
+        raise parser_failure(
+            [(e.node, e.operator, e.code, e.description) for e in result.parser_errors]
+        )
+    if result.refused or not result.is_built:
+        raise build_failure(result.refused, result.records, request.workspace_bytes)
+    require_no_wrong_engine_warning(result.records)
+    return BuiltEngine(path=scratch / program.ENGINE_FILE, result=result)
+
+
+def _write_request(request: EngineRequest, scratch: Path) -> None:
+    # A link, so that the path the builder sees has the same length wherever the store is.
+    (scratch / program.MODEL_DIRECTORY).symlink_to(
+        request.model.parent.resolve(), target_is_directory=True
+    )
+    document = {
+        "module": request.module.import_name,
+        "model": f"{program.MODEL_DIRECTORY}/{request.model.name}",
+        "compute_capabilities": request.compute_capabilities,
+        "profiles": [dict(profile) for profile in request.profiles],
+        "workspace_bytes": request.workspace_bytes,
+    }
+    (scratch / program.REQUEST_FILE).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _run_program(scratch: Path) -> None:
+    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    environment["PYTHONHASHSEED"] = "0"
+    log = scratch / _LOG_FILE
+    with log.open("wb") as file:
+        code = subprocess.run(  # noqa: S603 - our own program, by its path
+            [sys.executable, "-s", "-P", str(_PROGRAM)],
+            cwd=scratch,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+    if code == 0:
+        return
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    raise process_failure(code, _signal_name(code), lines)
+
+
+def _signal_name(code: int) -> str:
+    if code >= 0:
+        return ""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

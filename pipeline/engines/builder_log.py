@@ -1,0 +1,192 @@
+"""Reads what the builder logs: the table of fused layers, and how much memory the engine takes.
+
+With `ProfilingVerbosity.DETAILED` TensorRT logs one verbose record that starts with `Layers:`. It
+is the only view of an engine's inside on a machine without a GPU, since the inspector wants the
+engine deserialised. Formats as seen with TensorRT-RTX 1.7.1. Pure; imports no TensorRT.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+from pipeline.errors import EngineBuildError
+from pipeline.hashing import JSON, tagged_digest
+
+_LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
+    r"Constants: (?P<constants>.*?), Outputs: (?P<outputs>.*?), TacticName: (?P<tactic>.*?), "
+    r"StreamId: (?P<stream>\d+), Metadata: ?(?P<metadata>.*)"
+)
+_TENSOR = re.compile(
+    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?"
+    r"Datatype: (?P<dtype>\w+), Format: (?P<format>.*?) \}"
+)
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |\[|$|\s)")
+_INDEX_DTYPES = frozenset({"Bool", "Int32", "Int64"})
+_BITS = {"Int4": 4, "FP4": 4, "Int8": 8, "FP8": 8, "Half": 16, "BFloat16": 16, "Float": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One tensor of a layer; -1 in `dims` is a dynamic axis."""
+
+    dims: tuple[int, ...]
+    dtype: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One layer of the engine: usually many nodes of the graph, fused.
+
+    Attributes:
+        name: TensorRT's; it holds counters that mean nothing.
+        type: `gemm`, `kgen` (a generated kernel; fused attention is one), `runtime_fusion` (a
+            matrix product specialised on the GPU), `shape_call`, `copy`, ...
+        tactic: The kernel, or empty when it is chosen on the GPU.
+        onnx_nodes: Names of the graph's nodes it computes, or takes part in.
+    """
+
+    name: str
+    type: str
+    inputs: tuple[TensorRow, ...]
+    constants: tuple[TensorRow, ...]
+    outputs: tuple[TensorRow, ...]
+    tactic: str
+    onnx_nodes: tuple[str, ...]
+
+    @property
+    def weights(self) -> TensorRow | None:
+        """The largest constant that is a matrix; biases and scales are smaller."""
+        matrices = [c for c in self.constants if len(c.dims) >= 2 and min(c.dims[-2:]) > 1]
+        if not matrices and self.type == "gemm":  # a matrix with one column is still weights
+            matrices = [c for c in self.constants if len(c.dims) >= 2]
+        return max(matrices, key=lambda c: prod(c.dims), default=None)
+
+    @property
+    def is_gemm(self) -> bool:
+        """Whether it is a matrix product of its own: of activations with weights, or with others."""
+        return self.type == "gemm" or (self.type == "runtime_fusion" and self.weights is not None)
+
+    @property
+    def gemm_kind(self) -> str:
+        """`Half x Half`: types of activations and weights; without weights, of both activations."""
+        operands = [t.dtype for t in self.inputs if t.dtype not in _INDEX_DTYPES]
+        # A residual that is added on the way out may be wider than what is multiplied.
+        narrow = min(operands, key=lambda dtype: _BITS.get(dtype, 64), default="?")
+        if self.weights is None:
+            return f"{narrow} x {narrow} (activations)"
+        return f"{narrow} x {self.weights.dtype}"
+
+
+def parse_layers(record: str) -> tuple[LayerRow, ...]:
+    """The table of fused layers, in order of execution.
+
+    Args:
+        record: The log record that starts with `Layers:`.
+
+    Raises:
+        EngineBuildError: when there is none, or a line of it has another form: a gate must not
+            judge half a table.
+    """
+    head, _, _ = record.partition("\n\n")
+    lines = head.splitlines()
+    if len(lines) < 2 or lines[0] != "Layers:":
+        raise EngineBuildError(
+            "the builder logged no table of layers, so nothing can be said of it"
+        )
+    return tuple(_parse_layer(line) for line in lines[1:])
+
+
+def _parse_layer(line: str) -> LayerRow:
+    match = _LAYER.fullmatch(line)
+    if match is None:
+        raise EngineBuildError(
+            f"a line of the builder's table of layers has an unknown form: {line[:200]}",
+            hint="this version of TensorRT-RTX is newer than what this program knows",
+        )
+    return LayerRow(
+        name=match["name"],
+        type=match["type"],
+        inputs=_parse_tensors(match["inputs"]),
+        constants=_parse_tensors(match["constants"]),
+        outputs=_parse_tensors(match["outputs"]),
+        tactic=match["tactic"],
+        onnx_nodes=tuple(_ONNX_NODE.findall(match["metadata"])),
+    )
+
+
+def _parse_tensors(text: str) -> tuple[TensorRow, ...]:
+    return tuple(
+        TensorRow(
+            tuple(int(dim) for dim in match["dims"].split(",") if dim),
+            match["dtype"],
+            match["format"],
+        )
+        for match in _TENSOR.finditer(text)
+    )
+
+
+def layer_fingerprint(layers: tuple[LayerRow, ...]) -> str:
+    """SHA-256 of the table without names, which hold counters.
+
+    Engines of the same graph whose bytes differ in the order of a set still share it.
+    """
+
+    def tensors(rows: tuple[TensorRow, ...]) -> JSON:
+        return [[list(row.dims), row.dtype, row.format] for row in rows]
+
+    listing: JSON = [
+        [
+            layer.type,
+            tensors(layer.inputs),
+            tensors(layer.constants),
+            tensors(layer.outputs),
+            layer.tactic,
+        ]
+        for layer in layers
+    ]
+    return tagged_digest("convert/engine-layers/1", listing)
+
+
+def count_layer_types(layers: tuple[LayerRow, ...]) -> dict[str, int]:
+    """How many layers there are of each type, by name of the type."""
+    return dict(sorted(Counter(layer.type for layer in layers).items()))
+
+
+def count_gemm_kinds(layers: tuple[LayerRow, ...]) -> dict[str, int]:
+    """How many matrix products there are of each `LayerRow.gemm_kind`."""
+    return dict(sorted(Counter(row.gemm_kind for row in layers if row.is_gemm).items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMemory:
+    """Memory the engine takes on the GPU, in bytes, at the largest shapes of its profile."""
+
+    weights_bytes: int
+    activation_bytes: int
+    scratch_bytes: int
+
+
+def parse_memory(messages: tuple[str, ...]) -> EngineMemory:
+    """Find the builder's account of the engine's memory in its log.
+
+    Raises:
+        EngineBuildError: when a figure is not there.
+    """
+    text = "\n".join(messages)
+
+    def figure(label: str) -> int:
+        match = re.search(rf"{label}: (\d+) bytes", text)
+        if match is None:
+            raise EngineBuildError(f"the builder's log does not give `{label}`")
+        return int(match[1])
+
+    return EngineMemory(
+        weights_bytes=figure("Total Weights Memory"),
+        activation_bytes=figure("Total Activation Memory"),
+        scratch_bytes=figure("Max Scratch Memory"),
+    )

@@ -1,0 +1,181 @@
+"""The program that builds one engine. Run as a script, in a process of its own, by `build.py`.
+
+It stands alone on purpose: nothing but the standard library and the TensorRT package, and no
+import from `pipeline`. The bytes of an engine depend on *addresses*: TensorRT-RTX 1.7.1 iterates
+over sets keyed by pointers, and one model came out in three variants that differ in 12 bytes.
+What was allocated before, by whatever was imported before, decides which. So this program always
+does the same things in the same order, with fixed relative paths, in a process whose address
+space is not randomised (docs/decisions/0003-engines-without-a-gpu.md).
+
+Protocol: the current directory holds `request.json` and the graph under `model/`. The program
+leaves `result.json`, and `model.engine` when it has built one. Exit code 0 says that the result
+can be read, whatever it says. Records of the log, but for the verbose ones, go to stderr as they
+come, so that they are there when the process is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+REQUEST_FILE = "request.json"
+RESULT_FILE = "result.json"
+ENGINE_FILE = "model.engine"
+MODEL_DIRECTORY = "model"
+
+_ADDR_NO_RANDOMIZE = 0x0040000  # <linux/personality.h>
+_QUERY_PERSONALITY = 0xFFFFFFFF
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def _die_with_parent() -> None:
+    """A stage that is killed must not leave a builder behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _fix_addresses() -> bool:
+    """Start this program again without address space randomisation, where that is allowed.
+
+    Returns:
+        Whether addresses are fixed now. A sandbox may refuse: Docker's default profile does.
+    """
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    persona = libc.personality(_QUERY_PERSONALITY)
+    if persona & _ADDR_NO_RANDOMIZE:
+        return True
+    if persona == -1 or libc.personality(persona | _ADDR_NO_RANDOMIZE) == -1:
+        return False
+    if not libc.personality(_QUERY_PERSONALITY) & _ADDR_NO_RANDOMIZE:
+        return False
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program, no shell
+    raise AssertionError  # execv does not come back
+
+
+def _make_logger(trt: Any, records: list[tuple[str, str]], layers: list[str]) -> Any:
+    """The one logger of the process: TensorRT ignores every later one.
+
+    Verbose records are dropped, but for the one with the table of fused layers: a large model has
+    a gigabyte of them.
+    """
+
+    class RecordingLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:  # TensorRT calls it by this name
+            if severity.name == "VERBOSE":
+                if message.startswith("Layers:"):
+                    layers.append(message)
+                return
+            records.append((severity.name, message))
+            print(f"{severity.name}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+    return RecordingLogger()
+
+
+def _parse(trt: Any, request: dict[str, Any], network: Any, logger: Any) -> list[dict[str, Any]]:
+    """Fill the network from the graph.
+
+    Returns:
+        The parser's errors, by node; empty when it has understood everything.
+    """
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse_from_file(request["model"]):
+        return []
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return [
+        {
+            "code": error.code().name,
+            "description": error.desc(),
+            "node": error.node_name(),
+            "operator": error.node_operator(),
+        }
+        for error in errors
+    ]
+
+
+def _refused_target(trt: Any, request: dict[str, Any], config: Any) -> str:
+    """Set the compute capabilities; the name of the first one that is refused, or nothing."""
+    names = request["compute_capabilities"]
+    if not hasattr(trt, "ComputeCapability"):  # full TensorRT builds for the GPU that is there
+        return ""
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        value = getattr(trt.ComputeCapability, name.upper(), None)
+        if value is None or not config.set_compute_capability(value, index):
+            return str(name)
+    return ""
+
+
+def _configure(trt: Any, request: dict[str, Any], builder: Any) -> tuple[Any, str]:
+    """The builder's config, and why it is refused; empty when it is not."""
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request["workspace_bytes"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
+    if refused := _refused_target(trt, request, config):
+        return config, f"compute capability {refused} is refused"
+    for shapes in request["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, (smallest, usual, largest) in shapes.items():
+            profile.set_shape(name, smallest, usual, largest)
+        if config.add_optimization_profile(profile) < 0:
+            return config, f"optimization profile {json.dumps(shapes)} is refused"
+    return config, ""
+
+
+def _build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build; see the module's text for what is left behind."""
+    trt = importlib.import_module(request["module"])
+    records: list[tuple[str, str]] = []
+    layers: list[str] = []
+    result: dict[str, Any] = {
+        "version": trt.__version__,
+        "parser_errors": [],
+        "refused": "",
+        "is_built": False,
+        "records": records,
+        "layers": "",
+    }
+    logger = _make_logger(trt, records, layers)
+    builder = trt.Builder(logger)
+    builder.max_threads = 1  # more threads, more variants of the same engine
+    # Required by TensorRT 10, the only kind there is in 11 and in RTX.
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed)
+    result["parser_errors"] = _parse(trt, request, network, logger)
+    if result["parser_errors"]:
+        return result
+    config, result["refused"] = _configure(trt, request, builder)
+    if result["refused"]:
+        return result
+    plan = builder.build_serialized_network(network, config)
+    result["layers"] = layers[-1] if layers else ""
+    if plan is not None:
+        Path(ENGINE_FILE).write_bytes(plan)
+        result["is_built"] = True
+    return result
+
+
+def main() -> int:
+    """Build what `request.json` asks for; the exit code of the process."""
+    _die_with_parent()
+    is_fixed = _fix_addresses()
+    request = json.loads(Path(REQUEST_FILE).read_text(encoding="utf-8"))
+    result = _build(request)
+    result["addresses_are_fixed"] = is_fixed
+    Path(RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Turns what TensorRT says, or does not say, into one error that names nodes and what to do.
+
+Messages as seen with TensorRT-RTX 1.7.1.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.errors import EngineBuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.graph.engine_checks import GraphProblem
+
+_ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
+_NO_DRIVER = re.compile(
+    r"cudaError ?35|CUDA driver version is insufficient|Error reading CUDA GPU"
+)
+"""Follows every real error on a machine without a GPU, and says nothing about it."""
+_OUT_OF_WORKSPACE = re.compile(r"OutOfMemory.*?Requested size was (\d+) bytes", re.DOTALL)
+_OUT_OF_HOST_MEMORY = re.compile(r"MemoryError|bad_alloc|[Cc]annot allocate memory|out of memory")
+_WRONG_ENGINE = (
+    (
+        re.compile(r"Profile k(?:MIN|OPT|MAX) values are not self-consistent"),
+        "the largest shapes do not fit the graph, so the engine would fail when it meets them",
+        "keep `shapes` within what the model was made for, such as its number of positions",
+    ),
+    (
+        re.compile(r"Input Tensor .* is unused or used only at compile-time"),
+        "an input's values are not used, so the engine would ignore what it is given",
+        "the export has merged or dropped this input: give it example values of its own",
+    ),
+)
+_BENIGN = re.compile(r"Make sure input .* has Int64 binding")
+_LAST_LINES = 10
+_MIB = 1 << 20
+
+
+def real_errors(records: Iterable[tuple[str, str]]) -> list[str]:
+    """The errors of a log without the noise of a machine that has no GPU."""
+    return [m for severity, m in records if severity in _ERRORS and not _NO_DRIVER.search(m)]
+
+
+def notable_warnings(records: Iterable[tuple[str, str]]) -> list[str]:
+    """The warnings of a log, each once and in order, without those that mean nothing."""
+    found = [m for severity, m in records if severity == "WARNING" and not _BENIGN.search(m)]
+    return list(dict.fromkeys(found))
+
+
+def require_no_wrong_engine_warning(records: Iterable[tuple[str, str]]) -> None:
+    """Refuse an engine that was built and is wrong.
+
+    Raises:
+        EngineBuildError: for a warning that means so.
+    """
+    for message in notable_warnings(records):
+        for pattern, meaning, hint in _WRONG_ENGINE:
+            if pattern.search(message):
+                raise EngineBuildError(f"{meaning}; TensorRT warns: {message}", hint=hint)
+
+
+def graph_failure(problems: Sequence[GraphProblem]) -> EngineBuildError:
+    """All problems of a graph, listed by what they are."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        label = f"{problem.node} ({problem.operator})" if problem.operator else problem.node
+        groups.setdefault((problem.what, problem.hint), []).append(label)
+    lines = [f"  {what}: {_shorten(labels)}" for (what, _), labels in groups.items()]
+    return EngineBuildError(
+        f"{len(problems)} nodes or inputs of the graph cannot become a TensorRT engine\n"
+        + "\n".join(lines),
+        hint="; ".join(dict.fromkeys(hint for _, hint in groups)),
+    )
+
+
+def parser_failure(errors: Sequence[tuple[str, str, str, str]]) -> EngineBuildError:
+    """The parser's errors by node, as (node, operator, code, description)."""
+    lines = [
+        f"  {node or 'the graph'} ({operator or 'no operator'}): {description} [{code}]"
+        for node, operator, code, description in errors
+    ]
+    return EngineBuildError(
+        f"TensorRT's parser refuses {len(errors)} nodes of the graph\n" + "\n".join(lines)
+    )
+
+
+def build_failure(
+    refused: str, records: Sequence[tuple[str, str]], workspace_bytes: int | None
+) -> EngineBuildError:
+    """Why the builder gave nothing back."""
+    errors = real_errors(records)
+    text = "\n".join(errors)
+    if match := _OUT_OF_WORKSPACE.search(text):
+        limit = "no limit" if workspace_bytes is None else f"{workspace_bytes / _MIB:.0f} MiB"
+        return EngineBuildError(
+            f"a layer needs {int(match[1]) / _MIB:.1f} MiB of scratch memory, more than allowed "
+            f"({limit})\n  {errors[0]}",
+            hint="raise `workspace_mib`, or lower the largest shapes",
+        )
+    what = refused or "TensorRT could not build the engine"
+    said = "\n".join(f"  {error}" for error in errors)
+    if not said:
+        return EngineBuildError(f"{what}, and it does not say why")
+    hint = ""
+    if "FP32 GEMM is not supported" in text:
+        hint = "cast the graph to fp16 first: this compute capability has no FP32 matrix product"
+    elif "HW-specific datatypes" in text:
+        hint = "this compute capability lacks a type that the graph holds; take another precision"
+    return EngineBuildError(f"{what}\n{said}", hint=hint)
+
+
+def process_failure(code: int, signal_name: str, lines: Sequence[str]) -> EngineBuildError:
+    """Why the builder's process died without a result.
+
+    Args:
+        code: Its exit code.
+        signal_name: The signal that ended it, or empty.
+        lines: Its output.
+    """
+    tail = [line for line in lines if not _NO_DRIVER.search(line)][-_LAST_LINES:]
+    ending = f"was killed by {signal_name}" if signal_name else f"ended with exit code {code}"
+    said = "\n".join(f"  {line}" for line in tail) or "  (nothing)"
+    hint = ""
+    if signal_name == "SIGKILL" or _OUT_OF_HOST_MEMORY.search("\n".join(lines)):
+        hint = (
+            "most likely it ran out of memory: a build takes about three times the size of the "
+            "weights; raise the memory limit, or build fewer engines at once"
+        )
+    return EngineBuildError(f"the builder's process {ending}; it said last\n{said}", hint=hint)
+
+
+def _shorten(labels: Sequence[str], limit: int = 20) -> str:
+    more = f" and {len(labels) - limit} more" if len(labels) > limit else ""
+    return ", ".join(labels[:limit]) + more

@@ -1,0 +1,67 @@
+"""From axis names to an optimization profile: smallest, usual and largest shape of each input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from pipeline.errors import EngineBuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Shape: TypeAlias = "tuple[int, ...]"
+InputProfile: TypeAlias = "tuple[Shape, Shape, Shape]"
+"""The smallest, the usual and the largest shape of one input."""
+
+Axes: TypeAlias = "Sequence[int | str | None]"
+
+
+def check_ranges(ranges: Mapping[str, tuple[int, int, int]]) -> None:
+    """Hold every range against 1 <= min <= opt <= max.
+
+    Raises:
+        EngineBuildError: naming the axis.
+    """
+    for axis, (smallest, usual, largest) in ranges.items():
+        if not 1 <= smallest <= usual <= largest:
+            raise EngineBuildError(
+                f"the profile of axis `{axis}` does not hold 1 <= min <= opt <= max: "
+                f"{smallest}, {usual}, {largest}"
+            )
+
+
+def profile_from_axes(
+    inputs: Mapping[str, Axes], ranges: Mapping[str, tuple[int, int, int]]
+) -> dict[str, InputProfile]:
+    """The profile of every input.
+
+    Args:
+        inputs: Input name -> its dims: a size, the name of a dynamic axis, or None for a dynamic
+            axis without a name.
+        ranges: Axis name -> (min, opt, max).
+
+    Raises:
+        EngineBuildError: for a range out of order, and for all dynamic axes without a range at once.
+    """
+    check_ranges(ranges)
+    missing = [
+        f"axis {index} of {name} ({'unnamed' if dim is None else f'`{dim}`'})"
+        for name, dims in inputs.items()
+        for index, dim in enumerate(dims)
+        if not isinstance(dim, int) and (dim is None or dim not in ranges)
+    ]
+    if missing:
+        raise EngineBuildError(
+            f"no shapes are given for {', '.join(missing)}; they are given for "
+            f"{', '.join(f'`{axis}`' for axis in ranges) or 'no axis'}",
+            hint="every dynamic axis of the graph needs a name that `shapes` in the recipe has",
+        )
+    return {name: _input_profile(dims, ranges) for name, dims in inputs.items()}
+
+
+def _input_profile(dims: Axes, ranges: Mapping[str, tuple[int, int, int]]) -> InputProfile:
+    shapes = [
+        tuple(dim if isinstance(dim, int) else ranges[dim or ""][which] for dim in dims)
+        for which in range(3)
+    ]
+    return shapes[0], shapes[1], shapes[2]
