@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.bench.types import BenchmarkResult
 from pipeline.environment import describe_environment
@@ -22,6 +22,7 @@ from pipeline.report.schema import (
     Failure,
     FileEntry,
     NodeReport,
+    NodeState,
     Report,
     StageParity,
     TargetReport,
@@ -139,7 +140,9 @@ def assemble_report(
         for gate in gates
         if not gate.is_allowed
     ]
-    verdict = "error" if failures else "failed" if broken else "passed"
+    verdict: Literal["passed", "failed", "error"] = "passed"
+    if failures or broken:
+        verdict = "error" if failures else "failed"
     packages = {name for stage in STAGES for name in stage.packages} | {"convert-pipeline"}
     return Report(
         name=plan.recipe.name,
@@ -164,7 +167,7 @@ def assemble_report(
 def _node_report(plan: Plan, outcome: NodeOutcome) -> NodeReport:
     node, record = outcome.node, outcome.record
     failure = outcome.failure
-    state = "hit"
+    state: NodeState = "hit"
     if failure is not None:
         state = "failed"
     elif record is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.environment import (
     MACHINE_FACTS,
     code_digest,
+    cores,
     platform_tag,
     python_tag,
     require_packages,
@@ -270,7 +271,7 @@ def _plan_target(
                 (link, builder.add(VALIDATE, config, inputs, component=component, label=label))
             )
         validations[component] = tuple(found)
-        if chain.runtime:
+        if chain.runtime is not None:
             options = recipe.benchmark
             benchmark = BenchmarkConfig(
                 task=task.name,
@@ -278,7 +279,7 @@ def _plan_target(
                 runtime=chain.runtime,
                 shapes=options.shapes,
                 launches=options.launches,
-                threads=options.threads,
+                threads=options.threads or cores(),
                 margin=recipe.gates.speed.margin if recipe.gates.speed else 0.05,
             )
             benchmarks[component] = builder.add(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -47,6 +47,7 @@ class SourceRef:
 
 
 Ref = NodeRef | SourceRef
+Optimizations = Literal["disabled", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class ModelLink:
     """
 
     node: NodeRef
-    optimizations: str
+    optimizations: Optimizations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ class TargetChain:
     Attributes:
         models: Component -> its ONNX-making nodes, from export to the last.
         deliverables: Component -> what ends up in the artifact.
-        runtime: The runtime module that runs the target here, or empty.
+        runtime: What runs the target here, to time it; None when nothing can.
         not_run_reason: Why it cannot be run on this machine; empty when it can. Whatever needs it
             (parity on the device, speed) is then reported as not run.
         proxy: How parity is stood in for when the target cannot run here, such as
@@ -92,7 +93,7 @@ class TargetChain:
 
     models: Mapping[str, tuple[ModelLink, ...]]
     deliverables: Mapping[str, tuple[Deliverable, ...]]
-    runtime: str = ""
+    runtime: Literal["onnxruntime"] | None = None
     not_run_reason: str = ""
     proxy: str = ""
 
