@@ -93,6 +93,8 @@ class TargetReport(Frozen):
         parity: In the order of the chain; the last one of each component is what gates judge.
         proxy: What stood in for the target when it was compared (`onnxruntime-cpu`), or empty.
         not_run_reason: Why the target could not be run on this machine; empty when it was.
+        nodes: Names of the nodes that this target hangs on; when empty, renderers tell them by
+            their names.
     """
 
     name: str
@@ -104,6 +106,7 @@ class TargetReport(Frozen):
     not_run_reason: str
     benchmark: BenchmarkResult | None
     engines: tuple[EngineReport, ...]
+    nodes: tuple[str, ...] = ()
 
 
 class WorstSample(Frozen):

@@ -1,0 +1,206 @@
+"""`report.html`: one file for people, without scripts and without the network.
+
+The templates get the report after `printable`, frozen records with chart geometry, and filters for
+figures. Jinja2 escapes everything (autoescape), an undefined name is an error, and the content
+security policy of the page forbids scripts and any request, should an escape ever be missed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.report import figures
+from pipeline.report.charts import error_charts, size_bars, speed_charts
+from pipeline.report.dag import picture
+from pipeline.report.facts import Facts
+from pipeline.report.printable import printable
+from pipeline.report.summary import (
+    VERDICT_WORDS,
+    broken_gates,
+    failed_nodes,
+    headline,
+    is_build_breaking,
+    problems,
+    stage_errors,
+    summarise,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from pipeline.report.schema import EngineReport, NodeReport, Report
+
+MAX_ROWS = 1000
+"""Of one table; the page says how many it leaves out."""
+
+MAX_LAYERS = 400
+
+SIGNS = {
+    "passed": "✓",
+    "partly": "◐",
+    "failed": "✕",
+    "error": "!",
+    "not_run": "○",
+    "hit": "=",
+    "ran": "▸",
+    "skipped": "–",  # noqa: RUF001 - a dash
+}
+"""Shown beside every verdict and state, so that colour is never the only sign."""
+
+FUSION_KEYS = ("fusions", "attention_layers", "coverage")
+ENGINE_KEYS = ("layer_counts", "gemms", "layers", "coverage")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """One fusion pattern of one node."""
+
+    name: str
+    fired: float | None
+    refused: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusions:
+    """What one node fused."""
+
+    node: str
+    attention: str
+    coverage: tuple[tuple[str, float], ...]
+    patterns: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTable:
+    """An engine's layers as the builder told them: columns of unknown names."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One engine, read from its facts."""
+
+    engine: EngineReport
+    layer_counts: tuple[tuple[str, float], ...]
+    gemms: tuple[tuple[str, float], ...]
+    coverage: tuple[tuple[str, float], ...]
+    rows: tuple[tuple[str, str], ...]
+    layers: LayerTable | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """Whatever else a node said."""
+
+    node: str
+    rows: tuple[tuple[str, str], ...]
+
+
+def render_html(report: Report) -> str:
+    """The report as one self-contained HTML page."""
+    shown = printable(report)
+    page = _environment().get_template("report.html")
+    return page.render(
+        report=shown,
+        headline=headline(shown),
+        targets=summarise(shown),
+        failed=failed_nodes(shown),
+        broken=broken_gates(shown),
+        gates=sorted(shown.gates, key=lambda gate: not is_build_breaking(gate)),
+        error_charts=error_charts(shown),
+        speed_charts=speed_charts(shown),
+        size_bars=size_bars(shown),
+        picture=picture(shown.nodes),
+        fusions=tuple(found for node in shown.nodes if (found := _fusions(node))),
+        engines=tuple(_engine(engine) for target in shown.targets for engine in target.engines),
+        facts=tuple(found for node in shown.nodes if (found := _other_facts(shown, node))),
+        environment=Facts(shown.environment).rows(),
+        source=Facts(shown.source).rows(),
+        recipe=json.dumps(shown.recipe, indent=2, ensure_ascii=False, default=str),
+        max_rows=MAX_ROWS,
+    )
+
+
+def _environment() -> Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for form in (
+        *(figures.figure, figures.cosine, figures.metric, figures.judged, figures.decibels),
+        *(figures.size, figures.mebibytes, figures.milliseconds, figures.seconds),
+        *(figures.ratio, figures.percent, figures.per_second, figures.plural, figures.sentence),
+        figures.signed,
+    ):
+        environment.filters[form.__name__] = form
+    environment.globals.update(signs=SIGNS, words=VERDICT_WORDS)
+    environment.globals.update(stage_errors=stage_errors, problems=problems)
+    environment.globals.update(is_build_breaking=is_build_breaking)
+    return environment
+
+
+def _fusions(node: NodeReport) -> Fusions | None:
+    facts = Facts(node.facts)
+    patterns = tuple(
+        Pattern(
+            name=name,
+            fired=pattern.number("fired"),
+            refused=tuple((r.text("node"), r.text("reason")) for r in pattern.records("refused")),
+        )
+        for name, pattern in facts.child("fusions").children()
+    )
+    if not patterns:
+        return None
+    layers = facts.child("attention_layers")
+    found, fused = layers.number("found"), layers.number("fused")
+    return Fusions(
+        node=node.name,
+        attention=(
+            ""
+            if found is None or fused is None
+            else f"{figures.figure(fused)} of {figures.figure(found)} attention layers fused"
+        ),
+        coverage=facts.child("coverage").numbers(),
+        patterns=patterns,
+    )
+
+
+def _engine(engine: EngineReport) -> Engine:
+    facts = Facts(engine.facts)
+    return Engine(
+        engine=engine,
+        layer_counts=facts.child("layer_counts").numbers(),
+        gemms=facts.child("gemms").numbers(),
+        coverage=facts.child("coverage").numbers(),
+        rows=facts.rows(known=ENGINE_KEYS),
+        layers=_layer_table(facts.records("layers")),
+    )
+
+
+def _layer_table(layers: tuple[Facts, ...]) -> LayerTable | None:
+    if not layers:
+        return None
+    kept = layers[:MAX_LAYERS]
+    columns = tuple(dict.fromkeys(key for layer in kept for key in layer.values))[:8]
+    rows = tuple(tuple(layer.text(column) for column in columns) for layer in kept)
+    return LayerTable(columns=columns, rows=rows, total=len(layers))
+
+
+def _other_facts(report: Report, node: NodeReport) -> NodeFacts | None:
+    """The facts of a node that no other section shows."""
+    if any(engine.node == node.name for target in report.targets for engine in target.engines):
+        return None
+    known = FUSION_KEYS if "fusions" in node.facts else ()
+    rows = Facts(node.facts).rows(known=known)
+    return NodeFacts(node=node.name, rows=rows) if rows else None

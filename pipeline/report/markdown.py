@@ -1,0 +1,326 @@
+"""`report.md`: for people in a terminal or a browser, and for GitHub's step summary.
+
+GitHub refuses a step summary above 1 MiB, so sections are cut to a budget, and say so. Names and
+texts of the report are hostile: what could start markup is written as a character reference, which
+Markdown never reads as structure (CommonMark 0.31.2, 2.5).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.report import figures
+from pipeline.report.facts import Facts
+from pipeline.report.printable import printable
+from pipeline.report.summary import (
+    VERDICT_WORDS,
+    TargetSummary,
+    failed_nodes,
+    headline,
+    is_build_breaking,
+    problems,
+    stage_errors,
+    summarise,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.bench.types import Interval
+    from pipeline.report.schema import NodeReport, Report
+
+MAX_BYTES = 1_000_000
+"""Of the whole text; GitHub's limit is 1 MiB (1,048,576 bytes) for a step's summary."""
+
+VERDICT_MARKS = {"passed": "✅", "partly": "◐", "failed": "❌", "error": "💥", "not_run": "◌"}
+
+REFERENCES = {ord(sign): f"&#{ord(sign)};" for sign in "<>|`\\*[]~$"} | {ord("&"): "&amp;"}
+PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:@/=+ -]*[A-Za-z0-9_]")
+AUTOLINK = re.compile(r"(?i)\b(https?:|ftp:|mailto:|xmpp:|www\.)")
+BLOCK_START = re.compile(r"^(?:[#+=-]|\d+[.)])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A heading with lines that may be cut from the end, between a head and a foot that may not."""
+
+    head: tuple[str, ...]
+    lines: tuple[str, ...]
+    foot: tuple[str, ...] = ()
+
+
+def escape(text: str) -> str:
+    """Text as Markdown that shows exactly it, on one line, wherever it stands.
+
+    Addresses and mentions are broken with a zero-width space: GitHub links and notifies otherwise.
+    """
+    flat = " ".join(text.split())
+    flat = AUTOLINK.sub("\\1\N{ZERO WIDTH SPACE}", flat).replace("@", "@\N{ZERO WIDTH SPACE}")
+    escaped = flat.translate(REFERENCES)
+    escaped = re.sub(r"(?<!\w)_|_(?!\w)", "&#95;", escaped)
+    start = BLOCK_START.match(escaped)
+    return f"&#{ord(escaped[0])};{escaped[1:]}" if start else escaped
+
+
+def code(text: str) -> str:
+    """A name as code, when it is as plain as names should be; else escaped text."""
+    return f"`{text}`" if PLAIN_CODE.fullmatch(text) else escape(text)
+
+
+def render_markdown(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown, verdict first, always below `MAX_BYTES`."""
+    shown = printable(report)
+    sections = (
+        _verdict(shown),
+        _targets(shown),
+        _failed_stages(shown),
+        _gates(shown),
+        _parity(shown),
+        _latency(shown),
+        _fusions(shown),
+        _worst_samples(shown),
+        _plan(shown),
+        _mapping("Environment", shown.environment),
+        _mapping("Source", shown.source),
+        _mapping("Recipe", shown.recipe),
+    )
+    return _within_budget([section for section in sections if section is not None])
+
+
+def _within_budget(sections: Sequence[Section]) -> str:
+    """Join the sections; the lines that do not fit are left out, and counted."""
+    budget = MAX_BYTES - sum(_bytes(section.head) + _bytes(section.foot) for section in sections)
+    budget -= 200 * len(sections)  # for the notes on what was cut
+    parts: list[str] = []
+    for section in sections:
+        kept = []
+        for line in section.lines:
+            budget -= _bytes((line,))
+            if budget < 0:
+                break
+            kept.append(line)
+        cut = len(section.lines) - len(kept)
+        note = ("", f"*Cut here: {figures.plural(cut, 'more line')}, see report.json.*")
+        parts += [*section.head, *kept, *section.foot, *(note if cut else ()), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _bytes(lines: Iterable[str]) -> int:
+    return sum(len(line.encode()) + 1 for line in lines)
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, folded: bool = False
+) -> Section | None:
+    lines = tuple(f"| {' | '.join(cells)} |" for cells in rows)
+    if not lines:
+        return None
+    # A column of figures is set flush right, marked by a trailing `>` in its name.
+    names = [name.removesuffix(">") for name in columns]
+    rule = ["---:" if name.endswith(">") else "---" for name in columns]
+    table = (f"| {' | '.join(names)} |", f"| {' | '.join(rule)} |")
+    if folded:
+        head = (f"<details><summary><strong>{title}</strong></summary>", "", *table)
+        return Section(head=head, lines=lines, foot=("", "</details>"))
+    return Section(head=(f"## {title}", "", *table), lines=lines)
+
+
+def _verdict(report: Report) -> Section:
+    mark = VERDICT_MARKS[report.verdict]
+    return Section(
+        head=(
+            f"# {mark} {report.verdict.capitalize()}: {escape(report.name)}",
+            "",
+            f"{escape(figures.sentence(headline(report)))} "
+            f"Version {code(report.version)}, made {code(report.created_at)}.",
+            "",
+        ),
+        lines=tuple(f"- {escape(reason)}" for reason in report.reasons),
+    )
+
+
+def _targets(report: Report) -> Section | None:
+    rows = [_target_row(row) for row in summarise(report)]
+    columns = ("Target", "Verdict", "Precision", "Size>", "Worst cosine>", "Speedup>", "Notes")
+    return _table("Targets", columns, rows)
+
+
+def _target_row(row: TargetSummary) -> tuple[str, ...]:
+    target, slowest = row.target, row.slowest
+    speed = "not measured"
+    if slowest is not None:
+        at = f" at {slowest.batch} x {slowest.sequence}"
+        speed = _with_interval(slowest.speedup, slowest.speedup_interval, "ratio") + at
+    cosine = figures.cosine(row.cosine.value) if row.cosine else "not measured"
+    return (
+        code(target.name),
+        f"{VERDICT_MARKS[row.verdict]} {VERDICT_WORDS[row.verdict]}",
+        f"{escape(target.runtime)} {escape(target.precision)}",
+        figures.size(row.files_bytes),
+        f"{cosine} (proxy)" if target.proxy and row.cosine else cosine,
+        speed,
+        escape("; ".join(row.notes)),
+    )
+
+
+def _with_interval(value: float, interval: Interval, kind: str) -> str:
+    show = figures.ratio if kind == "ratio" else figures.milliseconds
+    return f"{show(value)} ({show(interval.low)} to {show(interval.high)})"
+
+
+def _failed_stages(report: Report) -> Section | None:
+    lines: list[str] = []
+    for node in failed_nodes(report):
+        lines += _failure_lines(node)
+    return Section(head=("## Failed stages", ""), lines=tuple(lines)) if lines else None
+
+
+def _failure_lines(node: NodeReport) -> list[str]:
+    if node.failure is None:
+        return [f"- {code(node.name)}"]
+    signal = f" ({escape(node.failure.signal)})" if node.failure.signal else ""
+    lines = [f"- {code(node.name)}{signal}: {escape(node.failure.message)}"]
+    if node.failure.hint:
+        lines.append(f"  - hint: {escape(node.failure.hint)}")
+    lines += [f"  - log: {escape(line)}" for line in node.failure.last_lines[-10:]]
+    return lines
+
+
+def _gates(report: Report) -> Section | None:
+    ordered = sorted(report.gates, key=lambda gate: not is_build_breaking(gate))
+    rows = []
+    for gate in ordered:
+        holds = not is_build_breaking(gate)
+        word = VERDICT_WORDS[gate.verdict]
+        if gate.verdict == "not_run":
+            word += " (allowed)" if gate.is_allowed else " (not allowed)"
+        mark = VERDICT_MARKS["failed" if not holds else gate.verdict]
+        rows.append(
+            (
+                f"{mark} {word}",
+                code(gate.target),
+                escape(gate.gate),
+                code(gate.metric),
+                figures.judged(gate.metric, gate.measured, holds=holds)
+                + (" (proxy)" if gate.is_proxy else ""),
+                escape(gate.limit),
+                escape(gate.reason),
+            )
+        )
+    columns = ("Verdict", "Target", "Gate", "Metric", "Measured>", "Limit", "Reason")
+    return _table("Gates", columns, rows)
+
+
+def _parity(report: Report) -> Section | None:
+    rows = []
+    for target in report.targets:
+        for error in stage_errors(target):
+            m = error.output.metrics
+            rows.append(
+                (
+                    code(target.name),
+                    code(error.stage.node),
+                    code(error.output.name),
+                    figures.cosine(m.cosine_similarity),
+                    figures.cosine(m.cosine_similarity_mean),
+                    figures.figure(m.max_abs_diff, 3),
+                    figures.figure(m.mean_abs_diff, 3),
+                    figures.figure(m.relative_l2, 3),
+                    figures.figure(error.added_relative_l2, 3),
+                    figures.decibels(m.sqnr_db),
+                )
+            )
+        rows += [
+            (code(target.name), escape(problem), *[""] * 8) for problem in problems(target.parity)
+        ]
+    columns = (
+        *("Target", "After", "Output", "Cosine min>", "Mean>", "Max abs>", "Mean abs>"),
+        *("Relative L2>", "Added>", "SQNR>"),
+    )
+    return _table("Parity after each stage", columns, rows, folded=True)
+
+
+def _latency(report: Report) -> Section | None:
+    rows = [
+        (
+            code(target.name),
+            f"{shape.batch} x {shape.sequence}",
+            _with_interval(
+                shape.reference.latency_p50_ms, shape.reference.latency_p50_ms_interval, "ms"
+            ),
+            _with_interval(
+                shape.candidate.latency_p50_ms, shape.candidate.latency_p50_ms_interval, "ms"
+            ),
+            _with_interval(shape.speedup, shape.speedup_interval, "ratio"),
+            f"±{figures.percent(shape.noise_floor)}",
+            f"±{figures.percent(target.benchmark.margin)}",
+            shape.verdict,
+        )
+        for target in report.targets
+        if target.benchmark is not None
+        for shape in target.benchmark.shapes
+    ]
+    columns = (
+        *("Target", "Batch x sequence", "Torch p50>", "Target p50>", "Speedup>"),
+        *("A/A floor>", "Margin>", "Verdict"),
+    )
+    return _table("Speed (median and 95 % interval)", columns, rows, folded=True)
+
+
+def _fusions(report: Report) -> Section | None:
+    rows = []
+    for node in report.nodes:
+        for pattern, facts in Facts(node.facts).child("fusions").children():
+            refused = facts.records("refused")
+            why = "; ".join(f"{r.text('node')}: {r.text('reason')}" for r in refused[:5])
+            more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
+            fired = figures.figure(facts.number("fired"))
+            rows.append(
+                (code(node.name), code(pattern), fired, str(len(refused)), escape(why + more))
+            )
+    columns = ("Node", "Pattern", "Fired>", "Refused>", "Why not")
+    return _table("Fusions", columns, rows, folded=True)
+
+
+def _worst_samples(report: Report) -> Section | None:
+    rows = [
+        (
+            code(sample.target),
+            code(sample.output),
+            str(sample.index),
+            f"{escape(sample.metric)} {figures.metric(sample.metric, sample.value)}",
+            escape(sample.text),
+        )
+        for sample in report.worst_samples
+    ]
+    columns = ("Target", "Output", "Sample>", "Measured", "Text")
+    return _table("Worst samples", columns, rows, folded=True)
+
+
+def _plan(report: Report) -> Section | None:
+    rows = [
+        (
+            code(node.name),
+            node.state,
+            figures.seconds(node.wall_time_s),
+            figures.mebibytes(node.peak_rss_mib),
+            escape("; ".join(node.reasons)),
+        )
+        for node in report.nodes
+    ]
+    columns = ("Node", "State", "Time>", "Peak memory>", "Why it ran")
+    return _table("Plan", columns, rows, folded=True)
+
+
+def _mapping(title: str, values: dict[str, object]) -> Section | None:
+    if title == "Recipe":
+        # Indented code needs no fence that a text could close.
+        text = json.dumps(values, indent=2, default=str)
+        lines = tuple(f"    {line}" for line in text.splitlines())
+        head = (f"<details><summary><strong>{title}</strong></summary>", "")
+        return Section(head=head, lines=lines, foot=("", "</details>"))
+    rows = [(escape(key), escape(value)) for key, value in Facts(values).rows()]
+    return _table(title, ("Key", "Value"), rows, folded=True)

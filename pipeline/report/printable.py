@@ -1,0 +1,84 @@
+"""Makes every string of a report fit to be shown, before any renderer sees it.
+
+Names, texts and facts come from checkpoints, data sets, tools and crashed processes: they are
+hostile until proven otherwise. Escaping for a format is the renderer's work; what is done here is
+the same for all: no terminal escapes, no control characters, no text that runs backwards, nothing
+of unbounded size.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.report.schema import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_CHARACTERS = 600
+"""Of one string; a 1 MB tensor name tells a reader no more than its beginning."""
+
+MAX_ITEMS = 4000
+"""Of one free-form list or mapping, such as an engine's layers."""
+
+MAX_DEPTH = 12
+"""Of free-form facts; what lies deeper is in `report.json`."""
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# ECMA-48: CSI, the string sequences (OSC, DCS, PM, APC) when they end, and two-byte escapes.
+ANSI_SEQUENCE = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-Z\\^-~]"
+)
+
+# What XML 1.0 forbids (controls, surrogates, non-characters), C1 controls, and the bidirectional
+# controls with which a name can be shown in another order than it is written (CVE-2021-42574).
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+    "\ud800-\udfff\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff]"
+)
+
+
+def printable_text(text: str, limit: int = MAX_CHARACTERS) -> str:
+    """The text without escapes and control characters, at most about `limit` characters long.
+
+    Newlines and tabs stay; a cut says how much is missing.
+    """
+    cut = len(text) - limit
+    # Clip first: the patterns then never run over megabytes.
+    shown = text[:limit] if cut > 0 else text
+    shown = shown.replace("\r\n", "\n").replace("\r", "\n")
+    shown = UNPRINTABLE.sub(REPLACEMENT, ANSI_SEQUENCE.sub("", shown))
+    return f"{shown} … ({cut:,} more characters)" if cut > 0 else shown
+
+
+def printable(report: Report) -> Report:
+    """The same report with every string, key and free-form value fit to be shown."""
+    return Report.model_validate(_printable(report.model_dump(), 0))
+
+
+def _printable(value: object, depth: int) -> object:
+    if isinstance(value, str):
+        return printable_text(value)
+    if isinstance(value, dict):
+        return _printable_mapping(value, depth)
+    if isinstance(value, list | tuple):
+        if depth > MAX_DEPTH:
+            return []
+        return [_printable(item, depth + 1) for item in value[:MAX_ITEMS]]
+    return value
+
+
+def _printable_mapping(value: Mapping[object, object], depth: int) -> dict[str, object]:
+    shown: dict[str, object] = {}
+    if depth > MAX_DEPTH:
+        return shown
+    for key, item in list(value.items())[:MAX_ITEMS]:
+        name = unique = printable_text(str(key))
+        count = 1
+        while unique in shown:  # two keys may differ only in what was cut off
+            count += 1
+            unique = f"{name} ({count})"
+        shown[unique] = _printable(item, depth + 1)
+    return shown

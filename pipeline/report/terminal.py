@@ -1,0 +1,119 @@
+"""The few lines that the command line prints at the end: plain text, no colour, no escapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.report import figures
+from pipeline.report.printable import printable
+from pipeline.report.summary import (
+    VERDICT_WORDS,
+    TargetSummary,
+    broken_gates,
+    failed_nodes,
+    headline,
+    summarise,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.parity.types import GateResult
+    from pipeline.report.schema import NodeReport, Report
+
+MAX_LISTED = 6
+"""Of gates, stages and reasons each; the rest is in the report's files."""
+
+MAX_LINE = 200
+
+
+def render_terminal_summary(report: Report) -> str:
+    """Verdict, a line for each target, then what failed and why; ends with a newline."""
+    shown = printable(report)
+    lines = [f"{shown.verdict.upper()}  {shown.name} {shown.version}: {headline(shown)}"]
+    lines += _target_lines(summarise(shown))
+    failed, broken = failed_nodes(shown), broken_gates(shown)
+    if failed:
+        lines += ["", "Failed stages:", *_listed(_node_lines(node) for node in failed)]
+    if broken:
+        lines += ["", "Gates that do not hold:", *_listed([_gate_line(g)] for g in broken)]
+    if shown.reasons and not failed and not broken:
+        lines += ["", "Reasons:", *_listed([f"  {reason}"] for reason in shown.reasons)]
+    return "\n".join(_one_line(line) for line in lines) + "\n"
+
+
+def _target_lines(summaries: Sequence[TargetSummary]) -> list[str]:
+    rows = [
+        (
+            row.target.name,
+            VERDICT_WORDS[row.verdict],
+            _cosine(row),
+            _speed(row),
+            figures.size(row.files_bytes),
+        )
+        for row in summaries
+    ]
+    widths = [min(max(map(len, column)), 48) for column in zip(*rows, strict=True)]
+    lines = [""] if rows else []
+    for row, cells in zip(summaries, rows, strict=True):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append("  " + "   ".join(padded).rstrip())
+        lines += [f"      {note}" for note in row.notes]
+    return lines
+
+
+def _cosine(row: TargetSummary) -> str:
+    if row.cosine is None:
+        return "parity not measured"
+    kind = "proxy worst cosine" if row.target.proxy else "worst cosine"
+    return f"{kind} {figures.cosine(row.cosine.value)}"
+
+
+def _speed(row: TargetSummary) -> str:
+    if row.slowest is None:
+        return "speed not measured"
+    interval = row.slowest.speedup_interval
+    return (
+        f"{figures.ratio(row.slowest.speedup)} "
+        f"({figures.ratio(interval.low)} to {figures.ratio(interval.high)}) "
+        f"at {row.slowest.batch} x {row.slowest.sequence}"
+    )
+
+
+def _node_lines(node: NodeReport) -> list[str]:
+    if node.failure is None:
+        return [f"  {node.name}"]
+    signal = f" ({node.failure.signal})" if node.failure.signal else ""
+    lines = [f"  {node.name}{signal}: {node.failure.message}"]
+    if node.failure.last_lines:
+        lines.append(f"      last line: {node.failure.last_lines[-1]}")
+    if node.failure.hint:
+        lines.append(f"      hint: {node.failure.hint}")
+    return lines
+
+
+def _gate_line(gate: GateResult) -> str:
+    where = f"  {gate.gate} {gate.target}: "
+    if gate.verdict == "not_run":
+        return f"{where}{gate.metric} was not run, because {gate.reason}; the recipe needs it"
+    measured = figures.judged(gate.metric, gate.measured, holds=False)
+    told = f"{gate.metric} is {measured}, the limit is {gate.limit}"
+    return f"{where}{told}" + (f" ({gate.reason})" if _adds(gate, measured) else "")
+
+
+def _adds(gate: GateResult, measured: str) -> bool:
+    """Whether the reason says more than metric, number and limit do."""
+    return bool(gate.reason) and not (gate.limit in gate.reason and measured[:5] in gate.reason)
+
+
+def _listed(blocks: Iterable[list[str]]) -> list[str]:
+    every = list(blocks)
+    lines = [line for block in every[:MAX_LISTED] for line in block]
+    if len(every) > MAX_LISTED:
+        lines.append(f"  and {len(every) - MAX_LISTED:,} more, see report.md")
+    return lines
+
+
+def _one_line(line: str) -> str:
+    flat = line.replace("\n", " ").replace("\t", " ")
+    return flat if len(flat) <= MAX_LINE else flat[: MAX_LINE - 1] + "…"
