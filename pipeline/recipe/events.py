@@ -53,23 +53,25 @@ class Document:
         value: The root.
         keys: Key path -> place of the key; lists' items have none.
         values: Key path -> place of the value; the root's key path is empty.
+        texts: Key path -> how a number, a boolean or nothing is written.
         problems: Causes found while reading. A duplicate keeps its first value.
     """
 
     value: Value
     keys: Mapping[KeyPath, Position]
     values: Mapping[KeyPath, Position]
+    texts: Mapping[KeyPath, str]
     problems: tuple[Problem, ...]
 
     def position(self, path: KeyPath) -> Position:
-        """Where to look for `path`: a scalar or an item itself, the key of a mapping or list.
+        """Where to look for `path`: a scalar or an item itself, else the key (nothing has no place).
 
         A path that is not in the document leads to the nearest thing around it.
         """
         while path and path not in self.values:
             path = path[:-1]
         value = self.at(path)
-        if isinstance(value, dict | list) and path in self.keys:
+        if (value is None or isinstance(value, dict | list)) and path in self.keys:
             return self.keys[path]
         return self.values[path]
 
@@ -139,6 +141,7 @@ class _Builder:
     file: str
     keys: dict[KeyPath, Position] = field(default_factory=dict)
     values: dict[KeyPath, Position] = field(default_factory=dict)
+    texts: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     frames: list[_Frame] = field(default_factory=list)
     root: Value = None
@@ -170,7 +173,11 @@ class _Builder:
                 "the file is empty", where=self.file, hint="start it with `recipe: 1`"
             )
         return Document(
-            value=self.root, keys=self.keys, values=self.values, problems=tuple(self.problems)
+            value=self.root,
+            keys=self.keys,
+            values=self.values,
+            texts=self.texts,
+            problems=tuple(self.problems),
         )
 
     def _take_node(self, event: NodeEvent) -> None:
@@ -181,7 +188,8 @@ class _Builder:
             message = f"anchors (`&{shorten(event.anchor)}`) are not part of recipes"
             raise self._refused(event, message, "write the value out where it is used")
         if event.ctag is not None:
-            message = f"tags (`{shorten(str(event.ctag))}`) are not part of recipes"
+            tag = f"{event.ctag.handle or ''}{event.ctag.suffix}"
+            message = f"tags (`{shorten(tag)}`) are not part of recipes"
             raise self._refused(event, message, "write the value without it")
         self.nodes += 1
         if self.nodes > MAX_NODES:
@@ -194,7 +202,8 @@ class _Builder:
                 self._take_key(event)
             else:
                 path = self._path(frame)
-                self._place(frame, path, self._scalar(event, path), _position(event.start_mark))
+                scalar = self._scalar(event, path, frame)
+                self._place(frame, path, scalar, _position(event.start_mark))
             return
         value: dict[str, Value] | list[Value] = {} if isinstance(event, MappingStartEvent) else []
         if expects_key:
@@ -224,20 +233,22 @@ class _Builder:
         else:
             self.keys[path] = position
 
-    def _scalar(self, event: ScalarEvent, path: KeyPath) -> Value:
+    def _scalar(self, event: ScalarEvent, path: KeyPath, frame: _Frame | None) -> Value:
         if event.style is not None:
             return self._text(event)
+        is_discarded = frame is not None and (frame.is_discarded or frame.repeats_key)
         try:
-            return resolve_plain(event.value)
+            value = resolve_plain(event.value)
         except ValueError as err:
             text = str(err)
             position = _position(event.start_mark)
-            frame = self.frames[-1] if self.frames else None
-            if frame is None or not (frame.is_discarded or frame.repeats_key):
-                self.problems.append(
-                    Problem(position=position, path=path, text=lambda: text, hides_value=True)
-                )
+            problem = Problem(position=position, path=path, text=lambda: text, hides_value=True)
+            if not is_discarded:
+                self.problems.append(problem)
             return None
+        if not isinstance(value, str) and not is_discarded:
+            self.texts[path] = event.value
+        return value
 
     def _text(self, event: ScalarEvent) -> str:
         """A scalar as it is written; JSON's escaped pairs of surrogates become one character."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.recipe.events import Document
     from pipeline.recipe.problems import KeyPath
+    from pipeline.recipe.schema import Schema
 
 MAX_COMPARED_KEYS = 50
 """Unknown keys that are compared with missing ones; a hostile file has thousands."""
@@ -26,8 +27,9 @@ MAX_COMPARED_KEYS = 50
 def find_problems(error: ValidationError, document: Document) -> list[Problem]:
     """All causes, those of the document included; consequences of another cause are left out."""
     faults = [
-        _fault(details, document)
+        fault
         for details in error.errors(include_url=False, include_input=False)
+        if not _only_counts_valid(fault := _fault(details, document))
     ]
     faults = _without_misspelt(_one_for_each_place(faults))
     hidden = [problem.path for problem in document.problems if problem.hides_value]
@@ -44,17 +46,20 @@ def _fault(details: ErrorDetails, document: Document) -> Fault:
     is_key = kind != "extra_forbidden" and location[-1:] == ("[key]",)
     if is_key:
         location = location[:-1]
-    if isinstance(cause := context.get("error"), InvalidAt):
-        location = (*location, *cause.key_path)
-    if kind == "union_tag_invalid":
-        location = (*location, context["discriminator"].strip("'"))
     located = schemas.locate(location)
+    path, schema = located.path, located.schema
+    if isinstance(cause := context.get("error"), InvalidAt):
+        path = (*path, *cause.key_path)
+    if kind == "union_tag_invalid":
+        path = (*path, _tag_key(context))
+        schema = _tag_schema(schema)
     fault = Fault(
         kind=kind,
-        path=located.path,
-        value=_value(document, located.path),
-        parent=_value(document, located.path[:-1]),
-        schema=located.schema,
+        path=path,
+        value=_value(document, path),
+        text=document.texts.get(path, ""),
+        parent=_value(document, path[:-1]),
+        schema=schema,
         parent_schema=located.parent,
         context=context,
         message=details["msg"],
@@ -65,19 +70,26 @@ def _fault(details: ErrorDetails, document: Document) -> Fault:
 
 def _missing_tag(fault: Fault) -> Fault:
     """A union whose branch is not said: a missing key, or a misspelt one."""
-    tag = fault.context["discriminator"].strip("'")
+    tag = _tag_key(fault.context)
     branches = [schemas.resolve(branch) for branch in fault.schema["oneOf"]]
     known = {key: inner for branch in branches for key, inner in branch["properties"].items()}
-    tags = list(fault.schema["discriminator"]["mapping"])
     parent_schema = {"type": "object", "properties": known}
     parent = fault.value if isinstance(fault.value, dict) else {}
     inner = replace(
-        fault, parent=parent, parent_schema=parent_schema, schema={"enum": tags, "type": "string"}
+        fault, parent=parent, parent_schema=parent_schema, schema=_tag_schema(fault.schema)
     )
     for key in list(parent)[:MAX_COMPARED_KEYS]:
         if key not in known and nearest(key, [tag]):
             return replace(inner, kind="extra_forbidden", path=(*fault.path, key))
     return replace(inner, kind="missing", path=(*fault.path, tag))
+
+
+def _tag_key(context: Mapping[str, Any]) -> str:
+    return str(context["discriminator"]).strip("'")
+
+
+def _tag_schema(union: Schema) -> Schema:
+    return {"type": "string", "enum": list(union["discriminator"]["mapping"])}
 
 
 def _one_for_each_place(faults: Iterable[Fault]) -> list[Fault]:
@@ -87,6 +99,13 @@ def _one_for_each_place(faults: Iterable[Fault]) -> list[Fault]:
         place = (fault.path, fault.is_key)
         places[place] = replace(places[place], kind="union") if place in places else fault
     return list(places.values())
+
+
+def _only_counts_valid(fault: Fault) -> bool:
+    """Pydantic calls a list too short when items of it are wrong: it does not count those."""
+    if fault.kind != "too_short" or not isinstance(fault.value, list):
+        return False
+    return len(fault.value) >= int(fault.context["min_length"])
 
 
 def _without_misspelt(faults: Sequence[Fault]) -> list[Fault]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
 from pipeline.recipe.scalars import resolve_plain
 from pipeline.recipe.types import Recipe
 
@@ -40,12 +42,19 @@ _PLAIN_SAFE = re.compile(r"[A-Za-z0-9_./][\w./:+-]*", re.ASCII)
 _MAX_EXAMPLE_CHARACTERS = 90
 
 
+class _InOurOrder(GenerateJsonSchema):
+    """Keeps keys, above all those of examples, in the order in which they are declared."""
+
+    def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:  # noqa: ARG002 - pydantic's signature
+        return value
+
+
 def recipe_json_schema() -> Schema:
     """The JSON Schema (2020-12) of a recipe, for editors; validators other than ours may use it.
 
     What a JSON Schema cannot say (`min <= opt <= max`, target names that differ) it leaves out.
     """
-    schema = Recipe.model_json_schema(mode="validation")
+    schema = Recipe.model_json_schema(mode="validation", schema_generator=_InOurOrder)
     return {"$schema": DIALECT, "$id": SCHEMA_ID} | schema | {"title": "A recipe of convert"}
 
 

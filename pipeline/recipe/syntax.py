@@ -44,8 +44,12 @@ _SYNTAX: tuple[tuple[str, str, str], ...] = (
     ("cannot start any token", "this character cannot start a value", "put the text in quotes"),
 )
 
-_OPENING_CONTEXTS = ("while scanning a quoted scalar", "while parsing a flow")
-"""Problems that are found at the end, and belong where the quote or bracket was opened."""
+_OPENING_CONTEXTS = (
+    "while scanning a quoted scalar",
+    "while scanning a simple key",
+    "while parsing a flow",
+)
+"""Problems that are found at the end, and belong where a quote, a key or a bracket began."""
 
 
 def explain_syntax(error: Exception, text: str, file: str) -> RecipeError:

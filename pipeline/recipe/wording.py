@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class Fault:
         kind: Pydantic's error type, or `union` when no branch of a plain union fits.
         path: Key path; ends with the key itself when it is missing or unknown.
         value: What the recipe has there.
+        text: How it is written, when that is not the value itself.
         parent: The mapping or list around it in the recipe.
         schema: What is allowed there.
         parent_schema: What is allowed around it.
@@ -62,12 +64,26 @@ class Fault:
     kind: str
     path: KeyPath
     value: Any
+    text: str
     parent: Any
     schema: Schema
     parent_schema: Schema
     context: Mapping[str, Any]
     message: str
     is_key: bool
+
+    @property
+    def found(self) -> str:
+        """What the recipe has there, short and on one line."""
+        match self.value:
+            case None:
+                return "nothing"
+            case dict():
+                return "a mapping" if self.value else "an empty mapping"
+            case list():
+                return "a list" if self.value else "an empty list"
+            case _:
+                return f"`{shorten(self.text or schemas.flow_text(self.value))}`"
 
     def meant_key(self) -> str | None:
         """The valid key, not used yet, that an unknown key is nearest to."""
@@ -79,7 +95,7 @@ def wording(fault: Fault) -> str:
     """One line that says what is wrong and what would be right."""
     if fault.path == ("recipe",) and fault.kind == "literal_error":
         version = schemas.flow_text(schemas.choices(fault.schema)[0])
-        return f"recipes of version {version} are read here, not {_found(fault.value)}"
+        return f"recipes of version {version} are read here, not {fault.found}"
     if "compute_capability" in fault.path[-2:] and fault.kind == "literal_error":
         return _compute_capability(fault)
     say = WORDING.get(fault.kind)
@@ -130,14 +146,16 @@ def _missing(fault: Fault) -> str:
 
 
 def _wrong_type(fault: Fault) -> str:
-    needs, found = schemas.expected(fault.schema), _found(fault.value)
-    meant = _meant_value(fault.value, fault.schema)
+    needs = schemas.expected(fault.schema)
+    meant = _meant_value(fault)
     suggestion = f" - did you mean `{meant}`?" if meant else ""
-    return f"needs {needs}, found {found}{suggestion}"
+    return f"needs {needs}, found {fault.found}{suggestion}"
 
 
-def _meant_value(value: JSON, schema: Schema) -> str:
+def _meant_value(fault: Fault) -> str:
     """How a value of the wrong type would be written right, where that is plain to see."""
+    value: JSON = fault.value
+    schema = fault.schema
     meant: JSON = None
     match schema.get("type"), value:
         case "boolean", str() if value.lower() in _BOOLEAN_WORDS | {"true": 1, "false": 0}:
@@ -147,7 +165,7 @@ def _meant_value(value: JSON, schema: Schema) -> str:
         case "integer", float() if value.is_integer():
             meant = int(value)
         case "string", bool() | int() | float():
-            meant = str(value).lower() if isinstance(value, bool) else str(value)
+            meant = fault.text
         case "array", str() | int() | float():
             meant = [value]
     return "" if meant is None else shorten(schemas.flow_text(meant))
@@ -172,7 +190,7 @@ def _not_listed(fault: Fault) -> str:
     listed = ", ".join(f"`{option}`" for option in options)
     needs = listed if len(options) == 1 else f"one of {listed}"
     suggestion = f" - did you mean `{meant}`?" if meant else ""
-    return f"needs {needs}, found {_found(fault.value)}{suggestion}"
+    return f"needs {needs}, found {fault.found}{suggestion}"
 
 
 def _compute_capability(fault: Fault) -> str:
@@ -181,17 +199,17 @@ def _compute_capability(fault: Fault) -> str:
     digits = "".join(each for each in str(fault.value) if each in "0123456789")
     meant = f"sm{digits}"
     if meant in targets:
-        return f"needs a compute capability such as `sm89`, found {_found(fault.value)} - did you mean `{meant}`?"
+        return f"needs a compute capability such as `sm89`, found {fault.found} - did you mean `{meant}`?"
     if gpu := NO_RTX_TARGET.get(meant):
         return f"TensorRT-RTX does not target `{meant}` ({gpu}); it targets {listed}"
-    return f"TensorRT-RTX does not target {_found(fault.value)}; it targets {listed}"
+    return f"TensorRT-RTX does not target {fault.found}; it targets {listed}"
 
 
 def _limit(words: str, name: str) -> Callable[[Fault], str]:
     def say(fault: Fault) -> str:
-        return (
-            f"needs {words} {schemas.flow_text(fault.context[name])}, found {_found(fault.value)}"
-        )
+        limit = fault.context[name]
+        shown = f"{limit:g}" if isinstance(limit, float) else str(limit)
+        return f"needs {words} {shown}, found {fault.found}"
 
     return say
 
@@ -220,7 +238,10 @@ def _pattern(fault: Fault) -> str:
     meaning = PATTERN_WORDS.get(pattern, f"it must match `{pattern}`")
     if fault.is_key:
         return f"the key cannot be used: {meaning}"
-    return f"{_found(fault.value)} cannot be used: {meaning}"
+    slug = fault.value.lower().replace(" ", "-").replace("/", "-")
+    is_name = pattern == NAME_PATTERN and re.fullmatch(NAME_PATTERN.strip("^$"), slug)
+    suggestion = f" - did you mean `{slug}`?" if is_name else ""
+    return f"{fault.found} cannot be used: {meaning}{suggestion}"
 
 
 def _validator(fault: Fault) -> str:
@@ -229,21 +250,6 @@ def _validator(fault: Fault) -> str:
 
 def _is_scalar(value: JSON) -> bool:
     return value is not None and not isinstance(value, dict | list)
-
-
-def _found(value: JSON) -> str:
-    """A value of the recipe, short and on one line."""
-    match value:
-        case None:
-            return "nothing"
-        case dict():
-            return "a mapping" if value else "an empty mapping"
-        case list():
-            return "a list" if value else "an empty list"
-        case str():
-            return f"`{shorten(schemas.flow_text(value))}`"
-        case _:
-            return f"`{schemas.flow_text(value)}`"
 
 
 def _count(value: JSON) -> str:

@@ -19,7 +19,7 @@ class TargetBase(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
-        description="also the name of the target's folder in the artifact"
+        description="also the name of the target's folder in the artifact", examples=["cpu-fp32"]
     )
 
     def chain(self, builder: ChainBuilder) -> TargetChain:
