@@ -65,26 +65,6 @@ def judge_parity(
     return tuple(results)
 
 
-def judge_missing_parity(*, target: str, component: str, reason: str) -> GateResult:
-    """A failure: the graph that must be judged was never compared.
-
-    Args:
-        target: The target's name.
-        component: The model component.
-        reason: Why there is nothing, as a sentence.
-    """
-    return GateResult(
-        gate="parity",
-        target=target,
-        metric="problems" if component == DEFAULT_COMPONENT else f"{component}.problems",
-        measured=None,
-        limit="compared with the reference",
-        verdict="failed",
-        reason=reason,
-        is_allowed=False,
-    )
-
-
 def judge_device_parity(
     *, target: str, proxy: str, not_run_reason: str, allow_not_run: Sequence[str]
 ) -> tuple[GateResult, ...]:

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.batching import mix_lengths, pad_batch
+
+lengths = st.lists(st.integers(1, 40), max_size=40)
+
+
+@given(lengths, st.integers(1, 9))
+def test_every_sample_is_in_exactly_one_batch(sizes: list[int], batch_size: int) -> None:
+    batches = mix_lengths(sizes, batch_size)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(sizes)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+@given(st.lists(st.integers(1, 1000), min_size=8, max_size=40, unique=True))
+def test_every_full_batch_mixes_lengths(sizes: list[int]) -> None:
+    for batch in mix_lengths(sizes, 4):
+        assert len(batch) == 1 or len({sizes[index] for index in batch}) > 1
+
+
+def test_the_longest_samples_share_a_batch() -> None:
+    sizes = [5, 500, 6, 510, 7, 505, 8, 9]
+    first, _ = mix_lengths(sizes, 4)
+    assert {1, 3, 5} < set(first)
+    assert 0 in first
+
+
+def test_rows_are_filled_on_the_right_with_each_inputs_own_value() -> None:
+    samples = [
+        {"input_ids": np.array([1, 2, 3]), "attention_mask": np.ones(3, np.int64)},
+        {"input_ids": np.array([4]), "attention_mask": np.ones(1, np.int64)},
+    ]
+    feeds = pad_batch(samples, {"input_ids": 7, "attention_mask": 0})
+    assert feeds["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
+    assert feeds["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        mix_lengths([1], 0)
