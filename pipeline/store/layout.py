@@ -88,6 +88,21 @@ class Layout:
         """The last key of a node; hashed, because addresses may hold any character."""
         return self.base / "last" / f"{sha256_bytes(address.encode())}.json"
 
+    def write_over(self, path: Path, content: bytes) -> None:
+        """Replace a small file in one step, its content durable before its name.
+
+        Raises:
+            OSError: when it cannot be written; nothing is left behind.
+        """
+        temporary = self.tmp / unique_name()
+        try:
+            files.create(temporary, content)
+            files.sync(temporary)
+            files.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
     def check_version(self) -> bool:
         """Whether the store is there; nothing is written.
 
@@ -124,10 +139,7 @@ class Layout:
             # Others must not place links where we open lock files (CVE-2026-22701).
             _make_if_missing(self.base / "locks", 0o700)
             if not is_versioned:  # last, since it says that all the others are there
-                temporary = self.tmp / unique_name()
-                files.create(temporary, _VERSION)
-                files.sync(temporary)
-                files.replace(temporary, self.base / "VERSION")
+                self.write_over(self.base / "VERSION", _VERSION)
             files.sync(self.base)
         except OSError as err:
             raise store_error(err, "creating the store", self.root, need_bytes=4096) from err

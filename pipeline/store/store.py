@@ -34,7 +34,6 @@ from pipeline.store.workspace import (
     Workspace,
     open_workspace,
     sweep,
-    unique_name,
 )
 
 if TYPE_CHECKING:
@@ -206,10 +205,8 @@ class Store:
         require_sha256(key, "key")
         if self._last_key(address) == key:
             return
-        temporary = self._layout.tmp / unique_name()
         with suppress(OSError):
-            files.create(temporary, f"{key}\n".encode())
-            files.replace(temporary, self._layout.hint(address))
+            self._layout.write_over(self._layout.hint(address), f"{key}\n".encode())
 
     def publish(
         self,

@@ -163,7 +163,8 @@ def _directories(output: Path, manifest: Manifest) -> Iterator[Path]:
 
 def _stamp(path: Path) -> _Stamp:
     """Name, inode, size and both time stamps of everything in a tree: what a writer changes."""
-    found: list[tuple[str, int, int, int, int]] = []
+    root = path.lstat()  # not through a link that took its place
+    found = [(".", root.st_ino, root.st_mode, 0, 0)]
     pending = [""]
     while pending:
         prefix = pending.pop()

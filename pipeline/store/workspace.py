@@ -36,6 +36,9 @@ STALE_AFTER_S = 7 * 24 * 3600.0
 """Age at which a directory whose maker cannot be asked is taken to be abandoned: longer than any
 build, short enough to give the disk back."""
 
+SETTLING_S = 3600.0
+"""Age at which something without a lease is abandoned: its maker writes the lease at once."""
+
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -100,12 +103,12 @@ def sweep(parent: Path) -> tuple[Path, ...]:
 def _sweep_one(path: Path) -> bool:
     try:
         if not path.is_dir():  # a file that was to be renamed into place
-            if not _is_old(path):
+            if not _is_old(path, SETTLING_S):
                 return False
             path.unlink()
             return True
         if not (path / LEASE_FILE).exists():  # its maker may be about to write the lease
-            return _is_old(path) and _delete(path)
+            return _is_old(path, SETTLING_S) and _delete(path)
         lease = os.open(path / LEASE_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if _is_locked_by_other(lease) or not _is_abandoned(path):
@@ -185,12 +188,12 @@ def _is_running(pid: object) -> bool:
     return True
 
 
-def _is_old(path: Path) -> bool:
+def _is_old(path: Path, age_s: float = STALE_AFTER_S) -> bool:
     """Old by the newest of its own time stamp and those of what is directly in it."""
     newest = path.lstat().st_mtime
     if path.is_dir():
         newest = max([newest, *(child.lstat().st_mtime for child in path.iterdir())])
-    return time.time() - newest > STALE_AFTER_S
+    return time.time() - newest > age_s
 
 
 def _delete(path: Path) -> bool:
