@@ -23,6 +23,7 @@ from pipeline.engines.diagnosis import (
     process_failure,
     require_no_wrong_engine_warning,
 )
+from pipeline.engines.module import search_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 _LOG_FILE = "builder.log"
 _PROGRAM = Path(program.__file__)
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "TMPDIR")
-"""What the loader and Python may need; everything else would only move addresses."""
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH",)
+"""What the loader may need; everything else would only move addresses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,7 @@ def _write_request(request: EngineRequest, scratch: Path) -> None:
     )
     document = {
         "module": request.module.import_name,
+        "search_path": search_path(request.module),
         "model": f"{program.MODEL_DIRECTORY}/{request.model.name}",
         "compute_capabilities": request.compute_capabilities,
         "profiles": [dict(profile) for profile in request.profiles],
@@ -148,7 +150,7 @@ def _run_program(scratch: Path) -> None:
     log = scratch / _LOG_FILE
     with log.open("wb") as file:
         code = subprocess.run(  # noqa: S603 - our own program, by its path
-            [sys.executable, "-s", "-P", str(_PROGRAM)],
+            [sys.executable, "-s", "-S", "-P", str(_PROGRAM)],
             cwd=scratch,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -19,6 +19,7 @@ import ctypes
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ MODEL_DIRECTORY = "model"
 _ADDR_NO_RANDOMIZE = 0x0040000  # <linux/personality.h>
 _QUERY_PERSONALITY = 0xFFFFFFFF
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_STACK_BYTES = 8 << 20  # what Linux gives; the kernel places libraries by this limit
 
 
 def _die_with_parent() -> None:
@@ -41,7 +43,7 @@ def _die_with_parent() -> None:
 
 
 def _fix_addresses() -> bool:
-    """Start this program again without address space randomisation, where that is allowed.
+    """Start this program again with the address space laid out as always, where that is allowed.
 
     Returns:
         Whether addresses are fixed now. A sandbox may refuse: Docker's default profile does.
@@ -50,12 +52,16 @@ def _fix_addresses() -> bool:
         return False
     libc = ctypes.CDLL(None)
     persona = libc.personality(_QUERY_PERSONALITY)
-    if persona & _ADDR_NO_RANDOMIZE:
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if persona & _ADDR_NO_RANDOMIZE and soft == _STACK_BYTES:
         return True
+    if hard != resource.RLIM_INFINITY and hard < _STACK_BYTES:
+        return False
     if persona == -1 or libc.personality(persona | _ADDR_NO_RANDOMIZE) == -1:
         return False
     if not libc.personality(_QUERY_PERSONALITY) & _ADDR_NO_RANDOMIZE:
         return False
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, hard))
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program, no shell
     raise AssertionError  # execv does not come back
 
@@ -135,6 +141,7 @@ def _configure(trt: Any, request: dict[str, Any], builder: Any) -> tuple[Any, st
 
 def _build(request: dict[str, Any]) -> dict[str, Any]:
     """Build; see the module's text for what is left behind."""
+    sys.path.extend(request["search_path"])
     trt = importlib.import_module(request["module"])
     records: list[tuple[str, str]] = []
     layers: list[str] = []

@@ -35,6 +35,10 @@ _WRONG_ENGINE = (
     ),
 )
 _BENIGN = re.compile(r"Make sure input .* has Int64 binding")
+_OUT_OF_MEMORY_HINT = (
+    "most likely it ran out of memory: a build takes about three times the size of the weights; "
+    "raise the memory limit, or build fewer engines at once"
+)
 _LAST_LINES = 10
 _MIB = 1 << 20
 
@@ -103,12 +107,14 @@ def build_failure(
     what = refused or "TensorRT could not build the engine"
     said = "\n".join(f"  {error}" for error in errors)
     if not said:
-        return EngineBuildError(f"{what}, and it does not say why")
-    hint = ""
+        return EngineBuildError(what if refused else f"{what}, and it does not say why")
+    hint = _OUT_OF_MEMORY_HINT if _OUT_OF_HOST_MEMORY.search(text) else ""
     if "FP32 GEMM is not supported" in text:
         hint = "cast the graph to fp16 first: this compute capability has no FP32 matrix product"
     elif "HW-specific datatypes" in text:
         hint = "this compute capability lacks a type that the graph holds; take another precision"
+    elif "Attention operation was not supported by a dedicated kernel" in text:
+        hint = "TensorRT has a kernel for `Attention` in fp16 and bf16 only: cast the graph first"
     return EngineBuildError(f"{what}\n{said}", hint=hint)
 
 
@@ -125,10 +131,7 @@ def process_failure(code: int, signal_name: str, lines: Sequence[str]) -> Engine
     said = "\n".join(f"  {line}" for line in tail) or "  (nothing)"
     hint = ""
     if signal_name == "SIGKILL" or _OUT_OF_HOST_MEMORY.search("\n".join(lines)):
-        hint = (
-            "most likely it ran out of memory: a build takes about three times the size of the "
-            "weights; raise the memory limit, or build fewer engines at once"
-        )
+        hint = _OUT_OF_MEMORY_HINT
     return EngineBuildError(f"the builder's process {ending}; it said last\n{said}", hint=hint)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import EnvironmentMissing
 
@@ -40,6 +41,19 @@ def installed_version(module: EngineModule) -> str | None:
         return importlib.metadata.version(module.distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def search_path(module: EngineModule) -> list[str]:
+    """Where Python finds the package and the parts it is split into, in a fixed order."""
+    parts = (module.import_name, f"{module.import_name}_bindings", f"{module.import_name}_libs")
+    specs = [importlib.util.find_spec(part) for part in parts]
+    places = [
+        str(Path(location).parent)
+        for spec in specs
+        if spec is not None
+        for location in spec.submodule_search_locations or ()
+    ]
+    return list(dict.fromkeys(places))
 
 
 def require_module(module: EngineModule) -> str:

@@ -15,7 +15,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from pipeline.graph.attention_blocks import AttentionBlock, find_attention_blocks
+from pipeline.graph.attention_blocks import (
+    AttentionBlock,
+    find_attention_blocks,
+    node_label,
+)
+from pipeline.graph.dataflow import data_dead_inputs
+from pipeline.graph.files import load_graph_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,9 +100,9 @@ def read_engine_graph(path: Path) -> EngineGraph:
         path: `model.onnx`; external data, where there is any, lies beside it.
 
     Raises:
-        onnx.onnx_cpp2py_export or google.protobuf errors: for a file that is not an ONNX graph.
+        ArtifactError: for a file that is not an ONNX graph.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = load_graph_only(path)
     initializers = {tensor.name for tensor in model.graph.initializer}
     return EngineGraph(
         inputs=tuple(_read_input(i) for i in model.graph.input if i.name not in initializers),
@@ -119,7 +125,7 @@ def _find_problems(model: onnx.ModelProto, base: Path) -> Iterator[GraphProblem]
             yield GraphProblem(
                 f"input {value.name}", "", "strings are unknown to TensorRT", "tokenise outside"
             )
-    for name in _find_data_dead_inputs(model.graph):
+    for name in data_dead_inputs(model):
         yield GraphProblem(
             f"input {name}",
             "",
@@ -127,27 +133,6 @@ def _find_problems(model: onnx.ModelProto, base: Path) -> Iterator[GraphProblem]
             "the export has merged it with another input: give it example values of its own",
         )
     yield from _find_node_problems(model.graph, base, {})
-
-
-def _find_data_dead_inputs(graph: onnx.GraphProto) -> Iterator[str]:
-    """Inputs whose values reach no output: through `Shape` and `Size` only their extents pass."""
-    live = {value.name for value in graph.output}
-    for node in reversed(graph.node):
-        if node.op_type not in {"Shape", "Size"} and live.intersection(node.output):
-            live.update(node.input)
-            live.update(_names_in_subgraphs(node))
-    initializers = {tensor.name for tensor in graph.initializer}
-    for value in graph.input:
-        if value.name not in live | initializers:
-            yield value.name
-
-
-def _names_in_subgraphs(node: onnx.NodeProto) -> Iterator[str]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                yield from inner.input
-                yield from _names_in_subgraphs(inner)
 
 
 def _find_node_problems(
@@ -161,7 +146,7 @@ def _find_node_problems(
         if what:
             is_standard = node.domain in _STANDARD_DOMAINS
             operator = node.op_type if is_standard else f"{node.domain}::{node.op_type}"
-            yield GraphProblem(node.name or f"node_of_{node.output[0]}", operator, what, hint)
+            yield GraphProblem(node_label(node), operator, what, hint)
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _find_node_problems(attribute.g, base, constants)
