@@ -1,0 +1,172 @@
+"""The command line: exit codes, messages, and that bad input leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.commands import run_convert
+from tests.recipes import FP32, RTX, recipe, write_recipe
+
+
+def _left_behind(path: Path) -> list[str]:
+    """What a command left beside the recipe, the checkpoint and the store."""
+    return sorted(p.name for p in path.iterdir() if p.name not in {"recipe.yaml", "store"})
+
+
+def test_help_shows_commands_examples_and_exit_codes(tmp_path: Path) -> None:
+    done = run_convert("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for text in ("plan", "schema", "convert recipe.yaml", "Exit codes"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "schema"])
+def test_every_command_has_help_with_an_example(tmp_path: Path, command: str) -> None:
+    done = run_convert(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+def test_schema_is_json_schema(tmp_path: Path) -> None:
+    done = run_convert("schema", cwd=tmp_path)
+    assert done.returncode == 0
+    assert {"recipe", "targets", "gates"} <= set(json.loads(done.stdout)["properties"])
+
+
+def test_a_misspelt_command_is_named(tmp_path: Path) -> None:
+    done = run_convert("plam", "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean `plan`?" in done.stderr
+
+
+def test_a_missing_recipe_is_a_usage_error(tmp_path: Path) -> None:
+    done = run_convert("nowhere.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere.yaml" in done.stderr
+    assert _left_behind(tmp_path) == []
+
+
+def test_options_may_stand_before_the_recipe(tmp_path: Path) -> None:
+    done = run_convert("--quiet", "nowhere.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere.yaml" in done.stderr
+
+
+BAD: dict[str, tuple[dict[str, Any], int, str]] = {
+    "unknown key": ({"tragets": []}, 2, "did you mean `targets`?"),
+    "wrong type": ({"name": 7}, 2, "name"),
+    "name that leaves": ({"name": "../up"}, 2, "name"),
+    "missing checkpoint": (
+        {"model": {"source": "nowhere", "task": "feature-extraction"}},
+        2,
+        "no checkpoint directory `nowhere`",
+    ),
+    "missing package": (
+        {"model": {"source": "package:no_such_one/model", "task": "feature-extraction"}},
+        4,
+        "pip install no-such-one",
+    ),
+    "capability that does not exist": (
+        {"targets": [{**RTX, "compute_capability": ["sm999"]}]},
+        2,
+        "sm999",
+    ),
+    "capability RTX does not target": (
+        {"targets": [{**RTX, "compute_capability": ["sm90"]}]},
+        2,
+        "sm90",
+    ),
+    "no gates": ({"gates": None}, 2, "gates"),
+    "misspelt coverage": (
+        {"gates": {"parity": {}, "coverage": {"quantised_weights": {"min": 1.0}}}},
+        2,
+        "quantised_weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_recipes_have_their_exit_code_and_leave_nothing(
+    tmp_path: Path, sentence_encoder: Path, case: str
+) -> None:
+    changes, code, text = BAD[case]
+    write_recipe(tmp_path / "recipe.yaml", sentence_encoder, **changes)
+    done = run_convert("recipe.yaml", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert text in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert _left_behind(tmp_path) == []
+
+
+def _damaged(tmp_path: Path, checkpoint: Path) -> Path:
+    copied = tmp_path / "store" / "checkpoint"
+    shutil.copytree(checkpoint, copied)
+    return copied
+
+
+def _convert(tmp_path: Path, checkpoint: Path) -> Any:
+    write_recipe(tmp_path / "recipe.yaml", checkpoint)
+    return run_convert("recipe.yaml", cwd=tmp_path)
+
+
+def test_truncated_weights_are_found_before_anything_runs(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    checkpoint = _damaged(tmp_path, sentence_encoder)
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    done = _convert(tmp_path, checkpoint)
+    assert done.returncode == 3
+    assert "truncated" in done.stderr
+    assert "run  " not in done.stderr
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, sentence_encoder: Path) -> None:
+    checkpoint = _damaged(tmp_path, sentence_encoder)
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    done = _convert(tmp_path, checkpoint)
+    assert done.returncode == 2
+    assert "pickled weights only" in done.stderr
+
+
+def test_a_missing_tokenizer_fails_its_stage_and_says_which_files(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    checkpoint = _damaged(tmp_path, sentence_encoder)
+    for path in checkpoint.glob("*"):
+        if "token" in path.name or path.name.startswith("vocab"):
+            path.unlink()
+    done = _convert(tmp_path, checkpoint)
+    assert done.returncode == 3
+    assert "tokenizer" in done.stderr
+    assert "hint:" in done.stderr
+    assert "Traceback" not in done.stderr.split("  | ")[0]
+
+
+def test_errors_are_json_when_json_is_asked_for(tmp_path: Path, sentence_encoder: Path) -> None:
+    document = recipe(sentence_encoder)
+    document["targets"][0]["precison"] = "fp32"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(document))
+    done = run_convert("recipe.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == 2
+    assert answer["error"]["kind"] == "RecipeError"
+
+
+def test_a_full_store_says_so_and_the_next_run_goes_on(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    """The store's place is a file: nothing can be written, and nothing is half done."""
+    (tmp_path / "blocked").write_text("")
+    write_recipe(tmp_path / "recipe.yaml", sentence_encoder, targets=[FP32])
+    done = run_convert("recipe.yaml", cwd=tmp_path, CONVERT_STORE=str(tmp_path / "blocked"))
+    assert done.returncode == 3
+    assert "hint:" in done.stderr
+    assert not (tmp_path / "artifacts").exists()

@@ -1,0 +1,192 @@
+"""The executor on real stages: failures of every kind, and nothing wrong is ever filed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.build import BuildOptions, open_store, prepare_plan
+from pipeline.plan import Plan, plan_status
+from pipeline.recipe import load_recipe_file
+from pipeline.run.events import Event, NodeFailed, NodeFinished, NodeSkipped, NodeStarted
+from pipeline.run.local import LocalExecutor, NodeOutcome
+from pipeline.store import Store
+from tests.recipes import FP32, INT8, write_recipe
+
+
+class _Run:
+    """One execution of a recipe, with its events kept and a hook on each."""
+
+    def __init__(self, tmp_path: Path, checkpoint: Path, **changes: Any) -> None:
+        # Nothing that measures time: these tests are about processes.
+        loaded = load_recipe_file(write_recipe(tmp_path / "recipe.yaml", checkpoint, **changes))
+        self.store = open_store(BuildOptions(store=tmp_path / "store"))
+        self.plan = prepare_plan(loaded, self.store)
+        self.events: list[Event] = []
+        self.hook: Any = lambda _: None
+
+    def execute(self) -> dict[str, NodeOutcome]:
+        executor = LocalExecutor(
+            plan=self.plan, store=self.store, listener=self._listen, jobs=2, threads=1
+        )
+        return {outcome.node.name: outcome for outcome in executor.execute()}
+
+    def _listen(self, event: Event) -> None:
+        self.events.append(event)
+        self.hook(event)
+
+    def names(self, kind: type) -> list[str]:
+        return [self.plan.nodes[e.node].name for e in self.events if isinstance(e, kind)]
+
+
+def _kill_worker_of(run: _Run, name: str, number: signal.Signals) -> None:
+    """Send a signal to the process of a stage as soon as it has begun its work."""
+
+    def hook(event: Event) -> None:
+        if isinstance(event, NodeStarted) and run.plan.nodes[event.node].name == name:
+            threading.Thread(target=_kill_when_busy, args=(run.store, number)).start()
+
+    run.hook = hook
+
+
+def _kill_when_busy(store: Store, number: signal.Signals) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            try:
+                # The worker changes into its scratch directory when its job begins.
+                if "pipeline.run.worker" in child.cmdline() and str(store.root) in child.cwd():
+                    os.kill(child.pid, number)
+                    return
+            except psutil.Error:
+                continue
+        time.sleep(0.02)
+
+
+def _workers() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "pipeline.run.worker" in " ".join(child.cmdline())
+    ]
+
+
+def _hits(plan: Plan, store: Store) -> set[str]:
+    return {s.node.name for s in plan_status(plan, store) if s.record is not None}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_stage_is_a_failure_with_its_signal_and_nothing_is_filed(
+    tmp_path: Path, sentence_encoder: Path, number: signal.Signals
+) -> None:
+    run = _Run(tmp_path, sentence_encoder)
+    _kill_worker_of(run, "samples", number)
+    outcomes = run.execute()
+    failure = outcomes["samples"].failure
+    assert failure is not None
+    assert failure.signal == number.name
+    assert number.name in failure.message
+    assert failure.hint
+    assert outcomes["reference"].record is None
+    assert "samples" not in _hits(run.plan, run.store)
+    assert not _workers()
+
+
+def test_independent_branches_go_on_and_the_next_run_does_only_the_rest(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    run = _Run(tmp_path, sentence_encoder)
+    _kill_worker_of(run, "samples", signal.SIGKILL)
+    outcomes = run.execute()
+    assert outcomes["fuse"].record is not None
+    assert set(run.names(NodeSkipped)) == {
+        name for name in outcomes if not _is_made(outcomes, name)
+    } - {"samples"}
+    again = _Run(tmp_path, sentence_encoder)
+    finished = again.execute()
+    assert all(outcome.record is not None for outcome in finished.values())
+    assert not {"export", "simplify", "fuse"} & set(again.names(NodeFinished))
+
+
+def _is_made(outcomes: dict[str, NodeOutcome], name: str) -> bool:
+    return outcomes[name].record is not None
+
+
+def test_a_stage_past_its_time_is_stopped(tmp_path: Path, sentence_encoder: Path) -> None:
+    run = _Run(tmp_path, sentence_encoder, limits={"time_s": 0.2})
+    outcomes = run.execute()
+    failure = outcomes["export"].failure
+    assert failure is not None
+    assert "longer than its limit of 0.2 s" in failure.message
+    assert "limits.time_s" in failure.hint
+    assert not _workers()
+
+
+def test_a_stage_past_its_memory_is_stopped(tmp_path: Path, sentence_encoder: Path) -> None:
+    run = _Run(tmp_path, sentence_encoder, limits={"memory_mib": 60})
+    outcomes = run.execute()
+    failure = outcomes["export"].failure
+    assert failure is not None
+    assert "more than its limit of 60 MiB" in failure.message
+    assert "limits.memory_mib" in failure.hint
+
+
+def test_a_failure_is_tried_again_never_remembered(tmp_path: Path, sentence_encoder: Path) -> None:
+    first = _Run(tmp_path, sentence_encoder, limits={"time_s": 0.2})
+    first.execute()
+    assert "export" in first.names(NodeFailed)
+    second = _Run(tmp_path, sentence_encoder)
+    second.execute()
+    assert not second.names(NodeFailed)
+
+
+def test_a_damaged_result_is_made_anew_and_the_result_is_the_same(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    first = _Run(tmp_path, sentence_encoder, targets=[FP32])
+    outcomes = first.execute()
+    record = outcomes["fuse"].record
+    assert record is not None
+    model = first.store.open_tree(record.tree)
+    assert model is not None
+    path = model / "model.onnx"
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    # A new node needs the damaged one: it must not be fed to it.
+    second = _Run(tmp_path, sentence_encoder, targets=[FP32, INT8])
+    after = second.execute()
+    assert all(outcome.record is not None for outcome in after.values())
+    assert "fuse" in second.names(NodeFinished)
+    remade = after["fuse"].record
+    assert remade is not None
+    assert remade.tree == record.tree
+
+
+def test_an_interrupt_leaves_no_process_and_a_store_that_goes_on(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    run = _Run(tmp_path, sentence_encoder)
+
+    def hook(event: Event) -> None:
+        if isinstance(event, NodeFinished):
+            raise KeyboardInterrupt
+
+    run.hook = hook
+    with pytest.raises(KeyboardInterrupt):
+        run.execute()
+    assert not _workers()
+    assert run.store.verify() == ()
+    kept = _hits(run.plan, run.store)
+    again = _Run(tmp_path, sentence_encoder)
+    again.execute()
+    assert kept
+    assert not kept & set(again.names(NodeFinished))

@@ -1,0 +1,214 @@
+"""Whole builds of a tiny checkpoint: what is published, what is refused, what is never stale."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import pipeline
+from pipeline.build import BuildOptions, BuildResult, build
+from pipeline.errors import ArtifactError, GateFailed
+from pipeline.publish import read_manifest, verify_artifact
+from pipeline.recipe import load_recipe_file
+from tests.recipes import FP32, INT8, RTX, write_recipe
+
+
+def _build(tmp_path: Path, checkpoint: Path, **changes: Any) -> BuildResult:
+    recipe = write_recipe(tmp_path / "recipe.yaml", checkpoint, **changes)
+    options = BuildOptions(output=tmp_path / "artifacts", store=tmp_path / "store", threads=1)
+    return build(load_recipe_file(recipe), options)
+
+
+def _ran(result: BuildResult) -> set[str]:
+    return {outcome.node.name for outcome in result.outcomes if outcome.has_run}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, sentence_encoder: Path) -> Path:
+    """A checkpoint of one's own, to damage."""
+    return Path(shutil.copytree(sentence_encoder, tmp_path / "checkpoint"))
+
+
+def test_a_build_publishes_a_verified_artifact_and_a_second_one_does_nothing(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    first = _build(tmp_path, checkpoint, targets=[FP32, INT8, RTX], gates=_gates())
+    assert first.report.verdict == "passed", first.report.reasons
+    assert verify_artifact(first.directory) == ()
+    names = {path.relative_to(first.directory).as_posix() for path in first.directory.rglob("*")}
+    assert {
+        "report.json", "report.md", "report.html", "junit.xml", "recipe.yaml", "manifest.json",
+        "cpu-fp32/model.onnx", "cpu-fp32/config.json", "cpu-fp32/tokenizer.json",
+        "cpu-int8/model.onnx", "rtx-fp16/model.onnx", "rtx-fp16/model.sm89.engine",
+    } <= names  # fmt: skip
+    assert (tmp_path / "artifacts/tiny/latest").resolve() == first.directory.resolve()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "artifacts").rglob("*")}
+    second = _build(tmp_path, checkpoint, targets=[FP32, INT8, RTX], gates=_gates())
+    assert second.is_up_to_date
+    assert second.directory == first.directory
+    assert not _ran(second)
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "artifacts").rglob("*")
+    }
+
+
+def _gates(**changes: Any) -> dict[str, Any]:
+    return {
+        "parity": {"cosine_similarity": {"min": 0.9}},
+        "allow_not_run": ["device_parity", "speed"],
+        **changes,
+    }
+
+
+def test_the_manifest_tells_what_everything_was_made_from(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    result = _build(tmp_path, checkpoint)
+    manifest = read_manifest(result.directory)
+    assert manifest["source"]["files"].keys() >= {"config.json", "model.safetensors"}
+    assert manifest["environment"]["packages"]["torch"]
+    assert set(manifest["stage_keys"]) == {outcome.node.name for outcome in result.outcomes}
+    assert manifest["recipe"]["name"] == "tiny"
+
+
+def test_only_what_hangs_on_a_changed_option_runs_again(tmp_path: Path, checkpoint: Path) -> None:
+    _build(tmp_path, checkpoint, targets=[FP32, INT8])
+    changed = {**INT8, "quantization": {"mode": "dynamic", "per_channel": False}}
+    second = _build(tmp_path, checkpoint, targets=[FP32, changed])
+    assert _ran(second) == {
+        "quantize_dynamic",
+        "validate@cpu-int8-quantize_dynamic",
+        "benchmark@cpu-int8",
+    }
+
+
+def test_changed_gates_are_judged_anew_without_running_anything(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    first = _build(tmp_path, checkpoint)
+    assert first.report.verdict == "passed"
+    strict = {"parity": {"max_abs_diff": {"max": 1e-12}}}
+    second = _build(tmp_path, checkpoint, gates=strict)
+    assert not _ran(second)
+    assert second.report.verdict == "failed"
+    assert any("max_abs_diff" in reason for reason in second.report.reasons)
+
+
+def test_a_failed_gate_leaves_the_report_apart_and_never_moves_latest(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    first = _build(tmp_path, checkpoint)
+    second = _build(tmp_path, checkpoint, gates={"parity": {"sqnr_db": {"min": 1e6}}})
+    assert second.directory.parent.name == "failed"
+    assert (second.directory / "report.html").is_file()
+    assert (tmp_path / "artifacts/tiny/latest").resolve() == first.directory.resolve()
+    again = _build(tmp_path, checkpoint, gates={"parity": {"sqnr_db": {"min": 1e6}}})
+    assert again.directory == second.directory
+    assert again.report.verdict == "failed"
+
+
+def test_the_api_raises_for_a_failed_gate_with_the_place_of_the_report(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", checkpoint, gates={"parity": {"sqnr_db": {"min": 1e6}}}
+    )
+    with pytest.raises(GateFailed, match="sqnr_db") as caught:
+        pipeline.convert(recipe, output=tmp_path / "artifacts", store=tmp_path / "store")
+    assert Path(caught.value.where, "report.md").is_file()
+    plan, statuses = pipeline.plan(recipe, store=tmp_path / "store")
+    assert len(plan.nodes) == len(statuses)
+    assert all(status.record is not None for status in statuses)
+
+
+def test_the_api_opens_and_verifies_what_was_published(tmp_path: Path, checkpoint: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", checkpoint)
+    artifact = pipeline.convert(recipe, output=tmp_path / "artifacts", store=tmp_path / "store")
+    artifact.verify()
+    model = artifact.target("cpu-fp32") / "model.onnx"
+    assert model.is_file()
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"cpu-fp32/model.onnx"):
+        pipeline.Artifact.open(artifact.path).verify()
+    with pytest.raises(ArtifactError, match="not what it was"):
+        pipeline.convert(recipe, output=tmp_path / "artifacts", store=tmp_path / "store")
+
+
+def test_an_unallowed_gate_that_cannot_run_here_fails_the_build(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    gates = {"parity": {"cosine_similarity": {"min": 0.9}}}
+    result = _build(tmp_path, checkpoint, targets=[RTX], gates=gates)
+    assert result.report.verdict == "failed"
+    assert any("device_parity" in reason for reason in result.report.reasons)
+
+
+# --- the two stale results of Olive 0.13 ------------------------------------------------------
+
+
+def test_a_changed_evaluation_is_never_answered_from_the_store(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """Olive returned the old evaluation when metric, data and sample count had changed."""
+    first = _build(tmp_path, checkpoint)
+    data = {"evaluation": {"source": "builtin:stdlib-docstrings", "samples": 9, "seed": 1}}
+    second = _build(tmp_path, checkpoint, data=data)
+    assert {"samples", "reference", "validate@cpu-fp32-fuse"} <= _ran(second)
+    assert "export" not in _ran(second)
+    seen = [result.report.targets[0].parity[-1].parity for result in (first, second)]
+    assert [parity.samples_seen for parity in seen if parity is not None] == [6, 9]
+
+
+def test_replaced_weights_are_noticed_even_with_the_old_size_and_time(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """Olive kept the ranges of old data when the file behind the same name had changed."""
+    targets = [INT8]
+    first = _build(tmp_path, checkpoint, targets=targets)
+    weights = checkpoint / "model.safetensors"
+    stat = weights.stat()
+    tensors = load_file(weights)
+    name = next(n for n in sorted(tensors) if n.endswith("intermediate.dense.weight"))
+    tensors[name] = np.ascontiguousarray(tensors[name] * 100)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights.stat().st_size == stat.st_size
+    second = _build(tmp_path, checkpoint, targets=targets)
+    assert {"export", "quantize_dynamic", "reference"} <= _ran(second)
+    assert second.directory != first.directory
+    scale = _largest_scale(second.directory / "cpu-int8/model.onnx")
+    assert scale > 50 * _largest_scale(first.directory / "cpu-int8/model.onnx") > 0
+
+
+def _largest_scale(model: Path) -> float:
+    import onnx
+    from onnx import numpy_helper
+
+    scales = [
+        numpy_helper.to_array(tensor).max()
+        for tensor in onnx.load(model).graph.initializer
+        if tensor.name.endswith("_scale")
+    ]
+    return float(max(scales))
+
+
+def test_a_stage_failure_is_an_error_with_a_report_and_not_remembered(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    result = _build(tmp_path, checkpoint, limits={"time_s": 0.2})
+    assert result.report.verdict == "error"
+    assert "failed" in result.directory.parts
+    document = json.loads((result.directory / "report.json").read_text())
+    failed = [node for node in document["nodes"] if node["state"] == "failed"]
+    assert any(node["name"] == "export" for node in failed)
+    again = _build(tmp_path, checkpoint)
+    assert again.report.verdict == "passed", again.report.reasons
