@@ -86,7 +86,7 @@ def error_charts(report: Report) -> tuple[ErrorChart, ...]:
         value
         for target in report.targets
         for error in stage_errors(target)
-        if _is_positive(value := error.output.metrics.relative_l2)
+        if (value := error.output.metrics.relative_l2) is not None and _is_positive(value)
     ]
     if not values:
         return ()
@@ -96,8 +96,8 @@ def error_charts(report: Report) -> tuple[ErrorChart, ...]:
     return tuple(chart for chart in charts if chart.lines)
 
 
-def _is_positive(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and value > 0
+def _is_positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
 def _error_chart(target: TargetReport, low: int, high: int) -> ErrorChart:
@@ -203,7 +203,9 @@ def _speed_chart(target: TargetReport, low: float, high: float) -> SpeedChart:
         margin_low=axis.at(1 / (1 + margin)),
         margin_high=axis.at(1 + margin),
         ticks=tuple(
-            Tick(at=axis.at(mark), text=f"{mark:g}×") for mark in marks if low <= mark <= high
+            Tick(at=axis.at(mark), text=f"{mark:g}{figures.TIMES}")
+            for mark in marks
+            if low <= mark <= high
         ),
         rows=tuple(
             _speed_row(shape, 18 + SPEED_ROW * place, axis) for place, shape in enumerate(shapes)
@@ -238,7 +240,7 @@ def _speed_row(shape: ShapeResult, y: float, axis: _LogAxis) -> SpeedRow:
     interval, floor = shape.speedup_interval, shape.noise_floor
     return SpeedRow(
         y=y,
-        label=f"{shape.batch} × {shape.sequence}",  # noqa: RUF001 - a multiplication sign
+        label=f"{shape.batch} {figures.TIMES} {shape.sequence}",
         reference=_bar(shape.reference, y + 12, scale),
         candidate=_bar(shape.candidate, y + 31, scale),
         ratio_at=axis.at(shape.speedup),

@@ -15,6 +15,9 @@ from pipeline.report import figures
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+STEP = " \N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} "
+"""Between the keys of a path."""
+
 MAX_ROWS = 200
 """Of one flat table."""
 
@@ -36,6 +39,13 @@ class Facts:
         """The scalar under `key` as text, or an empty string."""
         value = self.values.get(key)
         return "" if value is None or isinstance(value, dict | list | tuple) else scalar(value)
+
+    def cell(self, key: str) -> str:
+        """What stands under `key` in one table cell: a scalar, or a list on one line."""
+        value = self.values.get(key)
+        if isinstance(value, list | tuple):
+            return ", ".join(scalar(item) for item in value)
+        return self.text(key)
 
     def child(self, key: str) -> Facts:
         """The mapping under `key`, or an empty one."""
@@ -83,11 +93,11 @@ def scalar(value: object) -> str:
 def _flat(path: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flat(f"{path} › {key}" if path else str(key), item)
+            yield from _flat(f"{path}{STEP}{key}" if path else str(key), item)
     elif isinstance(value, list | tuple):
         if any(isinstance(item, dict | list | tuple) for item in value):
             for place, item in enumerate(value):
-                yield from _flat(f"{path} › {place + 1}", item)
+                yield from _flat(f"{path}{STEP}{place + 1}", item)
         else:
             yield path, ", ".join(scalar(item) for item in value) or "none"
     else:

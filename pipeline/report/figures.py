@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 
-NONE = "–"
+NONE = "\N{EN DASH}"
 """Stands where there is no number."""
+
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 BINARY_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -32,11 +35,11 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """A cosine with six decimals, rounded down; closer to 1 than that as `1 − 3e-13`."""
+    """A cosine with six decimals, rounded down; closer to 1 than that as `1 - 3e-13`."""
     if value is None or not math.isfinite(value) or value == 1:
         return figure(value)
     if 0 < 1 - value < 1e-6:
-        return f"1 − {figure(1 - value, 2)}"  # noqa: RUF001 - a minus sign
+        return f"1 {MINUS} {figure(1 - value, 2)}"
     return f"{math.floor(value * 1e6) / 1e6:.6f}"
 
 
@@ -72,14 +75,10 @@ def size(size_bytes: float | None) -> str:
     """Bytes in binary units: `86.9 MiB`."""
     if size_bytes is None or not math.isfinite(size_bytes):
         return figure(size_bytes)
-    amount, unit = float(size_bytes), BINARY_UNITS[0]
-    for unit in BINARY_UNITS:  # noqa: B007 - the unit is what we came for
-        if abs(amount) < 1024 or unit == BINARY_UNITS[-1]:
-            break
-        amount /= 1024
-    if unit == BINARY_UNITS[0]:
-        return f"{int(amount)} {unit}"
-    return f"{amount:.{_decimals(amount)}f} {unit}"
+    amount, unit = float(size_bytes), 0
+    while abs(amount) >= 1024 and unit < len(BINARY_UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    return f"{amount:.{_decimals(amount) if unit else 0}f} {BINARY_UNITS[unit]}"
 
 
 def mebibytes(value: float | None) -> str:
@@ -107,10 +106,10 @@ def seconds(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A speed-up: `1.42×`."""
+    """A speed-up: `1.42x`."""
     if value is None or not math.isfinite(value):
         return figure(value)
-    return f"{value:.{_decimals(value)}f}×"
+    return f"{value:.{_decimals(value)}f}{TIMES}"
 
 
 def percent(share: float | None) -> str:
@@ -140,7 +139,7 @@ def _decimals(value: float) -> int:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A difference with its sign: `+6e-8`, `−1e-9`, `0`."""
+    """A difference with its sign: `+6e-8`, `-1e-9`, `0`."""
     if value is None or not math.isfinite(value) or value == 0:
         return figure(value, digits)
-    return f"{'+' if value > 0 else '−'}{figure(abs(value), digits)}"  # noqa: RUF001
+    return f"{'+' if value > 0 else MINUS}{figure(abs(value), digits)}"

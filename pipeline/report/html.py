@@ -18,6 +18,7 @@ from pipeline.report.facts import Facts
 from pipeline.report.printable import printable
 from pipeline.report.summary import (
     VERDICT_WORDS,
+    blame,
     broken_gates,
     failed_nodes,
     headline,
@@ -45,12 +46,12 @@ SIGNS = {
     "not_run": "○",
     "hit": "=",
     "ran": "▸",
-    "skipped": "–",  # noqa: RUF001 - a dash
+    "skipped": figures.NONE,
 }
 """Shown beside every verdict and state, so that colour is never the only sign."""
 
 FUSION_KEYS = ("fusions", "attention_layers", "coverage")
-ENGINE_KEYS = ("layer_counts", "gemms", "layers", "coverage")
+ENGINE_KEYS = ("layer_types", "gemm_kinds", "layer_rows", "coverage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +87,8 @@ class Engine:
     """One engine, read from its facts."""
 
     engine: EngineReport
-    layer_counts: tuple[tuple[str, float], ...]
-    gemms: tuple[tuple[str, float], ...]
+    layer_types: tuple[tuple[str, float], ...]
+    gemm_kinds: tuple[tuple[str, float], ...]
     coverage: tuple[tuple[str, float], ...]
     rows: tuple[tuple[str, str], ...]
     layers: LayerTable | None
@@ -118,7 +119,7 @@ def render_html(report: Report) -> str:
         picture=picture(shown.nodes),
         fusions=tuple(found for node in shown.nodes if (found := _fusions(node))),
         engines=tuple(_engine(engine) for target in shown.targets for engine in target.engines),
-        facts=tuple(found for node in shown.nodes if (found := _other_facts(shown, node))),
+        facts=tuple(other for node in shown.nodes if (other := _other_facts(shown, node))),
         environment=Facts(shown.environment).rows(),
         source=Facts(shown.source).rows(),
         recipe=json.dumps(shown.recipe, indent=2, ensure_ascii=False, default=str),
@@ -146,7 +147,7 @@ def _environment() -> Environment:
         environment.filters[form.__name__] = form
     environment.globals.update(signs=SIGNS, words=VERDICT_WORDS)
     environment.globals.update(stage_errors=stage_errors, problems=problems)
-    environment.globals.update(is_build_breaking=is_build_breaking)
+    environment.globals.update(is_build_breaking=is_build_breaking, blame=blame)
     return environment
 
 
@@ -180,11 +181,11 @@ def _engine(engine: EngineReport) -> Engine:
     facts = Facts(engine.facts)
     return Engine(
         engine=engine,
-        layer_counts=facts.child("layer_counts").numbers(),
-        gemms=facts.child("gemms").numbers(),
+        layer_types=facts.child("layer_types").numbers(),
+        gemm_kinds=facts.child("gemm_kinds").numbers(),
         coverage=facts.child("coverage").numbers(),
         rows=facts.rows(known=ENGINE_KEYS),
-        layers=_layer_table(facts.records("layers")),
+        layers=_layer_table(facts.records("layer_rows")),
     )
 
 
@@ -193,7 +194,7 @@ def _layer_table(layers: tuple[Facts, ...]) -> LayerTable | None:
         return None
     kept = layers[:MAX_LAYERS]
     columns = tuple(dict.fromkeys(key for layer in kept for key in layer.values))[:8]
-    rows = tuple(tuple(layer.text(column) for column in columns) for layer in kept)
+    rows = tuple(tuple(layer.cell(column) for column in columns) for layer in kept)
     return LayerTable(columns=columns, rows=rows, total=len(layers))
 
 

@@ -18,6 +18,7 @@ from pipeline.report.printable import printable
 from pipeline.report.summary import (
     VERDICT_WORDS,
     TargetSummary,
+    blame,
     failed_nodes,
     headline,
     is_build_breaking,
@@ -130,12 +131,12 @@ def _table(
 
 def _verdict(report: Report) -> Section:
     mark = VERDICT_MARKS[report.verdict]
+    made = f"Version {code(report.version)}, made {code(report.created_at)}."
     return Section(
         head=(
             f"# {mark} {report.verdict.capitalize()}: {escape(report.name)}",
             "",
-            f"{escape(figures.sentence(headline(report)))} "
-            f"Version {code(report.version)}, made {code(report.created_at)}.",
+            f"{escape(figures.sentence(headline(report)))} {made}",
             "",
         ),
         lines=tuple(f"- {escape(reason)}" for reason in report.reasons),
@@ -207,7 +208,9 @@ def _gates(report: Report) -> Section | None:
                 figures.judged(gate.metric, gate.measured, holds=holds)
                 + (" (proxy)" if gate.is_proxy else ""),
                 escape(gate.limit),
-                escape(gate.reason),
+                escape(
+                    "; ".join(filter(None, (gate.reason, "" if holds else blame(report, gate))))
+                ),
             )
         )
     columns = ("Verdict", "Target", "Gate", "Metric", "Measured>", "Limit", "Reason")
@@ -215,7 +218,7 @@ def _gates(report: Report) -> Section | None:
 
 
 def _parity(report: Report) -> Section | None:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for target in report.targets:
         for error in stage_errors(target):
             m = error.output.metrics

@@ -5,14 +5,14 @@ The other forms (Markdown, JUnit, HTML) are rendered from this record and from n
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.bench.types import BenchmarkResult
 from pipeline.parity.types import GateResult, Parity
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 class Frozen(BaseModel):

@@ -216,6 +216,34 @@ def stage_errors(target: TargetReport) -> tuple[StageError, ...]:
     return tuple(found)
 
 
+def blame(report: Report, gate: GateResult) -> str:
+    """Which stage brought most of the error that a parity gate found; empty when unknown.
+
+    The share is of the relative L2 after the last stage, of the output that the gate names, or of
+    the last one compared when it names none.
+    """
+    target = next((target for target in report.targets if target.name == gate.target), None)
+    if gate.gate != "parity" or target is None:
+        return ""
+    errors = stage_errors(target)
+    named = [error for error in errors if gate.metric.startswith(f"{error.output.name}.")]
+    kept = [e for e in errors if e.output.name == (named or errors)[-1].output.name]
+    steps = [(added, e.stage.node) for e in kept if (added := _added(e)) is not None]
+    total = kept[-1].output.metrics.relative_l2 if kept else None
+    if len(steps) < 2 or total is None or not 0 < total < math.inf:
+        return ""
+    most, node = max(steps)
+    share = min(most / total, 1.0)
+    return f"{node} brought {figures.percent(share)} of the error" if share > 0.5 else ""
+
+
+def _added(error: StageError) -> float | None:
+    """What a stage added; the first one added all that there was after it."""
+    if error.added_relative_l2 is not None:
+        return error.added_relative_l2
+    return error.output.metrics.relative_l2
+
+
 def problems(links: Iterable[StageParity]) -> tuple[str, ...]:
     """Sentences of the comparison that make a graph wrong whatever the limits are."""
     return tuple(

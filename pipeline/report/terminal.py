@@ -9,6 +9,7 @@ from pipeline.report.printable import printable
 from pipeline.report.summary import (
     VERDICT_WORDS,
     TargetSummary,
+    blame,
     broken_gates,
     failed_nodes,
     headline,
@@ -36,7 +37,8 @@ def render_terminal_summary(report: Report) -> str:
     if failed:
         lines += ["", "Failed stages:", *_listed(_node_lines(node) for node in failed)]
     if broken:
-        lines += ["", "Gates that do not hold:", *_listed([_gate_line(g)] for g in broken)]
+        blocks = (_gate_lines(shown, gate) for gate in broken)
+        lines += ["", "Gates that do not hold:", *_listed(blocks)]
     if shown.reasons and not failed and not broken:
         lines += ["", "Reasons:", *_listed([f"  {reason}"] for reason in shown.reasons)]
     return "\n".join(_one_line(line) for line in lines) + "\n"
@@ -90,6 +92,11 @@ def _node_lines(node: NodeReport) -> list[str]:
     if node.failure.hint:
         lines.append(f"      hint: {node.failure.hint}")
     return lines
+
+
+def _gate_lines(report: Report, gate: GateResult) -> list[str]:
+    who = blame(report, gate)
+    return [_gate_line(gate), *([f"      {who}"] if who else [])]
 
 
 def _gate_line(gate: GateResult) -> str:

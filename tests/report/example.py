@@ -154,18 +154,19 @@ def side_files(target: str) -> tuple[FileEntry, ...]:
 def engine_facts(capability: str, scale: float) -> dict[str, Any]:
     kinds = ("gemm", "fused_attention", "pointwise", "normalization")
     return {
-        "tensorrt_rtx_version": "1.7.1.36",
+        "tensorrt_rtx": "1.7.1.36",
         "compute_capability": capability,
         "size_bytes": int(44.1 * MIB * scale),
         "weights_bytes": int(43.3 * MIB),
         "activation_memory_bytes": int(61.5 * MIB),
-        "layer_counts": {"gemm": 36, "fused_attention": 6, "normalization": 13, "myelin": 4},
-        "gemms": {"fp16": 36},
+        "layers": 59,
+        "layer_types": {"gemm": 36, "fused_attention": 6, "normalization": 13, "myelin": 4},
+        "gemm_kinds": {"Half x Half": 36},
         "fused_attention": 6,
         "layer_fingerprint": digest(capability),
-        "coverage": {"fp16_weights": 0.998},
-        "layers": [
-            {"name": f"layer_{i}_{kinds[i % 4]}", "type": kinds[i % 4], "precision": "fp16"}
+        "coverage": {"fused_attention": 1.0, "fp16_gemms": 1.0},
+        "layer_rows": [
+            {"name": f"layer_{i}_{kinds[i % 4]}", "type": kinds[i % 4], "inputs": ["Half", "Half"]}
             for i in range(24)
         ],
     }
@@ -460,8 +461,7 @@ ENVIRONMENT: dict[str, Any] = {
 TEXTS = (
     "Return True if all elements of the iterable are true.",
     "Raised when a weak reference proxy is used after the referent has gone away.",
-    "Split the string at the last occurrence of sep, and return a 3-tuple containing the part "
-    "before the separator, the separator itself, and the part after it.",
+    "Split the string at the last occurrence of sep, and return a 3-tuple.",
 )
 
 
