@@ -1,0 +1,165 @@
+"""Brings the mask of an attention into the form that the fused operator takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from pipeline.graph.fusions.dims import ONE, Shape
+from pipeline.graph.fusions.outcome import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.graph.fusions.attention_scores import Fill, Scores
+    from pipeline.graph.fusions.matching import GraphEditor
+    from pipeline.graph.fusions.shapes import SymbolicShapes
+
+LOWEST_FLOAT = float(np.finfo(np.float32).min)
+"""Added to a score it gives itself, so that a row of it has equal weights and not NaN."""
+
+
+def check_mask(scores: Scores, full: Shape, shapes: SymbolicShapes, *, is_guarded: bool) -> None:
+    """Requires the mask to broadcast to the scores in a way that the fused operator can follow.
+
+    Args:
+        scores: What the mask is added to.
+        full: (batch, heads, length of the query, length of the key).
+        shapes: Of the graph.
+        is_guarded: Whether NaN rows become zeros.
+
+    Raises:
+        Refused: with the reason.
+    """
+    mask = scores.mask
+    if mask is None:
+        if is_guarded:
+            raise Refused("a guard against NaN stands behind scores without a mask")
+        return
+    shape = shapes.of(mask)
+    if shape is None:
+        raise Refused(f"the shape of the mask `{mask.name}` is not known")
+    if scores.mask_rank != 4 and any(dim != ONE for dim in shape[:-2]):
+        raise Refused("the mask is added while batch and heads share an axis")
+    padded = (ONE,) * (4 - len(shape)) + shape
+    if len(padded) != 4 or any(
+        dim not in {ONE, wanted} for dim, wanted in zip(padded, full, strict=True)
+    ):
+        raise Refused(
+            f"the mask `{mask.name}` of ({_text(shape)}) is not known to broadcast to ({_text(full)})"
+        )
+    if is_guarded and padded[1] != ONE:
+        raise Refused("a guard against NaN stands behind a mask that differs between heads")
+
+
+def _text(shape: Shape) -> str:
+    return ", ".join(map(str, shape))
+
+
+class MaskBuilder:
+    """Prepares masks; those that layers share are prepared once.
+
+    Args:
+        editor: Of the graph.
+        shapes: Of the graph.
+    """
+
+    def __init__(self, editor: GraphEditor, shapes: SymbolicShapes) -> None:
+        self._editor = editor
+        self._shapes = shapes
+        self._made: dict[tuple[object, ...], ir.Value] = {}
+
+    def bias(
+        self, scores: Scores, operands: tuple[ir.Value, ir.Value], before: ir.Node,
+        *, is_guarded: bool,
+    ) -> ir.Value:  # fmt: skip
+        """The float mask (batch|1, heads|1, length, length), for which `check_mask` holds.
+
+        Args:
+            scores: Holds the mask.
+            operands: Query and key, (batch, length, heads * size).
+            before: Where to insert.
+            is_guarded: Whether infinite entries must become finite, see `zero_masked_rows`.
+        """
+        query, key = (self._shapes.of(operand) or () for operand in operands)
+        lengths = (query[1], key[1])
+        value = self._additive(scores, before)
+        if is_guarded:
+            value = self._once(("finite", value), lambda: self._finite(value, before))
+        shape = self._shapes.of(value) or ()
+        if len(shape) == 4 and shape[2:] == lengths:
+            return value
+        unexpanded = value
+        return self._once(
+            ("expanded", value, lengths), lambda: self._expanded(unexpanded, operands, before)
+        )
+
+    def zero_masked_rows(self, scores: Scores, result: ir.Value, before: ir.Node) -> ir.Value:
+        """Zeros where every key is masked with -infinity; `result` (batch, length, hidden) else."""
+        mask = self._additive(scores, before)
+        rows = self._once(("rows", mask), lambda: self._masked_rows(mask, before))
+        zero = self._editor.float_scalar(0.0)
+        return self._editor.insert(
+            before, "Where", [rows, zero, result], output=f"{result.name}_guarded"
+        )
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], ir.Value]) -> ir.Value:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _additive(self, scores: Scores, before: ir.Node) -> ir.Value:
+        mask, fill = scores.mask, scores.fill
+        if mask is None:
+            raise Refused("there is no mask")
+        if fill is None:
+            return mask
+        return self._once(("filled", mask, fill), lambda: self._filled(mask, fill, before))
+
+    def _filled(self, condition: ir.Value, fill: Fill, before: ir.Node) -> ir.Value:
+        branches = [self._editor.float_scalar(fill.number), self._editor.float_scalar(0.0)]
+        if not fill.where_true:
+            branches.reverse()
+        return self._editor.insert(
+            before, "Where", [condition, *branches], output=f"{condition.name}_bias"
+        )
+
+    def _finite(self, mask: ir.Value, before: ir.Node) -> ir.Value:
+        lowest = self._editor.float_scalar(LOWEST_FLOAT)
+        return self._editor.insert(before, "Max", [mask, lowest], output=f"{mask.name}_finite")
+
+    def _expanded(
+        self, mask: ir.Value, operands: tuple[ir.Value, ir.Value], before: ir.Node
+    ) -> ir.Value:
+        lengths = [
+            self._editor.insert(
+                before, "Shape", [operand], output=f"{operand.name}_length",
+                attributes={"start": 1, "end": 2}, dtype=ir.DataType.INT64,
+            )
+            for operand in operands
+        ]  # fmt: skip
+        target = self._editor.insert(
+            before, "Concat", [self._editor.integers((1, 1)), *lengths],
+            output=f"{mask.name}_target", attributes={"axis": 0}, dtype=ir.DataType.INT64,
+        )  # fmt: skip
+        return self._editor.insert(
+            before, "Expand", [mask, target], output=f"{mask.name}_expanded"
+        )
+
+    def _masked_rows(self, mask: ir.Value, before: ir.Node) -> ir.Value:
+        """Whether a row is masked in full: bool (batch|1, length|1, 1)."""
+        highest = self._editor.insert(
+            before, "ReduceMax", [mask, self._editor.integers((-1,))],
+            output=f"{mask.name}_highest", attributes={"keepdims": 1},
+        )  # fmt: skip
+        if len(self._shapes.of(mask) or ()) == 4:
+            highest = self._editor.insert(
+                before, "Squeeze", [highest, self._editor.integers((1,))],
+                output=f"{mask.name}_rows",
+            )  # fmt: skip
+        return self._editor.insert(
+            before, "IsInf", [highest], output=f"{mask.name}_masked_rows",
+            attributes={"detect_positive": 0}, dtype=ir.DataType.BOOL,
+        )  # fmt: skip
