@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.engines import builder_program as program
 from pipeline.engines.diagnosis import (
     build_failure,
+    lossy_constants,
+    notable_warnings,
     parser_failure,
     process_failure,
     require_no_wrong_engine_warning,
@@ -96,10 +98,12 @@ class BuiltEngine:
     Attributes:
         path: The engine, in the scratch directory; to be moved by the caller.
         result: What the builder said.
+        warnings: What deserves a reader: warnings of the log and of the parser, each once.
     """
 
     path: Path
     result: BuilderResult
+    warnings: tuple[str, ...]
 
 
 def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
@@ -115,7 +119,7 @@ def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
             killed or dies.
     """
     _write_request(request, scratch)
-    _run_program(scratch)
+    lines = _run_program(scratch)
     text = (scratch / program.RESULT_FILE).read_text(encoding="utf-8")
     result = BuilderResult.model_validate_json(text)
     if result.parser_errors:
@@ -125,7 +129,8 @@ def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
     if result.refused or not result.is_built:
         raise build_failure(result.refused, result.records, request.workspace_bytes)
     require_no_wrong_engine_warning(result.records)
-    return BuiltEngine(path=scratch / program.ENGINE_FILE, result=result)
+    warnings = (*notable_warnings(result.records), *lossy_constants(lines))
+    return BuiltEngine(path=scratch / program.ENGINE_FILE, result=result, warnings=warnings)
 
 
 def _write_request(request: EngineRequest, scratch: Path) -> None:
@@ -144,7 +149,8 @@ def _write_request(request: EngineRequest, scratch: Path) -> None:
     (scratch / program.REQUEST_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
-def _run_program(scratch: Path) -> None:
+def _run_program(scratch: Path) -> list[str]:
+    """Run it to its end; the lines that it, or a library below it, printed."""
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     environment["PYTHONHASHSEED"] = "0"
     log = scratch / _LOG_FILE
@@ -158,9 +164,9 @@ def _run_program(scratch: Path) -> None:
             stderr=subprocess.STDOUT,
             check=False,
         ).returncode
-    if code == 0:
-        return
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    if code == 0:
+        return lines
     raise process_failure(code, _signal_name(code), lines)
 
 

@@ -98,6 +98,8 @@ def _parse(trt: Any, request: dict[str, Any], network: Any, logger: Any) -> list
     if parser.parse_from_file(request["model"]):
         return []
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if not errors:
+        return [{"code": "UNKNOWN", "description": "no reason given", "node": "", "operator": ""}]
     return [
         {
             "code": error.code().name,

@@ -34,6 +34,9 @@ _WRONG_ENGINE = (
         "the export has merged or dropped this input: give it example values of its own",
     ),
 )
+_LOSSY_CONSTANT = re.compile(
+    r"in op (\S+), operand (\S+) payload type requires precision-lose casting"
+)
 _BENIGN = re.compile(r"Make sure input .* has Int64 binding")
 _OUT_OF_MEMORY_HINT = (
     "most likely it ran out of memory: a build takes about three times the size of the weights; "
@@ -52,6 +55,17 @@ def notable_warnings(records: Iterable[tuple[str, str]]) -> list[str]:
     """The warnings of a log, each once and in order, without those that mean nothing."""
     found = [m for severity, m in records if severity == "WARNING" and not _BENIGN.search(m)]
     return list(dict.fromkeys(found))
+
+
+def lossy_constants(lines: Iterable[str]) -> list[str]:
+    """Constants that the graph's type cannot hold, such as a smallest norm of 1e-12 in fp16.
+
+    The compiler prints these past the logger.
+    """
+    matches = (_LOSSY_CONSTANT.search(line) for line in lines)
+    return [
+        f"{m[1]}: the constant {m[2]} is not exact in the type of the node" for m in matches if m
+    ]
 
 
 def require_no_wrong_engine_warning(records: Iterable[tuple[str, str]]) -> None:

@@ -56,7 +56,7 @@ def run_engine(
     """
     from pipeline.engines.build import EngineRequest, build_engine
     from pipeline.engines.builder_log import parse_layers
-    from pipeline.engines.diagnosis import graph_failure, notable_warnings
+    from pipeline.engines.diagnosis import graph_failure
     from pipeline.engines.facts import layer_facts, short_row
     from pipeline.engines.module import TENSORRT_RTX
     from pipeline.engines.profiles import profile_from_axes
@@ -80,7 +80,7 @@ def run_engine(
     built = build_engine(request, context.scratch)
     if not built.result.addresses_are_fixed:
         context.log("addresses are randomised here: a rebuild may differ in a few bytes")
-    for message in notable_warnings(built.result.records):
+    for message in built.warnings:
         context.log(f"TensorRT-RTX warns: {message}")
     layers = parse_layers(built.result.layers)
     rows = [short_row(layer) for layer in layers]
@@ -95,7 +95,6 @@ def run_engine(
 
 def _engine_facts(config: EngineConfig, built: BuiltEngine) -> dict[str, JSON]:
     from pipeline.engines.builder_log import parse_memory
-    from pipeline.engines.diagnosis import notable_warnings
     from pipeline.engines.header import read_engine_header
 
     header = read_engine_header(built.path)
@@ -110,7 +109,7 @@ def _engine_facts(config: EngineConfig, built: BuiltEngine) -> dict[str, JSON]:
         "weights_bytes": memory.weights_bytes,
         "activation_memory_bytes": memory.activation_bytes,
         "scratch_memory_bytes": memory.scratch_bytes,
-        "warnings": notable_warnings(built.result.records),
+        "warnings": list(built.warnings),
     }
 
 
