@@ -313,7 +313,7 @@ def _require_no_influence(
     floating = [name for name in names if tensors[name].is_floating_point()]
     bad = [*unknown, *(name for name in names if name not in floating)]
     for name in floating:
-        tensors[name].requires_grad_(requires_grad=True)
+        tensors[name].requires_grad_(True)
     outputs = loaded.module(*loaded.example())
     total = torch.stack([output.sum() for output in outputs]).sum()
     gradients: Sequence[torch.Tensor | None] = [None] * len(floating)
@@ -322,7 +322,7 @@ def _require_no_influence(
             total, [tensors[name] for name in floating], allow_unused=True
         )
     for name in floating:
-        tensors[name].requires_grad_(requires_grad=False)
+        tensors[name].requires_grad_(False)
     bad += [name for name, grad in zip(floating, gradients, strict=True) if grad is not None]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""

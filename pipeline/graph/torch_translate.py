@@ -1,0 +1,152 @@
+"""A traced torch program as an ONNX graph.
+
+Two routes to the same graph: *direct* translation of the program as it was traced, and *decomposed*
+by `torch.onnx.export`, for programs that hold something only a second trace can take apart.
+`pipeline.graph.torch_lowering` decides which one a program needs. The direct route uses parts of
+`torch.onnx` that have no public name (as of torch 2.13); all such names are in this file.
+"""
+
+# ruff: noqa: SLF001 - see above
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.onnx._internal.exporter import _core, _ir_passes, _registration
+from torch.onnx._internal.exporter._torchlib import _torchlib_registry
+from torch.onnx._internal.fx.passes.type_promotion import (
+    TypePromotionTable,
+    get_type_promotion_rule,
+)
+
+from pipeline.errors import ExportError
+from pipeline.graph.torch_lowering import (
+    is_functional,
+    is_promotion_free,
+    lower_program,
+    used_operators,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+    from torch.fx import Node
+
+Route = Literal["direct", "decomposed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """A translated program.
+
+    Attributes:
+        model: The graph, with the tensors of the program as its weights.
+        route: How it was made.
+    """
+
+    model: ir.Model
+    route: Route
+
+
+def translate_program(
+    program: torch.export.ExportedProgram,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int,
+) -> Translation:
+    """Translate a program; the program itself is changed.
+
+    Args:
+        program: As `torch.export.export` made it.
+        input_names: New names of the inputs, in order.
+        output_names: New names of the outputs, in order.
+        opset: Version of the standard operators to write.
+
+    Raises:
+        ExportError: when an operator has no translation.
+    """
+    lower_program(program)
+    registry = _partial_registry(used_operators(program), opset)
+    route: Route = "direct" if _is_direct(program, registry) else "decomposed"
+    try:
+        if route == "direct":
+            model = _core._exported_program_to_onnx_program(program, registry=registry).model
+        else:
+            model = _decompose_and_translate(program, opset)
+    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as err:
+        cause = err.__cause__ or err
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise ExportError(f"torch.onnx cannot translate the model: {reason}") from err
+    model.opset_imports[""] = opset
+    _ir_passes.rename_inputs(model, tuple(input_names))
+    _ir_passes.rename_outputs(model, tuple(output_names))
+    return Translation(model=model, route=route)
+
+
+def _is_direct(
+    program: torch.export.ExportedProgram, registry: _registration.ONNXRegistry
+) -> bool:
+    table = TypePromotionTable()
+
+    def promotes(node: Node) -> bool:
+        return get_type_promotion_rule(node, table) is not None
+
+    return (
+        all(
+            name.startswith("_operator::") or name in registry.functions
+            for name in used_operators(program)
+        )
+        and is_functional(program)
+        and is_promotion_free(program, promotes)
+    )
+
+
+def _partial_registry(operators: frozenset[str], opset: int) -> _registration.ONNXRegistry:
+    """Torch's own translations, and of torchlib's those of these operators alone.
+
+    Registering all of torchlib parses the source of a thousand functions, of which a model needs
+    some forty.
+    """
+    from onnxscript.function_libs.torch_lib import ops, registration
+
+    del ops  # importing it fills the registry
+    registry = _registration.ONNXRegistry()
+    registry._opset_version = opset
+    for meta in _torchlib_registry.get_torchlib_ops():
+        registry._register(meta.fx_target, meta)
+    for name in sorted(operators):
+        overload = _registration._get_overload(name)
+        if overload is None or name not in registration.default_registry:
+            continue
+        for function in registration.default_registry[name].overloads:
+            registry._register(
+                overload,
+                _registration.OnnxDecompMeta(
+                    onnx_function=function, fx_target=overload, signature=None
+                ),
+            )
+    registry._cleanup_registry_based_on_opset_version()
+    return registry
+
+
+def _decompose_and_translate(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = torch.onnx.export(
+            program,
+            (),
+            opset_version=opset,
+            dynamo=True,
+            optimize=False,
+            verify=False,
+            verbose=False,
+        )
+    assert result is not None
+    return result.model

@@ -1,0 +1,57 @@
+"""A torch module as a traced program with named axes: the first half of an export."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch._dynamo.exc import UserError
+from torch.export import Dim
+
+from pipeline.errors import ExportError
+from pipeline.tasks import SEQUENCE_AXIS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.runtimes.torch_model import TorchComponent
+
+
+def capture_program(component: TorchComponent) -> torch.export.ExportedProgram:
+    """Trace a component on its example inputs, with one symbol for each named axis.
+
+    Raises:
+        ExportError: when an axis turns out to be of fixed size or bound to another, or the model
+            does something that depends on values and cannot be traced.
+    """
+    axes = _dimensions(component)
+    shapes = tuple(
+        {index: axes[axis] for index, axis in enumerate(spec.axes)} for spec in component.inputs
+    )
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                component.module,
+                component.example(),
+                dynamic_shapes={"tensors": shapes},
+                strict=False,
+            )
+    except (UserError, ValueError, RuntimeError, NotImplementedError) as err:
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise ExportError(f"torch.export cannot trace the model: {reason}") from err
+
+
+def _dimensions(component: TorchComponent) -> Mapping[str, Dim]:
+    names = dict.fromkeys(axis for spec in component.inputs for axis in spec.axes)
+    return {
+        name: (
+            Dim(name, max=component.max_sequence)
+            if name == SEQUENCE_AXIS and component.max_sequence
+            else Dim(name)
+        )
+        for name in names
+    }
