@@ -80,7 +80,8 @@ BROKEN = {
     "other_sample_of_the_batch": (
         "sentence_embedding = Div (pooled, length)",
         "mean = Div (pooled, length) all = ReduceMean <keepdims = 1> (mean, zero_axis) "
-        "small = Mul (all, tenth) sentence_embedding = Add (mean, small)",
+        "apart = Sub (all, mean) small = Mul (apart, tenth) "
+        "sentence_embedding = Add (mean, small)",
     ),
     "sequence_of_one_size": (
         "int64[batch, sequence] token_type_ids",
