@@ -180,7 +180,7 @@ def _every_point(
     for scene, story in SCENARIOS:
         template, root = directory / "template", directory / "root"
         shutil.rmtree(template, ignore_errors=True)
-        template.mkdir()
+        template.mkdir(parents=True)
         scene(template)
         for point in itertools.count(1):
             shutil.rmtree(root, ignore_errors=True)
