@@ -128,7 +128,7 @@ class _OutputRecord:
 
 
 class ParityRecorder:
-    """Collects the comparison of one graph, batch by batch; memory does not grow with the data.
+    """Collects the comparison of one graph, batch by batch; keeps numbers only, no tensors.
 
     Args:
         outputs: Every output of the reference.

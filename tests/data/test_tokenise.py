@@ -55,7 +55,7 @@ def test_a_missing_tokenizer_says_how_to_add_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", "not json"])
 def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(StageError, match="`tokenizer.json` cannot be read"):
+    with pytest.raises(StageError, match=r"`tokenizer\.json` cannot be read"):
         load_tokenizer(tmp_path, max_length=8)
 
 

@@ -70,8 +70,10 @@ BROKEN = {
     ),
     "nan_in_one_sample": (
         "word = Gather (words, input_ids)",
-        "good = Gather (words, input_ids) bad = Equal (input_ids, poison) "
-        "bad3 = Unsqueeze (bad, minus_one) word = Where (bad3, nan, good)",
+        (
+            "good = Gather (words, input_ids) bad = Equal (input_ids, poison) "
+            "bad3 = Unsqueeze (bad, minus_one) word = Where (bad3, nan, good)"
+        ),
     ),
     "scaled_by_two": (
         "sentence_embedding = Div (pooled, length)",
@@ -79,9 +81,11 @@ BROKEN = {
     ),
     "other_sample_of_the_batch": (
         "sentence_embedding = Div (pooled, length)",
-        "mean = Div (pooled, length) all = ReduceMean <keepdims = 1> (mean, zero_axis) "
-        "apart = Sub (all, mean) small = Mul (apart, tenth) "
-        "sentence_embedding = Add (mean, small)",
+        (
+            "mean = Div (pooled, length) all = ReduceMean <keepdims = 1> (mean, zero_axis) "
+            "apart = Sub (all, mean) small = Mul (apart, tenth) "
+            "sentence_embedding = Add (mean, small)"
+        ),
     ),
     "sequence_of_one_size": (
         "int64[batch, sequence] token_type_ids",

@@ -37,7 +37,7 @@ BEYOND = {
 }
 
 
-def _metrics(**changes: float | int | None) -> Metrics:
+def _metrics(**changes: float | None) -> Metrics:
     return Metrics.model_validate({**GOOD, "non_finite": 0, "elements": 100, **changes})
 
 
