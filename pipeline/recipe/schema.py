@@ -87,8 +87,7 @@ def locate(location: Sequence[str | int]) -> Located:
             inner = prefix[item] if item < len(prefix) else schema.get("items", {})
             parent, schema, path = schema, resolve(inner), (*path, item)
         elif isinstance(item, str) and schema.get("type") == "object":
-            inner = schema.get("properties", {}).get(item) or schema.get("additionalProperties")
-            parent, schema, path = schema, resolve(inner or {}), (*path, item)
+            parent, schema, path = schema, resolve(_property(schema, item)), (*path, item)
         # Anything else is pydantic's name for the branch of a union.
     return Located(path, schema, parent)
 
@@ -154,6 +153,14 @@ def resolves_to_itself(text: str) -> bool:
         return resolve_plain(text) == text
     except ValueError:
         return False
+
+
+def _property(schema: Schema, key: str) -> Schema:
+    """What a key of a mapping may hold; keys that are free names all hold the same."""
+    any_name: list[Schema] = [*schema.get("patternProperties", {}).values()]
+    if isinstance(rest := schema.get("additionalProperties"), dict):
+        any_name.append(rest)
+    return properties(schema).get(key) or next(iter(any_name), {})
 
 
 @lru_cache(maxsize=1)
