@@ -61,7 +61,7 @@ class LoadRecord(Frozen):
 
 
 class PairRecord(Frozen):
-    """Two blocks of calls, one right after the other; durations in ns, the warm-up call left out."""
+    """Two blocks of calls, one right after the other; durations in ns, warm-up calls left out."""
 
     first: Role
     reference_ns: tuple[int, ...]

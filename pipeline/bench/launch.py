@@ -24,7 +24,7 @@ from pipeline.bench.job import (
     Role,
     ShapeRecord,
 )
-from pipeline.bench.schedule import mirrored_orders, plan_blocks
+from pipeline.bench.schedule import WARM_UP_S, mirrored_orders, plan_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,11 +104,14 @@ def _measure_shape(
 
 
 def _time_block(call: Call, count: int) -> tuple[int, ...]:
-    """Durations of `count` calls in ns, after one call that is not counted.
+    """Durations of `count` calls in ns, after a warm-up that is not counted.
 
-    The uncounted one meets the caches and the threads that the other model left behind.
+    The warm-up meets the caches, and outlasts the spinning threads, that the other model left.
     """
+    warm_until = time.perf_counter_ns() + int(WARM_UP_S * 1e9)
     call()
+    while time.perf_counter_ns() < warm_until:
+        call()
     durations = []
     for _ in range(count):
         started = time.perf_counter_ns()

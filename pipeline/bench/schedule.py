@@ -14,6 +14,13 @@ FEWEST_PAIRS: Final = 4
 MOST_PAIRS: Final = 12
 MOST_CALLS: Final = 100
 
+WARM_UP_S: Final = 0.02
+"""Each block begins with uncounted calls for at least this long.
+
+Torch's idle OpenMP threads spin for 7 to 11 ms after a call (torch 2.13, two cores, measured in
+docs/decisions/0004-benchmark-design.md), on the cores that the next block wants.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
@@ -21,7 +28,7 @@ class BlockPlan:
 
     Attributes:
         pairs: Pairs of blocks, one block of each model.
-        calls: Timed calls of each block, after one warm-up call that is not counted.
+        calls: Timed calls of each block, after its warm-up.
     """
 
     pairs: int
@@ -33,11 +40,12 @@ def plan_blocks(cycle_s: float, seconds: float) -> BlockPlan:
 
     Args:
         cycle_s: One call of each model together, seconds.
-        seconds: How long the shape may take, seconds. Exceeded when even the smallest plan, four
-            pairs of one warm-up and one timed call, takes longer.
+        seconds: How long the shape may take, warm-ups included, seconds. Exceeded when even the
+            smallest plan, four pairs of blocks with one timed call, takes longer.
     """
-    pairs = min(max(int(seconds / (2 * cycle_s)), FEWEST_PAIRS), MOST_PAIRS)
-    calls = min(max(int(seconds / (pairs * cycle_s)) - 1, 1), MOST_CALLS)
+    warm_up_s = max(cycle_s, 2 * WARM_UP_S)
+    pairs = min(max(int(seconds / (warm_up_s + cycle_s)), FEWEST_PAIRS), MOST_PAIRS)
+    calls = min(max(int((seconds / pairs - warm_up_s) / cycle_s), 1), MOST_CALLS)
     return BlockPlan(pairs=pairs, calls=calls)
 
 

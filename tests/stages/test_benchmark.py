@@ -53,9 +53,14 @@ def make_config(**changes: object) -> BenchmarkConfig:
     return BenchmarkConfig.model_validate(values | changes)
 
 
-def make_inputs(root: Path) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def make_inputs(root: Path, checkpoint: Path) -> dict[str, Path]:
     return {
-        "checkpoint": write_checkpoint(root / "checkpoint"),
+        "checkpoint": checkpoint,
         "model": root / "model",
         "samples": write_samples(root / "samples"),
     }
@@ -70,19 +75,19 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """A graph with over a hundred times the work of the checkpoint, through the real stage."""
+def slow(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Measured:
+    """A graph with some fifty times the work of the checkpoint, through the real stage."""
     root = tmp_path_factory.mktemp("slow")
-    inputs = make_inputs(root)
-    write_graph(inputs["model"], width=512, products=8)
+    inputs = make_inputs(root, checkpoint)
+    write_graph(inputs["model"], width=512, products=3)
     output, scratch = root / "output", root / "scratch"
     output.mkdir()
     scratch.mkdir()
     context = RecordingContext(scratch)
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    files = [path for folder in inputs.values() for path in folder.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
     BENCHMARK.run(make_config(), inputs, output, context)
-    for path, mtime in before.items():
-        assert path.stat().st_mtime_ns == mtime
+    assert {path: path.stat().st_mtime_ns for path in files} == before
     return Measured(
         BenchmarkResult.model_validate_json((output / "benchmark.json").read_bytes()),
         LaunchLog.model_validate_json((output / "launches.json").read_bytes()),
@@ -137,16 +142,20 @@ def test_no_process_is_left_behind(slow: Measured) -> None:
     assert not [command for command in commands if "pipeline.bench.launch" in command]
 
 
-def test_launches_die_with_the_process_group_of_the_stage(tmp_path: Path) -> None:
+def test_launches_die_with_the_process_group_of_the_stage(
+    tmp_path: Path, checkpoint: Path
+) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from tests.stages.test_benchmark import *\n"
-        "root = Path(sys.argv[1]); inputs = make_inputs(root); write_graph(inputs['model'])\n"
+        "root = Path(sys.argv[1]); inputs = make_inputs(root, Path(sys.argv[2])); write_graph(inputs['model'])\n"
         "(root / 'o').mkdir(); (root / 's').mkdir()\n"
         "BENCHMARK.run(make_config(), inputs, root / 'o', RecordingContext(root / 's'))\n"
     )
     stage = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY, start_new_session=True
+        [sys.executable, "-c", script, str(tmp_path), str(checkpoint)],
+        cwd=REPOSITORY,
+        start_new_session=True,
     )
     try:
         launches: list[psutil.Process] = []
@@ -162,8 +171,10 @@ def test_launches_die_with_the_process_group_of_the_stage(tmp_path: Path) -> Non
     assert not alive
 
 
-def test_a_graph_that_cannot_be_loaded_fails_the_stage_and_writes_nothing(tmp_path: Path) -> None:
-    inputs = make_inputs(tmp_path)
+def test_a_graph_that_cannot_be_loaded_fails_the_stage_and_writes_nothing(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    inputs = make_inputs(tmp_path, checkpoint)
     inputs["model"].mkdir()
     output, scratch = tmp_path / "output", tmp_path / "scratch"
     output.mkdir()
