@@ -82,8 +82,9 @@ def _collect(
     if is_merged and (len(view) == 3 or not only_views):
         return [Use(value=value, shape=forms[sizes])]
     if not only_views:
-        user = next((node_name(reader) for reader in readers if not is_view(reader)), "the caller")
-        raise Refused(f"`{user}` uses the result before its heads are merged")
+        users = [f"`{node_name(reader)}`" for reader in readers if not is_view(reader)]
+        user = users[0] if users else "the graph's output"
+        raise Refused(f"{user} uses the result before its heads are merged")
     found = []
     for reader in readers:
         after = apply_view(view, reader, shapes)

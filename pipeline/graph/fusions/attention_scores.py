@@ -112,7 +112,8 @@ class _Reader:
         sides = [side for side in node.inputs if side is not None]
         leading = [side for side in sides if _leads_to_product(side)]
         if len(leading) != 1:
-            raise Refused(f"it is not clear which input of `{node_name(node)}` are the scores")
+            count = "both inputs" if leading else "neither input"
+            raise Refused(f"{count} of `{node_name(node)}` can be the scores")
         mask = sides[1] if sides[0] is leading[0] else sides[0]
         self._set_mask(mask, current)
         return leading[0]

@@ -56,6 +56,9 @@ ONE = Dim(1)
 
 Shape = tuple[Dim, ...]
 
+Content = tuple[Dim | None, ...]
+"""The elements of an integer scalar or vector; None for one that is not known."""
+
 
 def product(dims: Iterable[Dim]) -> Dim:
     """The number of elements of a tensor with these axes; 1 for none."""
