@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.report.schema import NodeReport
 
-BOX_WIDTH, BOX_HEIGHT = 136.0, 42.0
+BOX_WIDTH, BOX_HEIGHT = 154.0, 42.0
 GAP_X, GAP_Y = 34.0, 12.0
 MARGIN = 4.0
 MAX_NODES = 120
@@ -36,10 +36,12 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """The whole plan; `arrows` are SVG paths."""
+    """The whole plan; `arrows` are SVG paths, those left out that others imply."""
 
     width: float
     height: float
+    box_width: float
+    box_height: float
     boxes: tuple[Box, ...]
     arrows: tuple[str, ...]
 
@@ -64,6 +66,8 @@ def picture(nodes: Sequence[NodeReport]) -> Picture | None:
     return Picture(
         width=2 * MARGIN + (max(columns) + 1) * (BOX_WIDTH + GAP_X) - GAP_X,
         height=2 * MARGIN + rows * (BOX_HEIGHT + GAP_Y) - GAP_Y,
+        box_width=BOX_WIDTH,
+        box_height=BOX_HEIGHT,
         boxes=tuple(boxes),
         arrows=tuple(_arrows(nodes, places)),
     )
@@ -82,6 +86,14 @@ def _depths(nodes: Sequence[NodeReport]) -> list[int]:
         if not changed:
             break
     return [depths[node.name] for node in nodes]
+
+
+def _ancestors(nodes: Sequence[NodeReport]) -> dict[str, set[str]]:
+    """All that each node hangs on; nodes are taken by depth, so their inputs come first."""
+    found: dict[str, set[str]] = {}
+    for _, node in sorted(zip(_depths(nodes), nodes, strict=True), key=lambda pair: pair[0]):
+        found[node.name] = {*node.inputs}.union(*(found.get(name, ()) for name in node.inputs))
+    return found
 
 
 def _pull(node: NodeReport, places: Mapping[str, tuple[float, float]]) -> float:
@@ -106,10 +118,12 @@ def _box(index: int, node: NodeReport, x: float, y: float) -> Box:
 
 def _arrows(nodes: Sequence[NodeReport], places: Mapping[str, tuple[float, float]]) -> list[str]:
     arrows = []
+    before = _ancestors(nodes)
     for node in nodes:
         end_x, end_y = places[node.name]
         for name in node.inputs:
-            if name not in places:
+            implied = any(name in before.get(other, ()) for other in node.inputs if other != name)
+            if name not in places or implied:
                 continue
             start_x, start_y = places[name]
             x1, y1 = start_x + BOX_WIDTH, start_y + BOX_HEIGHT / 2

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TargetVerdict = Literal["passed", "partly", "failed", "error"]
 """`partly`: nothing failed, but something was judged by proxy or not run. It is not a pass."""
 
+MAX_NOTES = 4
+"""On stages of one target that failed or were skipped."""
+
 VERDICT_WORDS: dict[str, str] = {
     "passed": "passed",
     "partly": "partly checked",
@@ -186,7 +189,15 @@ def worst_cosine(target: TargetReport) -> WorstCosine | None:
 
 
 def _notes(report: Report, target: TargetReport) -> tuple[str, ...]:
-    notes = []
+    names = node_names(report, target)
+    notes = [
+        f"stage {node.name} {'failed' if node.state == 'failed' else 'was skipped'}"
+        for node in report.nodes
+        if node.name in names and node.state in {"failed", "skipped"}
+    ][:MAX_NOTES]
+    broken = [g.metric for g in report.gates if g.target == target.name and is_build_breaking(g)]
+    if broken:
+        notes.append(f"{figures.plural(len(broken), 'gate')} broken: {', '.join(broken[:3])}")
     if target.proxy:
         notes.append(f"parity by proxy: {target.proxy} ran the graph in the device's place")
     unchecked = [

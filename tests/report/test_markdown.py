@@ -1,0 +1,111 @@
+"""`report.md`: verdict first, small enough for a step summary, and closed to what it quotes."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from pipeline.report import render_markdown
+from pipeline.report.markdown import MAX_BYTES, escape
+from pipeline.report.schema import Report
+from tests.report.example import NO_DRIVER, Variant, example_report
+from tests.report.hostile import ALL, HUGE, hostile_report
+
+GITHUB_LIMIT = 1024 * 1024
+OWN_HTML = re.compile(r"</?(?:details|summary|strong)>|<br>")
+
+
+def tokens(text: str) -> list[Token]:
+    blocks = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+    return [t for block in blocks for t in (block, *(block.children or ()))]
+
+
+def skeleton(text: str) -> list[str]:
+    """The structure of a text without its words: block kinds, in order."""
+    return [t.type for t in tokens(text) if t.block and t.type != "inline"]
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_the_first_line_is_the_verdict_and_every_section_is_there(variant: Variant) -> None:
+    text = render_markdown(example_report(variant))
+    assert re.match(rf"# \S+ {variant.capitalize()}: minilm\n", text)
+    for title in ("Targets", "Gates", "Parity", "Speed", "Fusions", "Worst samples", "Plan"):
+        assert title in text
+    assert text.count("<details>") == text.count("</details>") > 0
+    assert text.endswith("\n")
+
+
+def test_a_broken_gate_comes_before_those_that_hold() -> None:
+    text = render_markdown(example_report("failed"))
+    gates = text[text.index("## Gates") :]
+    assert gates.index("❌ failed") < gates.index("✅ passed")
+    assert "quantize_dynamic@" in gates[: gates.index("✅ passed")]
+
+
+def test_what_was_not_run_is_not_marked_as_passed() -> None:
+    text = render_markdown(example_report())
+    row = next(line for line in text.splitlines() if line.startswith("| `rtx-fp16`"))
+    assert "✅" not in row
+    assert "(proxy)" in row
+    assert f"not run, because {NO_DRIVER}" in row
+    assert text.count("◌ not run (allowed)") == 2
+
+
+def test_a_failed_stage_is_shown_with_its_log_and_hint() -> None:
+    text = render_markdown(example_report("error"))
+    section = text[text.index("## Failed stages") : text.index("## Gates")]
+    assert "`engine@rtx-fp16-sm120` (SIGKILL)" in section
+    assert "hint: the kernel's out-of-memory killer" in section
+    assert "Building for compute capability 12.0" in section
+
+
+@pytest.mark.parametrize("text", ALL, ids=ascii)
+def test_quoted_text_cannot_change_the_structure(text: str) -> None:
+    rendered = render_markdown(hostile_report(text))
+    assert skeleton(rendered) == skeleton(render_markdown(hostile_report("harmless")))
+    for token in tokens(rendered):
+        assert token.type not in {"link_open", "image"}
+        if token.type in {"html_block", "html_inline"}:
+            assert not re.search(r"<[^>]", OWN_HTML.sub("", token.content))
+    assert "\x1b" not in rendered
+
+
+@pytest.mark.parametrize("text", ALL, ids=ascii)
+def test_what_github_would_link_or_notify_is_broken_up(text: str) -> None:
+    shown = escape(text)
+    assert not re.search(r"https?://|www\.\w|@\w|mailto:\w", shown)
+    assert "\n" not in shown
+
+
+def test_escaped_text_reads_as_it_was_written() -> None:
+    text = "a|b `c` <d> *e* _f_ [g](h) \\ & &lt; #1 snake_case"
+    inline = MarkdownIt("commonmark").parseInline(escape(text))[0]
+    assert "".join(child.content for child in inline.children or ()) == text
+
+
+def many(report: Report, count: int) -> Report:
+    name = "|" * 600
+    return report.model_copy(
+        update={
+            "gates": tuple(g.model_copy(update={"reason": name}) for g in report.gates) * count,
+            "nodes": tuple(n.model_copy(update={"reasons": (name,)}) for n in report.nodes[:4])
+            * count,
+            "worst_samples": report.worst_samples * count,
+        }
+    )
+
+
+def test_a_huge_report_is_cut_and_says_so() -> None:
+    text = render_markdown(many(example_report("failed"), 300))
+    assert len(text.encode()) <= MAX_BYTES < GITHUB_LIMIT
+    assert "Cut here:" in text
+    assert text.startswith("# ❌ Failed")
+    assert text.count("<details>") == text.count("</details>")
+
+
+def test_a_megabyte_name_stays_small() -> None:
+    assert len(render_markdown(hostile_report(HUGE)).encode()) < 200_000
