@@ -69,26 +69,19 @@ class Store:
         self._layout.check_version()
 
     def find(self, key: str) -> StageRecord | None:
-        """The record of a key, or None. The tree it names is not looked at.
+        """The record of a key, or None. Its tree is there, but not verified: see `open_tree`.
 
-        A damaged record is set aside and is a miss.
+        A damaged record is set aside and is a miss; so is one whose tree was set aside, since
+        the result must be made anew.
 
         Raises:
             ValueError: when the key is not a full SHA-256.
             StoreError: when the store cannot be read.
         """
-        require_sha256(key, "key")
-        path = self._layout.record(key)
-        try:
-            inode = path.lstat().st_ino
-            return _read_record(path, key)
-        except FileNotFoundError:
+        record = self._find_record(key)
+        if record is None or not os.path.lexists(self._layout.tree(record.tree)):
             return None
-        except StoreError:
-            set_aside(self._layout, path, inode)
-            return None
-        except OSError as err:
-            raise store_error(err, "reading a record", self.root) from err
+        return record
 
     def open_tree(self, digest: str) -> Path | None:
         """The directory of a tree, every byte of it verified, or None. Never write to it.
@@ -115,9 +108,9 @@ class Store:
             return dict(zip(unique, pool.map(self.open_tree, unique), strict=True))
 
     def remembered(self, address: str) -> StageRecord | None:
-        """The record of the last key that a node had, if both are still there; for explaining."""
+        """The record of the last key that a node had; for explaining, as its tree may be gone."""
         key = self._last_key(address)
-        return self.find(key) if is_sha256(key) else None
+        return self._find_record(key) if is_sha256(key) else None
 
     def verify(self) -> tuple[str, ...]:
         """Check everything that is visible; nothing is changed or set aside.
@@ -291,6 +284,20 @@ class Store:
                 files.replace(temporary, target)
         files.sync(self._layout.records)  # also when it is theirs, which may not be durable yet
         return record
+
+    def _find_record(self, key: str) -> StageRecord | None:
+        require_sha256(key, "key")
+        path = self._layout.record(key)
+        try:
+            inode = path.lstat().st_ino
+            return _read_record(path, key)
+        except FileNotFoundError:
+            return None
+        except StoreError:
+            set_aside(self._layout, path, inode)
+            return None
+        except OSError as err:
+            raise store_error(err, "reading a record", self.root) from err
 
     def _last_key(self, address: str) -> str:
         with suppress(OSError):

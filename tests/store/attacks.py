@@ -167,9 +167,9 @@ def rebuild_unaware(root: Path) -> None:
 
 
 SCENARIOS = (
-    (scene_fresh, rebuild),
-    (scene_damaged, rebuild),
     (scene_damaged, rebuild_unaware),
+    (scene_damaged, rebuild),
+    (scene_fresh, rebuild),
 )
 
 
@@ -340,7 +340,7 @@ def attack_power_cut(directory: Path) -> Iterator[str]:
 # ------------------------------------------------------------------ damage
 
 
-def attack_damage(directory: Path, flips: int = 60, seed: int = 0) -> Iterator[str]:
+def attack_damage(directory: Path, flips: int = 30, seed: int = 0) -> Iterator[str]:
     """Bit rot, truncation, links, extra and missing files: found, set aside, rebuilt."""
     template, root = directory / "whole", directory / "damaged"
     record = build(Store(template))
@@ -369,7 +369,7 @@ def attack_damage(directory: Path, flips: int = 60, seed: int = 0) -> Iterator[s
 
 
 def attack_race(
-    directory: Path, *, rounds: int = 10, workers: int = 4, has_locks: bool = False
+    directory: Path, *, rounds: int = 6, workers: int = 4, has_locks: bool = False
 ) -> Iterator[str]:
     """Processes that build the same keys at once, each another content; locks may do nothing."""
     for number in range(rounds):

@@ -209,13 +209,12 @@ def test_an_unchanged_copy_passes(fast_path: Path) -> None:
 def _first_violation(attack: str, directory: Path, mutant: Mutant | None = None) -> str:
     """Run an attack as a program against a copy of the package."""
     copy = directory / "copy"
-    ignored = shutil.ignore_patterns("__pycache__")
     (copy / "pipeline").mkdir(parents=True)
     (copy / "pipeline" / "__init__.py").touch()  # the real one imports more than the store needs
     for name in ("errors.py", "hashing.py", "manifest.py"):
         shutil.copy(PACKAGE / name, copy / "pipeline")
-    shutil.copytree(PACKAGE / "store", copy / "pipeline" / "store", ignore=ignored)
-    shutil.copytree(TESTS, copy / "tests" / "store", ignore=ignored)
+    shutil.copytree(PACKAGE / "store", copy / "pipeline" / "store")
+    shutil.copytree(TESTS, copy / "tests" / "store")
     (copy / "tests" / "__init__.py").touch()
     if mutant is not None:
         path = copy / "pipeline" / mutant.file
