@@ -21,6 +21,7 @@ _NO_DRIVER = re.compile(
 )
 """Follows every real error on a machine without a GPU, and says nothing about it."""
 _OUT_OF_WORKSPACE = re.compile(r"OutOfMemory.*?Requested size was (\d+) bytes", re.DOTALL)
+_NO_TACTIC_IN_WORKSPACE = "no tactics to implement the operation within workspace limit"
 _OUT_OF_HOST_MEMORY = re.compile(r"MemoryError|bad_alloc|[Cc]annot allocate memory|out of memory")
 _WRONG_ENGINE = (
     (
@@ -111,11 +112,10 @@ def build_failure(
     """Why the builder gave nothing back."""
     errors = real_errors(records)
     text = "\n".join(errors)
-    if match := _OUT_OF_WORKSPACE.search(text):
+    if need := _needed_workspace(text):
         limit = "no limit" if workspace_bytes is None else f"{workspace_bytes / _MIB:.0f} MiB"
         return EngineBuildError(
-            f"a layer needs {int(match[1]) / _MIB:.1f} MiB of scratch memory, more than allowed "
-            f"({limit})\n  {errors[0]}",
+            f"a layer needs {need} scratch memory than is allowed ({limit})\n  {errors[0]}",
             hint="raise `workspace_mib`, or lower the largest shapes",
         )
     what = refused or "TensorRT could not build the engine"
@@ -132,6 +132,13 @@ def build_failure(
     return EngineBuildError(f"{what}\n{said}", hint=hint)
 
 
+def _needed_workspace(text: str) -> str:
+    """How much scratch memory the builder misses, as words; empty when that is not its trouble."""
+    if match := _OUT_OF_WORKSPACE.search(text):
+        return f"{int(match[1]) / _MIB:.1f} MiB, more"
+    return "more" if _NO_TACTIC_IN_WORKSPACE in text else ""
+
+
 def process_failure(code: int, signal_name: str, lines: Sequence[str]) -> EngineBuildError:
     """Why the builder's process died without a result.
 
@@ -146,6 +153,8 @@ def process_failure(code: int, signal_name: str, lines: Sequence[str]) -> Engine
     hint = ""
     if signal_name == "SIGKILL" or _OUT_OF_HOST_MEMORY.search("\n".join(lines)):
         hint = _OUT_OF_MEMORY_HINT
+    elif "ImportError" in "".join(tail):
+        hint = "TensorRT cannot be loaded: the installation is broken, or the memory limit too low"
     return EngineBuildError(f"the builder's process {ending}; it said last\n{said}", hint=hint)
 
 

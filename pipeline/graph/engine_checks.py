@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
-_SCALES_AT_RUN_TIME = frozenset(
+DYNAMIC_OPERATORS = frozenset(
     {
         "ConvInteger",
         "DynamicQuantizeLinear",
         "MatMulInteger",
     }
 )
-_INTEGER_OPERATORS = frozenset({"QLinearConv", "QLinearMatMul"})
+INTEGER_OPERATORS = frozenset({"QLinearConv", "QLinearMatMul"})
+"""Operators of quant_format qoperator."""
+
 UNSUPPORTED_OPERATORS = frozenset({
     "AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
     "BitwiseXor", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "CumProd", "DFT",
@@ -166,12 +168,12 @@ def _operator_problem(node: onnx.NodeProto) -> tuple[str, str]:
             f"TensorRT ignores the domain {node.domain} and would take it for another operator",
             "build from the graph before it was fused for ONNX Runtime",
         )
-    if node.op_type in _SCALES_AT_RUN_TIME:
+    if node.op_type in DYNAMIC_OPERATORS:
         return (
             "dynamic quantisation is unknown to TensorRT",
             "quantise statically, with QuantizeLinear/DequantizeLinear pairs",
         )
-    if node.op_type in _INTEGER_OPERATORS:
+    if node.op_type in INTEGER_OPERATORS:
         return (
             "operators on quantised tensors are unknown to TensorRT",
             "take quant_format qdq: QuantizeLinear/DequantizeLinear pairs",

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.engines.builder_log import LayerRow, TensorRow
+from pipeline.engines.facts import fused_attentions, gemm_share, layer_facts
+from pipeline.errors import EngineBuildError
+
+BLOCK = ("scores", "softmax", "context")
+
+
+def _layer(kind: str, *nodes: str, dtype: str = "Half", weights: str = "") -> LayerRow:
+    tensor = TensorRow((-1, 64), dtype, "linear")
+    constants = (TensorRow((64, 64), weights, "linear"),) if weights else ()
+    return LayerRow(
+        name="any",
+        type=kind,
+        inputs=(tensor,),
+        constants=constants,
+        outputs=(tensor,),
+        tactic="",
+        onnx_nodes=nodes,
+    )
+
+
+def test_attention_in_one_kernel_is_fused_whatever_the_kernel_is_called() -> None:
+    assert fused_attentions([_layer("kgen", "mask", *BLOCK)], [BLOCK]) == 1
+
+
+def test_attention_in_two_products_and_a_softmax_is_not_fused() -> None:
+    layers = [
+        _layer("gemm", "scores"),
+        _layer("kgen", "scores", "softmax"),
+        _layer("gemm", "context"),
+    ]
+    assert fused_attentions(layers, [BLOCK]) == 0
+
+
+def test_an_attention_node_is_fused_unless_a_plain_product_works_for_it() -> None:
+    fused = [_layer("kgen", "attention"), _layer("kgen", "attention", "turn")]
+    assert fused_attentions(fused, [("attention",)]) == 1
+    assert fused_attentions([*fused, _layer("gemm", "attention")], [("attention",)]) == 0
+    assert fused_attentions([], [("attention",)]) == 0
+
+
+def test_the_share_of_gemms_counts_those_with_weights() -> None:
+    layers = [
+        _layer("gemm", weights="Half"),
+        _layer("gemm", dtype="Float", weights="Float"),
+        _layer("gemm", dtype="Float"),
+    ]
+    assert gemm_share(layers, "fp16") == 0.5
+    assert gemm_share([_layer("kgen")], "fp16") is None
+
+
+def test_an_engine_without_one_gemm_of_the_precision_is_refused() -> None:
+    with pytest.raises(EngineBuildError, match=r"fp16 was asked for.*: 1 Float x Float"):
+        layer_facts((_layer("gemm", dtype="Float", weights="Float"),), [], "fp16")
+
+
+def test_coverage_says_nothing_of_what_the_graph_does_not_have() -> None:
+    assert layer_facts((_layer("kgen"),), [], "fp16")["coverage"] == {}
