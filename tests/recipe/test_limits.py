@@ -25,31 +25,26 @@ BOMBS: dict[str, str | bytes] = {
     "deep-block-lists": "- " * DEEP,
     "deep-block-keys": "? " * DEEP,
     "deep-indent": "".join(f"{' ' * i}a:\n" for i in range(700)),
-    "deep-closed": "[" * DEEP + "]" * DEEP,
     "wide-list": "[" + "1, " * 80_000 + "]",
     "wide-mapping": "".join(f"k{i}: v\n" for i in range(25_000)),
-    "wide-one-line": "{" + ", ".join(f"k{i}: 1" for i in range(20_000)) + "}",
-    "unknown-keys": "".join(f"k{i}: v\n" for i in range(4_900)),
-    "equal-keys": "k: v\n" * 4_900,
-    "equal-keys-one-line": "{" + "k: 1, " * 4_900 + "}",
-    "near-keys": "".join(f"shape{i}: v\n" for i in range(4_900)),
+    "unknown-keys": "".join(f"k{i}: v\n" for i in range(2_400)),
+    "equal-keys": "k: v\n" * 2_400,
+    "near-keys": "".join(f"shape{i}: v\n" for i in range(2_400)),
     "long-key": "x" * 200_000 + ": 1\n",
     "long-quoted-key": "? '" + "shapes" * 40_000 + "'\n: 1\n",
-    "long-text": "name: " + "x" * 250_000,
     "long-quoted-text": 'name: "' + "x " * 125_000 + '"',
     "long-number": "recipe: " + "9" * 250_000,
     "long-float": "recipe: 0." + "9" * 250_000,
     "open-quote": 'name: "' + "x\n " * 80_000,
     "escapes": 'name: "' + "\\x41" * 60_000 + '"',
-    "literal-block": "name: |\n" + " x\n" * 80_000,
     "comments": "#\n" * 120_000,
     "directives": "%a\n" * 80_000,
     "documents": "---\n" * 60_000,
     "anchors": "&a " * 80_000,
     "tags": "!a " * 80_000,
     "closing": "]" * DEEP,
-    "wrong-targets": "targets: [" + "{runtime: x}, " * 3_000 + "]",
-    "wrong-numbers": "a: [" + ".nan, " * 9_000 + "]",
+    "wrong-targets": "targets: [" + "{runtime: x}, " * 1_500 + "]",
+    "wrong-numbers": "a: [" + ".nan, " * 4_900 + "]",
 }
 
 
@@ -74,7 +69,7 @@ def test_every_bomb_is_refused_within_the_limits(tmp_path: Path) -> None:
         "nested more than 20 deep",
         "a key must be text, not a mapping",  # `? ? ?`: a key of a key of a key
     }
-    assert found["wide-list.yaml"] == "a recipe has at most 10,000 keys and values"
+    assert found["wide-list.yaml"] == "a recipe has at most 5,000 keys and values"
 
 
 def test_the_corpus_is_refused_within_the_limits(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ recipes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(recipes, st.booleans())
 def test_loading_a_dumped_recipe_gives_an_equal_recipe(
     tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any], is_ascii: bool
