@@ -31,6 +31,7 @@ _BITWISE: Final = {
 
 _CONVERSIONS: Final = frozenset({"aten::to", "aten::type_as"})
 _IDENTITIES: Final = frozenset({"aten::contiguous", "aten::detach", "aten::alias", "aten::lift"})
+_ACCUMULATIONS: Final = frozenset({"aten::cumsum", "aten::sum", "aten::prod", "aten::cumprod"})
 _CATEGORIES: Final = (bool, int, float)
 
 
@@ -54,6 +55,8 @@ def _lower_node(node: Node, target: torch._ops.OpOverload) -> None:
         node.target = getattr(packet, target._overloadname)
     elif name in _IDENTITIES | _CONVERSIONS or _is_idle_dropout(node, name):
         _replace_by_copy(node)
+    elif name in _ACCUMULATIONS:
+        _promote_first_argument(node)
 
 
 def _is_idle_dropout(node: Node, name: str) -> bool:
@@ -75,6 +78,19 @@ def _replace_by_copy(node: Node) -> None:
     else:
         node.replace_all_uses_with(source)
         node.graph.erase_node(node)
+
+
+def _promote_first_argument(node: Node) -> None:
+    """Convert what is summed to the type of the sum: torch sums small integers in int64."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    dtype = _dtype(node)
+    if dtype is None or dtype == _dtype(source):
+        return
+    with node.graph.inserting_before(node):
+        copy = node.graph.call_function(_aten._to_copy.default, (source,), {"dtype": dtype})
+    copy.meta = {**node.meta, "val": source.meta["val"].to(dtype)}
+    node.update_arg(0, copy)
 
 
 def used_operators(program: torch.export.ExportedProgram) -> frozenset[str]:

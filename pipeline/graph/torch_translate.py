@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from onnxscript import optimizer, version_converter
 from torch.onnx._internal.exporter import _core, _ir_passes, _registration
 from torch.onnx._internal.exporter._torchlib import _torchlib_registry
 from torch.onnx._internal.fx.passes.type_promotion import (
@@ -83,10 +84,27 @@ def translate_program(
         cause = err.__cause__ or err
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ExportError(f"torch.onnx cannot translate the model: {reason}") from err
-    model.opset_imports[""] = opset
+    _finish(model, opset)
     _ir_passes.rename_inputs(model, tuple(input_names))
     _ir_passes.rename_outputs(model, tuple(output_names))
     return Translation(model=model, route=route)
+
+
+def _finish(model: ir.Model, opset: int) -> None:
+    """Bring the graph to the opset asked for, without functions and without sequences of tensors.
+
+    torchlib writes opset 18 and newer operators where it needs them; a split it writes as a
+    sequence, which no engine takes and which the folding pass turns into plain outputs.
+    """
+    version_converter.convert_version(model, opset)
+    if any("Sequence" in node.op_type for node in model.graph.all_nodes()):
+        optimizer.optimize(model)
+    if model.opset_imports.get("") != opset or model.functions:
+        raise ExportError(
+            f"the graph cannot be written in opset {opset}: it stays at "
+            f"{model.opset_imports.get('')}",
+            hint="choose another opset under `export` in the recipe",
+        )
 
 
 def _is_direct(
