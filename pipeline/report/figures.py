@@ -38,6 +38,8 @@ def cosine(value: float | None) -> str:
     """A cosine with six decimals, rounded down; closer to 1 than that as `1 - 3e-13`."""
     if value is None or not math.isfinite(value) or value == 1:
         return figure(value)
+    if abs(value) > 1:  # no cosine, or one with a rounding error: show what it is
+        return figure(value, 10)
     if 0 < 1 - value < 1e-6:
         return f"1 {MINUS} {figure(1 - value, 2)}"
     return f"{math.floor(value * 1e6) / 1e6:.6f}"

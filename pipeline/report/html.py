@@ -7,6 +7,7 @@ security policy of the page forbids scripts and any request, should an escape ev
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -127,6 +128,7 @@ def render_html(report: Report) -> str:
     )
 
 
+@functools.cache
 def _environment() -> Environment:
     import jinja2
 

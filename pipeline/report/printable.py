@@ -16,6 +16,8 @@ from pipeline.report.schema import Report
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.report.schema import TargetReport
+
 MAX_CHARACTERS = 600
 """Of one string; a 1 MB tensor name tells a reader no more than its beginning."""
 
@@ -50,12 +52,31 @@ def printable_text(text: str, limit: int = MAX_CHARACTERS) -> str:
     shown = text[:limit] if cut > 0 else text
     shown = shown.replace("\r\n", "\n").replace("\r", "\n")
     shown = UNPRINTABLE.sub(REPLACEMENT, ANSI_SEQUENCE.sub("", shown))
+    if text and not shown:  # nothing but escapes: a name must not vanish
+        shown = REPLACEMENT
     return f"{shown} … ({cut:,} more characters)" if cut > 0 else shown
 
 
 def printable(report: Report) -> Report:
-    """The same report with every string, key and free-form value fit to be shown."""
-    return Report.model_validate(_printable(report.model_dump(), 0))
+    """The same report with every string, key and free-form value fit to be shown.
+
+    The metrics of single samples are left out: no form shows them, and there are many.
+    """
+    targets = tuple(_without_samples(target) for target in report.targets)
+    light = report.model_copy(update={"targets": targets})
+    return Report.model_validate(_printable(light.model_dump(), 0))
+
+
+def _without_samples(target: TargetReport) -> TargetReport:
+    links = []
+    for link in target.parity:
+        if link.parity is None:
+            links.append(link)
+            continue
+        outputs = tuple(o.model_copy(update={"samples": ()}) for o in link.parity.outputs)
+        parity = link.parity.model_copy(update={"outputs": outputs})
+        links.append(link.model_copy(update={"parity": parity}))
+    return target.model_copy(update={"parity": tuple(links)})
 
 
 def _printable(value: object, depth: int) -> object:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.report import figures
+from pipeline.report import figures, render_html, render_junit, render_markdown, report_json
 from pipeline.report.facts import MAX_ROWS, Facts
 from pipeline.report.printable import MAX_CHARACTERS, printable_text
+from tests.report.example import example_report
 
 FORMS = (
     figures.figure,
@@ -92,6 +93,27 @@ def test_facts_of_any_shape_can_be_read(values: dict[str, object]) -> None:
         assert isinstance(facts.records(key), tuple)
     assert all(isinstance(text, str) for row in facts.rows() for text in row)
     assert len(facts.numbers()) <= len(values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["fusions", "attention_layers", "coverage", "layer_types", "gemm_kinds", "layer_rows"]
+        ),
+        JSON,
+    )
+)
+def test_facts_of_any_shape_can_be_rendered(values: dict[str, object]) -> None:
+    report = example_report()
+    node = report.nodes[4].model_copy(update={"facts": values})
+    target = report.targets[2]
+    engine = target.engines[0].model_copy(update={"facts": values})
+    changed = report.model_copy(
+        update={"nodes": (node,), "targets": (target.model_copy(update={"engines": (engine,)}),)}
+    )
+    for render in (render_html, render_markdown, render_junit, report_json):
+        assert render(changed)
 
 
 def test_long_facts_are_cut_and_say_so() -> None:

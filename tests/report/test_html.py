@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from html.parser import HTMLParser
 from typing import get_args
@@ -12,7 +13,7 @@ from pipeline.report import render_html
 from tests.report.example import NO_DRIVER, TEXTS, Variant, example_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 
-VOID = {"meta", "br", "circle", "rect", "path", "line", "polyline"}
+VOID = {"meta", "br"}
 ALLOWED_TAGS = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section"),
     *("footer", "h1", "h2", "h3", "p", "ul", "li", "a", "span", "strong", "div", "br", "pre"),
@@ -56,6 +57,11 @@ class Page(HTMLParser):
     @property
     def shape(self) -> list[str]:
         return [tag for tag, _ in self.tags]
+
+
+@functools.cache
+def harmless_shape() -> list[str]:
+    return Page(render_html(hostile_report("harmless"))).shape
 
 
 def check_closed(page: Page) -> None:
@@ -144,7 +150,7 @@ def test_hostile_text_stays_text(text: str) -> None:
     markup = render_html(hostile_report(text))
     page = Page(markup)
     check_closed(page)
-    assert page.shape == Page(render_html(hostile_report("harmless"))).shape
+    assert page.shape == harmless_shape()
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\u2066]", markup)
 
 
