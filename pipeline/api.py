@@ -10,7 +10,7 @@ from pipeline.errors import ArtifactError, GateFailed, StageError
 
 if TYPE_CHECKING:
     from pipeline.build import BuildOptions, BuildResult
-    from pipeline.plan import NodeStatus, Plan
+    from pipeline.planning import NodeStatus, Plan
     from pipeline.recipe.types import Recipe
     from pipeline.report.schema import Report
 
@@ -86,7 +86,7 @@ def plan(
     Runs nothing. Args and errors as `convert`.
     """
     from pipeline.build import open_store, prepare_plan
-    from pipeline.plan import plan_status
+    from pipeline.planning import plan_status
     from pipeline.recipe import load_recipe_file
 
     opened = open_store(_options(None, store))

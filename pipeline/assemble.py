@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.parity.types import GateResult
-    from pipeline.plan import Plan, TargetPlan
+    from pipeline.planning import Plan, TargetPlan
     from pipeline.run.local import NodeOutcome
     from pipeline.store import Store
     from pipeline.targets.base import NodeRef

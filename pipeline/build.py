@@ -17,7 +17,7 @@ from pipeline.digest_memory import DigestMemory
 from pipeline.environment import code_digest, cores, installed_onnxruntime
 from pipeline.errors import ArtifactError
 from pipeline.hashing import tagged_digest
-from pipeline.plan import build_plan
+from pipeline.planning import build_plan
 from pipeline.publish import (
     artifact_directory,
     draft_artifact,
@@ -36,7 +36,7 @@ from pipeline.store import Store, resolve_store_root
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.plan import Plan
+    from pipeline.planning import Plan
     from pipeline.recipe import LoadedRecipe
     from pipeline.report.schema import Report
     from pipeline.run.events import Listener

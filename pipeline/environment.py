@@ -188,6 +188,7 @@ MACHINE_FACTS: Mapping[str, Callable[[], str | int]] = {
     "cpu_model": cpu_model,
     "cpu_flags": cpu_flags,
     "cores": cores,
+    "python_version": platform.python_version,
 }
 """Facts about the machine that a stage's output may depend on, by name (`Stage.machine`)."""
 

@@ -20,19 +20,18 @@ LAYERS = (
     ("build",),
     ("assemble",),
     ("publish", "run"),
-    ("plan",),
+    ("planning",),
     ("recipe",),
     ("targets",),
     ("stages",),
     ("bench", "engines", "report"),
     ("parity",),
     ("data", "graph", "runtimes", "store", "source"),
+    ("stages.base",),
     ("tasks", "manifest", "source_checks", "digest_memory", "environment"),
     ("errors", "hashing"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-# Types that cross a border as data; none of them imports anything of ours at run time.
-DATA_ONLY = {"recipe.types", "stages.base", "targets.base", "store.records"}
 HEAVY = {"onnx", "onnx_ir", "onnxscript"}
 LIGHT_MODULES = ("pipeline", "pipeline.cli.main", "pipeline.build", "pipeline.run.local")
 NEVER_IMPORTED = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "scipy", "tensorrt_rtx")
@@ -75,7 +74,7 @@ def test_imports_point_downwards_only(path: Path) -> None:
         if not module.startswith("pipeline.") or is_typing_only:
             continue
         inner = module.removeprefix("pipeline.")
-        other = inner.split(".")[0]
+        other = inner if inner in ROW else inner.split(".")[0]  # the contract of stages lies low
         assert ROW[own] <= ROW[other], f"{path.name} imports {module}, which is above it"
 
 
@@ -105,4 +104,4 @@ def test_the_public_surface_is_exact() -> None:
         for name, value in vars(pipeline).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("pipeline.")
     }
-    assert public - {"annotations"} == set(pipeline.__all__)
+    assert public == set(pipeline.__all__)

@@ -11,7 +11,7 @@ import pytest
 from pipeline.digest_memory import DigestMemory
 from pipeline.errors import RecipeError
 from pipeline.hashing import tagged_digest
-from pipeline.plan import KEY_TAG, Plan, build_plan, explain, node_preimage, node_status
+from pipeline.planning import KEY_TAG, Plan, build_plan, explain, node_preimage, node_status
 from pipeline.recipe import load_recipe_file
 from pipeline.source import resolve_source
 from pipeline.store import StageRecord

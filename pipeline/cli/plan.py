@@ -12,7 +12,7 @@ from pipeline.cli.options import json_option, recipe_argument, store_options
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.plan import NodeStatus
+    from pipeline.planning import NodeStatus
 
 
 @click.command("plan")
@@ -37,7 +37,7 @@ def plan_command(
       convert plan recipe.yaml --json | jq '.nodes[] | select(.state == "run")'
     """
     from pipeline.build import BuildOptions, open_store, prepare_plan
-    from pipeline.plan import plan_status
+    from pipeline.planning import plan_status
     from pipeline.recipe import load_recipe_file
 
     options = BuildOptions(store=store, is_store_trusted=is_store_trusted)

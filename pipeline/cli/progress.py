@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from pipeline.plan import Plan
+    from pipeline.planning import Plan
     from pipeline.run.events import Event
 
 HEARTBEAT_S = 15.0

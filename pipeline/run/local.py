@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ArtifactError, PipelineError
-from pipeline.plan import node_address, node_preimage, node_status
+from pipeline.planning import node_address, node_preimage, node_status
 from pipeline.run.events import (
     NodeFailed,
     NodeFinished,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from pipeline.plan import Node, NodeStatus, Plan
+    from pipeline.planning import Node, NodeStatus, Plan
     from pipeline.recipe.types import Limits
     from pipeline.run.events import Listener
     from pipeline.store import StageRecord, Store
@@ -260,7 +260,8 @@ class LocalExecutor:
         try:
             with self.store.lock(key, lambda: self.listener(NodeWaiting(node=node.index))):
                 found = self.store.find(key)
-                if found is not None:
+                # Another process may have made it while this one waited; it is a hit when it is whole.
+                if found is not None and self.store.open_tree(found.tree) is not None:
                     worker.discard()
                     return found
                 return self._make(node, key, worker)

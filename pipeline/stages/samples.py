@@ -93,4 +93,6 @@ SAMPLES = Stage(
     run=run,
     # transformers is imported for checkpoints without tokenizer.json only.
     packages=("tokenizers", "transformers"),
+    # The built-in source reads the standard library's docstrings, which differ between patch releases.
+    machine=("python_version",),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.engines.targets import check_target, require_builder
 from pipeline.environment import nvidia_driver_version
@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 ComputeCapability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
 
 
+def _without_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            msg = f"`{value}` is listed twice"
+            raise ValueError(msg)
+    return values
+
+
 class TensorRTRTXTarget(TargetBase):
     """One engine for each compute capability, with the ONNX graph it was built from."""
 
     runtime: Literal["tensorrt-rtx"]
     precision: Literal["fp16"]
-    compute_capability: Annotated[tuple[ComputeCapability, ...], Field(min_length=1)]
+    compute_capability: Annotated[
+        tuple[ComputeCapability, ...], Field(min_length=1), AfterValidator(_without_repeats)
+    ]
     simplify: SimplifyConfig = SimplifyConfig()
     cast: CastConfig = CastConfig()
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pipeline.build import BuildOptions, open_store, prepare_plan
-from pipeline.plan import Plan, plan_status
+from pipeline.planning import Plan, plan_status
 from pipeline.recipe import load_recipe_file
 from pipeline.run.events import Event, NodeFailed, NodeFinished, NodeSkipped, NodeStarted
 from pipeline.run.local import LocalExecutor, NodeOutcome
