@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from pipeline.graph.fusions import attention, layer_norm, linear
 from pipeline.graph.fusions.shapes import SymbolicShapes
@@ -49,6 +49,8 @@ def fuse_for_onnxruntime_cpu(model: ir.Model) -> FusionReport:
     Returns:
         What fired, and what did not and why.
     """
+    # The rules look for constants among the initializers only.
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     graph = model.graph
     outcomes: dict[str, Outcome] = {}
     outcomes[linear.NAME] = linear.fuse_linear(graph, SymbolicShapes(graph))

@@ -58,8 +58,25 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Make every reader of `old` read `new`; outputs of the graph keep their names."""
+    """Make every reader of `old` read `new`; an output of the graph keeps its name and shape.
+
+    Both are outputs of nodes, and that of `new` stands before all readers of `old`.
+    """
+    if not old.is_graph_output():
+        ir.convenience.replace_all_uses_with(old, new)
+        return
+    graph, name = old.graph, old.name
+    producer = old.producer()
+    if graph is None or producer is None:
+        raise ValueError(f"`{name}` is no output of a node")
+    if new.is_graph_output():
+        copy = ir.node("Identity", [new], name=f"{name}_copy")
+        graph.insert_before(producer, copy)
+        new = copy.outputs[0]
+    new.shape, new.type = old.shape, old.type
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    old.name = f"{name}_replaced"
+    new.name = name
 
 
 class GraphEditor:

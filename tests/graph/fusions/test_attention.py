@@ -3,13 +3,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from pipeline.graph.fusions import fuse_for_onnxruntime_cpu
 from tests.graph.fusions.graphs import (
     PLAIN,
     SPELLINGS,
+    GraphBuilder,
     attention_model,
     feeds_for,
     operators,
@@ -35,6 +38,71 @@ def test_every_spelling_fuses_to_the_same_numbers(name: str, masked_row: bool) -
         (expected,) = run(proto, feeds)
         (actual,) = run(ir.to_proto(model), feeds)
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_constants_may_be_nodes() -> None:
+    proto = attention_model(SPELLINGS["sdpa"])
+    constants = [
+        helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in proto.graph.initializer
+    ]
+    nodes = [*constants, *proto.graph.node]
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    model = ir.from_proto(proto)
+
+    report = fuse_for_onnxruntime_cpu(model)
+
+    assert report.outcomes["attention"].fired == 1
+    feeds = feeds_for(proto, SIZES, masked_row=True)
+    np.testing.assert_allclose(
+        run(ir.to_proto(model), feeds)[0], run(proto, feeds)[0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_outputs_of_the_graph_keep_their_names_even_when_two_become_one_value() -> None:
+    proto = attention_model(SPELLINGS["plain"])
+    merged = proto.graph.node[-2]
+    assert merged.op_type == "Reshape"
+    again = helper.make_node("Reshape", list(merged.input), ["again"], "again")
+    proto.graph.node.append(again)
+    del proto.graph.output[:]
+    for name in (merged.output[0], "again"):
+        proto.graph.output.append(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", "sequence", 32])
+        )
+    model = ir.from_proto(proto)
+
+    report = fuse_for_onnxruntime_cpu(model)
+
+    assert report.outcomes["attention"].fired == 1
+    assert [item.name for item in model.graph.outputs] == [merged.output[0], "again"]
+    feeds = feeds_for(proto, SIZES)
+    for expected, actual in zip(run(proto, feeds), run(ir.to_proto(model), feeds), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_softmax_over_a_linear_layer_is_no_candidate() -> None:
+    g = GraphBuilder()
+    gate = g.node("Softmax", g.node("MatMul", g.input("x", ["batch", 8]), g.weight(8, 4)))
+    g.output(g.node("MatMul", gate, g.weight(4, 8)), rank=2)
+    model = ir.from_proto(g.model())
+
+    report = fuse_for_onnxruntime_cpu(model)
+
+    assert report.outcomes["attention"].found == 0
+    assert operators(model) == ["MatMul", "Softmax", "MatMul"]
+
+
+def test_fusing_twice_changes_nothing_more() -> None:
+    model = ir.from_proto(attention_model(SPELLINGS["gemm_between_reshapes"]))
+    fuse_for_onnxruntime_cpu(model)
+    once = ir.to_proto(model).SerializeToString(deterministic=True)
+
+    report = fuse_for_onnxruntime_cpu(model)
+
+    assert report.outcomes["attention"].found == 0
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == once
 
 
 def test_a_guarded_row_that_is_masked_in_full_gives_zeros_and_not_a_mean() -> None:
