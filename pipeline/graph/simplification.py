@@ -67,4 +67,23 @@ def simplify_model(model: onnx.ModelProto, tool: Tool) -> onnx.ModelProto:
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as err:
         raise StageError(f"{tool} cannot simplify the graph: {err}") from err
     assert isinstance(simpler, onnx.ModelProto)
+    _lift_constants(simpler.graph)
     return simpler
+
+
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    """Store constants as weights: onnxsim leaves small results of its folding as nodes."""
+    outputs = {value.name for value in graph.output}
+    kept = []
+    for node in graph.node:
+        tensors = [item.t for item in node.attribute if item.name == "value"]
+        if node.op_type == "Constant" and tensors and node.output[0] not in outputs:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(tensors[0])
+            tensor.name = node.output[0]
+        else:
+            kept.append(node)
+    if len(kept) < len(graph.node):
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+        del graph.node[:]
+        graph.node.extend(nodes)
