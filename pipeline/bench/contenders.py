@@ -85,7 +85,7 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
     checkpoint = Path(contender.path)
-    _import_model_class(checkpoint)
+    import_torch_model(checkpoint)
     started = time.perf_counter_ns()
     loaded = load_torch_model(checkpoint, contender.task, contender.component)
     load_time_ns = time.perf_counter_ns() - started
@@ -107,9 +107,12 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     )
 
 
-def _import_model_class(checkpoint: Path) -> None:
-    """Import the code of the model, which transformers would else do while the clock is running."""
+def import_torch_model(checkpoint: Path) -> None:
+    """Import torch and the code of the model, which else happens while the clock is running."""
+    import torch  # noqa: F401
     import transformers
+
+    import pipeline.runtimes.torch_model  # noqa: F401
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     for name in config.get("architectures") or ():

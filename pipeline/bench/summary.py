@@ -89,17 +89,30 @@ def median_load_time_ms(launches: Iterable[Launch], role: Role) -> float:
 
 
 def median_peak_rss_mib(
-    launches: Iterable[Launch], role: Role, shapes: tuple[tuple[int, int], ...]
+    launches: Iterable[Launch],
+    kind: str,
+    role: Role | None,
+    shapes: tuple[tuple[int, int], ...],
 ) -> float:
-    """Median peak memory of a process that held this model alone and ran all the shapes, MiB.
+    """Median peak memory of a process that held one model alone and ran all the shapes, MiB.
 
     Launches that were added later for some of the shapes are passed over.
+
+    Args:
+        launches: Of both kinds.
+        kind: Of which to take; in `aa` launches either role is the candidate.
+        role: Whose memory, or None for either.
+        shapes: All shapes of the benchmark.
     """
     peaks = [
-        peak
+        record.peak_rss_bytes
         for launch in launches
-        if launch.kind == "ab" and launch.job.shapes == shapes
-        if (peak := launch.record.load_of(role).peak_rss_bytes) is not None
+        if launch.kind == kind and launch.job.shapes == shapes
+        for name, record in (
+            ("reference", launch.record.reference),
+            ("candidate", launch.record.candidate),
+        )
+        if role in {None, name} and record.peak_rss_bytes is not None
     ]
     return statistics.median(peaks) / (1 << 20)
 

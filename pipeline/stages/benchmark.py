@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import Field
 
 from pipeline.bench.job import Contender, Launch, LaunchJob, LaunchLog
-from pipeline.bench.launcher import launch
+from pipeline.bench.launcher import Nursery, launch
 from pipeline.bench.schedule import shuffled_orders
 from pipeline.bench.types import BenchmarkResult
 from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Stage, StageConfig
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from pipeline.bench.job import Role
     from pipeline.bench.types import ShapeResult
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
@@ -66,7 +65,29 @@ def run(
         StageError: when a launch fails, or the samples do not fit the model.
     """
     shapes = tuple(dict.fromkeys(config.shapes))
-    session = _Session(config, inputs, context)
+    nursery_folder = context.scratch / "nursery"
+    nursery_folder.mkdir()
+    with Nursery(inputs["checkpoint"].resolve(), nursery_folder, config.threads) as nursery:
+        session = _Session(config, inputs, context, nursery)
+        results, notes = _measure(config, context, session, shapes)
+    result = _result(config, inputs, session.launches, results, notes)
+    (output / BENCHMARK_FILE).write_text(result.model_dump_json(indent=1), encoding="utf-8")
+    log = LaunchLog(launches=tuple(session.launches))
+    (output / LAUNCHES_FILE).write_text(log.model_dump_json(), encoding="utf-8")
+    return {
+        "shapes": [list(shape) for shape in shapes],
+        "threads": config.threads,
+        "margin": config.margin,
+    }
+
+
+def _measure(
+    config: BenchmarkConfig,
+    context: StageContext,
+    session: _Session,
+    shapes: tuple[tuple[int, int], ...],
+) -> tuple[dict[tuple[int, int], ShapeResult], tuple[str, ...]]:
+    """Launch, judge, and launch again where it is open; the notes say that."""
     session.launch_round(shapes)
     results = session.judge(shapes)
     still_open = tuple(shape for shape in shapes if results[shape].verdict == "inconclusive")
@@ -79,23 +100,20 @@ def run(
         context.log(notes[-1])
         session.launch_round(still_open)
         results |= session.judge(still_open)
-    result = _result(config, inputs, session.launches, results, tuple(notes))
-    (output / BENCHMARK_FILE).write_text(result.model_dump_json(indent=1), encoding="utf-8")
-    log = LaunchLog(launches=tuple(session.launches))
-    (output / LAUNCHES_FILE).write_text(log.model_dump_json(), encoding="utf-8")
-    return {
-        "shapes": [list(shape) for shape in shapes],
-        "threads": config.threads,
-        "margin": config.margin,
-    }
+    return results, tuple(notes)
 
 
 class _Session:
     """All launches of one run of the stage, in the order they happened."""
 
     def __init__(
-        self, config: BenchmarkConfig, inputs: Mapping[str, Path], context: StageContext
+        self,
+        config: BenchmarkConfig,
+        inputs: Mapping[str, Path],
+        context: StageContext,
+        nursery: Nursery,
     ) -> None:
+        self._nursery = nursery
         self.launches: list[Launch] = []
         self._config = config
         self._inputs = inputs
@@ -127,7 +145,8 @@ class _Session:
                 )
                 folder = self._context.scratch / f"launch-{len(self.launches):03d}"
                 folder.mkdir()
-                record = launch(job, folder)
+                run_one = self._nursery.launch if kind == "ab" else launch
+                record = run_one(job, folder)
                 self.launches.append(Launch(kind=kind, job=job, record=record))
         self._context.progress(total, total, "launches")
 
@@ -166,9 +185,6 @@ def _result(
     shapes = tuple(results)
     versus = [launch for launch in launches if launch.kind == "ab"]
 
-    def peak(role: Role) -> float:
-        return median_peak_rss_mib(versus, role, shapes)
-
     return BenchmarkResult(
         reference=versus[0].record.reference.description,
         candidate=versus[0].record.candidate.description,
@@ -177,8 +193,9 @@ def _result(
         margin=config.margin,
         load_time_ms=median_load_time_ms(versus, "candidate"),
         reference_load_time_ms=median_load_time_ms(versus, "reference"),
-        peak_rss_mib=peak("candidate"),
-        reference_peak_rss_mib=peak("reference"),
+        # The candidate's own process is one without torch; that is an A/A launch.
+        peak_rss_mib=median_peak_rss_mib(launches, "aa", None, shapes),
+        reference_peak_rss_mib=median_peak_rss_mib(launches, "ab", "reference", shapes),
         size_bytes=_size_bytes(
             inputs["model"] / name for name in (MODEL_FILE, EXTERNAL_DATA_FILE)
         ),

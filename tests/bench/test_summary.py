@@ -121,17 +121,24 @@ def test_a_rare_slow_call_costs_throughput_and_not_the_median() -> None:
     assert result.reference.throughput_samples_per_s == pytest.approx(2000)
 
 
+_ROLES_AND_MIB: tuple[tuple[Role, int], ...] = (
+    ("candidate", 100),
+    ("reference", 110),
+    ("candidate", 120),
+)
+
+
 def test_memory_counts_only_where_the_model_was_alone_and_ran_every_shape() -> None:
     shape = make_shape(Random(0), ratio=1.0, bias=1.0, drift=1.0)
-    alone = [make_launch("ab", shape, first="candidate", mib=mib) for mib in (100, 110, 120)]
+    alone = [make_launch("aa", shape, first=role, mib=mib) for role, mib in _ROLES_AND_MIB]
     other = make_launch("ab", shape, first="reference", mib=700)
     launches = [*alone, other]
-    assert median_peak_rss_mib(launches, "candidate", (SHAPE,)) == 110
-    assert median_peak_rss_mib(launches, "reference", (SHAPE,)) == 700
+    assert median_peak_rss_mib(launches, "aa", None, (SHAPE,)) == 110
+    assert median_peak_rss_mib(launches, "ab", "reference", (SHAPE,)) == 700
     other_shapes = other.model_copy(
         update={"job": other.job.model_copy(update={"shapes": ((1, 1),)})}
     )
-    assert median_peak_rss_mib([other, other_shapes], "reference", (SHAPE,)) == 700
+    assert median_peak_rss_mib([other, other_shapes], "ab", "reference", (SHAPE,)) == 700
 
 
 def test_load_time_is_the_median_over_launches_against_the_reference() -> None:
