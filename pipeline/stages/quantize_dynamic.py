@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +35,9 @@ class QuantizeDynamicConfig(StageConfig):
         description="7-bit weights, which do not saturate on x86 CPUs without VNNI",
     )
     quantize_embeddings: bool = Field(
-        default=False,
-        description="one scale for each whole embedding table: a third of the size, less accurate",
+        default=True,
+        description="int8 token tables with one scale a row: MiniLM in 22 MiB instead of 56, with "
+        "the same speed and accuracy",
     )
 
 
@@ -50,21 +51,28 @@ def _run(
 
     Raises:
         ArtifactError: when the input is no model.
-        QuantizationError: when ONNX Runtime cannot quantise it.
         StoreError: when the output cannot be written.
     """
+    from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.quantization import QuantizationOptions, quantize_dynamic
 
+    model = load_ir_model(inputs["model"] / MODEL_FILE)
     options = QuantizationOptions(
         per_channel=config.per_channel,
         weight_dtype=config.weight_dtype,
         reduce_range=config.reduce_range,
         quantize_embeddings=config.quantize_embeddings,
     )
-    result = quantize_dynamic(inputs["model"] / MODEL_FILE, output, context.scratch, options)
+    result = quantize_dynamic(model, options)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
-    return result.as_json()
+    save_ir_model(model, output)
+    return result.as_json(_size_bytes(output) / _size_bytes(inputs["model"]))
+
+
+def _size_bytes(directory: Path) -> int:
+    files = (directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE)
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 QUANTIZE_DYNAMIC = Stage(
@@ -72,8 +80,7 @@ QUANTIZE_DYNAMIC = Stage(
     version=1,
     config_type=QuantizeDynamicConfig,
     run=_run,
-    packages=("onnx", "onnxruntime", "numpy"),
-    extra="cpu",
-    preload=("pipeline.graph.quantization",),
+    packages=("onnx", "onnx-ir", "numpy"),
+    preload=("pipeline.graph.files", "pipeline.graph.quantization"),
 )
 """Port `model` (`model.onnx`) -> `model.onnx` with 8-bit weights."""
