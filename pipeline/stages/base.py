@@ -1,7 +1,7 @@
 """The contract of a stage: a value, not a base class.
 
 A stage reads nothing but its inputs and writes nothing but its output directory. It runs in a child
-process of its own (`pipeline.run.worker`), is filed under a key that `pipeline.plan` computes from
+process of its own (`pipeline.run.worker`), is filed under a key that `pipeline.planning` computes from
 what is declared here, and is never filed when it fails. Importing a stage module must stay cheap:
 torch, onnx, onnxruntime, numpy and the like are imported inside `run`.
 """
