@@ -140,11 +140,11 @@ def raise_for_verdict(result: BuildResult) -> None:
         GateFailed: a gate does not hold.
         StageError: a stage failed.
     """
-    if result.report.verdict == "passed":
+    if result.verdict == "passed":
         return
-    kind = StageError if result.report.verdict == "error" else GateFailed
+    kind = StageError if result.verdict == "error" else GateFailed
     raise kind(
-        "; ".join(result.report.reasons),
+        "; ".join(result.reasons),
         where=str(result.directory),
         hint=f"see {result.directory / 'report.md'}",
     )

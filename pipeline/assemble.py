@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.parity.types import GateResult
     from pipeline.planning import Plan, TargetPlan
-    from pipeline.run.local import NodeOutcome
+    from pipeline.run.outcomes import NodeOutcome
     from pipeline.store import Store
     from pipeline.targets.base import NodeRef
 

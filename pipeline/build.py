@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.assemble import Results, assemble_report, deliverable_files
 from pipeline.digest_memory import DigestMemory
 from pipeline.environment import code_digest, cores, installed_onnxruntime
 from pipeline.errors import ArtifactError
 from pipeline.hashing import tagged_digest
-from pipeline.planning import build_plan
+from pipeline.planning import build_plan, plan_status
 from pipeline.publish import (
     artifact_directory,
     draft_artifact,
@@ -28,8 +27,7 @@ from pipeline.publish import (
     verify_artifact,
 )
 from pipeline.recipe import dump_recipe
-from pipeline.report import load_report
-from pipeline.run.local import LocalExecutor
+from pipeline.run.outcomes import NodeOutcome
 from pipeline.source import resolve_source
 from pipeline.store import Store, resolve_store_root
 
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from pipeline.recipe import LoadedRecipe
     from pipeline.report.schema import Report
     from pipeline.run.events import Listener
-    from pipeline.run.local import NodeOutcome
 
 VERSION_DIGITS = 12
 """Hex digits of the build digest in a version's name; the manifest has it in full."""
@@ -72,15 +69,26 @@ class BuildResult:
     """What came of a build.
 
     Attributes:
+        verdict: `passed`, `failed` (a gate) or `error` (a stage).
+        reasons: What fails the build, a sentence each.
+        summary: The report in a few lines of plain text.
         directory: The artifact, or what a failed build left.
         is_up_to_date: It was there before, complete and verified.
         outcomes: How each node came out.
     """
 
-    report: Report
+    verdict: str
+    reasons: tuple[str, ...]
+    summary: str
     directory: Path
     is_up_to_date: bool
     outcomes: tuple[NodeOutcome, ...]
+
+    def report(self) -> Report:
+        """The whole report."""
+        from pipeline.report import load_report
+
+        return load_report(self.directory / "report.json")
 
 
 def open_store(options: BuildOptions) -> Store:
@@ -135,30 +143,35 @@ def build(
     store = open_store(options)
     plan = prepare_plan(loaded, store, must_rehash=options.must_rehash)
     on_plan(plan)
-    executor = LocalExecutor(
-        plan=plan,
-        store=store,
-        listener=listener,
-        jobs=options.jobs or min(2, cores()),
-        threads=options.threads or cores(),
-        on_log=on_log,
-    )
-    outcomes = executor.execute()
+    outcomes = _hits(plan, store)
+    if outcomes is None:
+        from pipeline.run.local import LocalExecutor
+
+        executor = LocalExecutor(
+            plan=plan,
+            store=store,
+            listener=listener,
+            jobs=options.jobs or min(2, cores()),
+            threads=options.threads or cores(),
+            on_log=on_log,
+        )
+        outcomes = executor.execute()
     digest = _build_digest(plan, outcomes)
     if all(outcome.record is not None for outcome in outcomes):
-        found = _find_published(options.output, plan.recipe.name, digest)
+        found = _find_published(options.output, plan.recipe.name, digest, outcomes)
         if found is not None:
-            report = load_report(found / "report.json")
-            if report.verdict == "passed":
-                point_latest(found)
-            return BuildResult(
-                report=report,
-                directory=found,
-                is_up_to_date=True,
-                outcomes=outcomes,
-            )
-    results = Results(plan=plan, outcomes=outcomes, store=store)
-    return _publish(results, loaded, options.output, digest)
+            return found
+    return _publish(plan, outcomes, store, loaded, options.output, digest)
+
+
+def _hits(plan: Plan, store: Store) -> tuple[NodeOutcome, ...] | None:
+    """The outcomes when every result is there; None when something must run."""
+    statuses = plan_status(plan, store)
+    if any(status.record is None for status in statuses):
+        return None
+    return tuple(
+        NodeOutcome(node=status.node, record=status.record, has_run=False) for status in statuses
+    )
 
 
 def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
@@ -180,7 +193,9 @@ def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
     )
 
 
-def _find_published(output: Path, name: str, digest: str) -> Path | None:
+def _find_published(
+    output: Path, name: str, digest: str, outcomes: tuple[NodeOutcome, ...]
+) -> BuildResult | None:
     """The artifact of a build digest, verified; a damaged one is an error, never overwritten."""
     version = digest[:VERSION_DIGITS]
     for has_passed in (True, False):
@@ -188,31 +203,52 @@ def _find_published(output: Path, name: str, digest: str) -> Path | None:
         if not directory.is_dir():
             continue
         problems = verify_artifact(directory)
-        if not problems and read_manifest(directory).get("build_digest") == digest:
-            return directory
-        raise ArtifactError(
-            "the artifact that was published earlier is not what it was: "
-            + (problems[0] if problems else "it is of another build"),
-            where=str(directory),
-            hint=f"artifacts are never overwritten; look at it, then move it away: "
-            f"mv {directory} {directory}.damaged",
+        manifest = read_manifest(directory)
+        if problems or manifest.get("build_digest") != digest:
+            raise ArtifactError(
+                "the artifact that was published earlier is not what it was: "
+                + (problems[0] if problems else "it is of another build"),
+                where=str(directory),
+                hint=f"artifacts are never overwritten; look at it, then move it away: "
+                f"mv {directory} {directory}.damaged",
+            )
+        if has_passed:
+            point_latest(directory)
+        return BuildResult(
+            verdict=manifest["verdict"],
+            reasons=tuple(manifest["reasons"]),
+            summary=manifest["summary"],
+            directory=directory,
+            is_up_to_date=True,
+            outcomes=outcomes,
         )
     return None
 
 
-def _publish(results: Results, loaded: LoadedRecipe, output: Path, digest: str) -> BuildResult:
-    from pipeline.report import write_report  # renderers are only needed when something is new
+def _publish(
+    plan: Plan,
+    outcomes: tuple[NodeOutcome, ...],
+    store: Store,
+    loaded: LoadedRecipe,
+    output: Path,
+    digest: str,
+) -> BuildResult:
+    # All that judges and renders is only needed, and only imported, when something is new.
+    from pipeline.assemble import Results, assemble_report, deliverable_files
+    from pipeline.report import render_terminal_summary, write_report
 
+    results = Results(plan=plan, outcomes=outcomes, store=store)
     now = datetime.datetime.now(datetime.UTC)
     version = digest[:VERSION_DIGITS]
     files = deliverable_files(results)
-    name = results.plan.recipe.name
-    if any(outcome.record is None for outcome in results.outcomes):
+    name = plan.recipe.name
+    if any(outcome.record is None for outcome in outcomes):
         version = f"{version}-{now:%Y%m%dT%H%M%S}"  # a failure may come out otherwise next time
     report = assemble_report(
         results, version=version, created_at=now.isoformat(timespec="seconds"), files=files
     )
     has_passed = report.verdict == "passed"
+    summary = render_terminal_summary(report)
     with draft_artifact(output, name) as draft:
         fill_draft(draft, files)
         (draft / "recipe.yaml").write_bytes(loaded.path.read_bytes())
@@ -226,6 +262,8 @@ def _publish(results: Results, loaded: LoadedRecipe, output: Path, digest: str) 
                 "version": version,
                 "build_digest": digest,
                 "verdict": report.verdict,
+                "reasons": list(report.reasons),
+                "summary": summary,
                 "created_at": report.created_at,
                 "recipe": report.recipe,
                 "source": report.source,
@@ -236,5 +274,10 @@ def _publish(results: Results, loaded: LoadedRecipe, output: Path, digest: str) 
     if has_passed:
         point_latest(directory)
     return BuildResult(
-        report=report, directory=directory, is_up_to_date=False, outcomes=results.outcomes
+        verdict=report.verdict,
+        reasons=report.reasons,
+        summary=summary,
+        directory=directory,
+        is_up_to_date=False,
+        outcomes=outcomes,
     )

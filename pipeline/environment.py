@@ -53,15 +53,7 @@ def find_package(distribution: str) -> PackageFact | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     record = found.read_text("RECORD") or ""
-    # pip adds byte-code caches and its own bookkeeping: the same wheel, other lines.
-    lines = [
-        line
-        for line in record.split("\n")
-        if "__pycache__" not in line and "dist-info/" not in line
-    ]
-    return PackageFact(
-        version=found.version, record_sha256=sha256_bytes("\n".join(lines).encode())
-    )
+    return PackageFact(version=found.version, record_sha256=sha256_bytes(record.encode()))
 
 
 def installed_onnxruntime() -> str:

@@ -28,7 +28,7 @@ use_environment() {
     echo "setting up $venv ($1); the first time this takes a few minutes" >&2
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-        --editable "$root[$1]" --constraint "$root/scripts/constraints.txt" >"$venv/.install.log" 2>&1; then
+        --editable "$root[$1]" --config-settings editable_mode=compat --constraint "$root/scripts/constraints.txt" >"$venv/.install.log" 2>&1; then
         tail -n 20 "$venv/.install.log" >&2
         echo "error: the environment could not be set up" >&2
         exit 4

@@ -40,7 +40,7 @@ def test_a_build_publishes_a_verified_artifact_and_a_second_one_does_nothing(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     first = _build(tmp_path, checkpoint, targets=[FP32, INT8, RTX], gates=_gates())
-    assert first.report.verdict == "passed", first.report.reasons
+    assert first.verdict == "passed", first.reasons
     assert verify_artifact(first.directory) == ()
     names = {path.relative_to(first.directory).as_posix() for path in first.directory.rglob("*")}
     assert {
@@ -93,12 +93,12 @@ def test_changed_gates_are_judged_anew_without_running_anything(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     first = _build(tmp_path, checkpoint)
-    assert first.report.verdict == "passed"
+    assert first.verdict == "passed"
     strict = {"parity": {"max_abs_diff": {"max": 1e-12}}}
     second = _build(tmp_path, checkpoint, gates=strict)
     assert not _ran(second)
-    assert second.report.verdict == "failed"
-    assert any("max_abs_diff" in reason for reason in second.report.reasons)
+    assert second.verdict == "failed"
+    assert any("max_abs_diff" in reason for reason in second.reasons)
 
 
 def test_a_failed_gate_leaves_the_report_apart_and_never_moves_latest(
@@ -111,7 +111,7 @@ def test_a_failed_gate_leaves_the_report_apart_and_never_moves_latest(
     assert (tmp_path / "artifacts/tiny/latest").resolve() == first.directory.resolve()
     again = _build(tmp_path, checkpoint, gates={"parity": {"sqnr_db": {"min": 1e6}}})
     assert again.directory == second.directory
-    assert again.report.verdict == "failed"
+    assert again.verdict == "failed"
 
 
 def test_the_api_raises_for_a_failed_gate_with_the_place_of_the_report(
@@ -148,8 +148,8 @@ def test_an_unallowed_gate_that_cannot_run_here_fails_the_build(
 ) -> None:
     gates = {"parity": {"cosine_similarity": {"min": 0.9}}}
     result = _build(tmp_path, checkpoint, targets=[RTX], gates=gates)
-    assert result.report.verdict == "failed"
-    assert any("device_parity" in reason for reason in result.report.reasons)
+    assert result.verdict == "failed"
+    assert any("device_parity" in reason for reason in result.reasons)
 
 
 # --- the two stale results of Olive 0.13 ------------------------------------------------------
@@ -164,7 +164,7 @@ def test_a_changed_evaluation_is_never_answered_from_the_store(
     second = _build(tmp_path, checkpoint, data=data)
     assert {"samples", "reference", "validate@cpu-fp32-fuse"} <= _ran(second)
     assert "export" not in _ran(second)
-    seen = [result.report.targets[0].parity[-1].parity for result in (first, second)]
+    seen = [result.report().targets[0].parity[-1].parity for result in (first, second)]
     assert [parity.samples_seen for parity in seen if parity is not None] == [6, 9]
 
 
@@ -205,10 +205,10 @@ def test_a_stage_failure_is_an_error_with_a_report_and_not_remembered(
     tmp_path: Path, checkpoint: Path
 ) -> None:
     result = _build(tmp_path, checkpoint, limits={"time_s": 0.2})
-    assert result.report.verdict == "error"
+    assert result.verdict == "error"
     assert "failed" in result.directory.parts
     document = json.loads((result.directory / "report.json").read_text())
     failed = [node for node in document["nodes"] if node["state"] == "failed"]
     assert any(node["name"] == "export" for node in failed)
     again = _build(tmp_path, checkpoint)
-    assert again.report.verdict == "passed", again.report.reasons
+    assert again.verdict == "passed", again.reasons

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,38 +80,36 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     if is_json:
         click.echo(json.dumps(_document(result), indent=2))
     _print_summary(result, is_quiet=quiet)
-    return int(EXIT_CODES[result.report.verdict])
+    return int(EXIT_CODES[result.verdict])
 
 
 def _print_summary(result: BuildResult, *, is_quiet: bool) -> None:
-    from pipeline.report import render_terminal_summary
-
-    report = result.report
     if is_quiet:
-        click.echo(f"{report.verdict}: {result.directory}", err=True)
-        for reason in report.reasons:
+        click.echo(f"{result.verdict}: {result.directory}", err=True)
+        for reason in result.reasons:
             click.echo(f"  {reason}", err=True)
         return
-    click.echo(render_terminal_summary(report).rstrip(), err=True)
-    for node in report.nodes:
-        if node.failure is None:
+    if not any(outcome.has_run for outcome in result.outcomes):
+        click.echo(f"all {len(result.outcomes)} results were in the store", err=True)
+    click.echo(result.summary.rstrip(), err=True)
+    for outcome in result.outcomes:
+        if outcome.failure is None:
             continue
-        click.echo(f"\n`{node.name}` failed: {node.failure.message}", err=True)
-        for line in node.failure.last_lines[-10:]:
+        click.echo(f"\n`{outcome.node.name}` failed: {outcome.failure.message}", err=True)
+        for line in outcome.failure.last_lines[-10:]:
             click.echo(f"  | {line}", err=True)
-        if node.failure.hint:
-            click.echo(f"\nhint: {node.failure.hint}", err=True)
+        if outcome.failure.hint:
+            click.echo(f"\nhint: {outcome.failure.hint}", err=True)
     state = "up to date" if result.is_up_to_date else "written"
     click.echo(f"\nartifact ({state}): {result.directory}", err=True)
     click.echo(f"report: {result.directory / 'report.html'}", err=True)
-    sys.stderr.flush()
 
 
 def _document(result: BuildResult) -> dict[str, object]:
     return {
-        "verdict": result.report.verdict,
-        "exit_code": int(EXIT_CODES[result.report.verdict]),
+        "verdict": result.verdict,
+        "exit_code": int(EXIT_CODES[result.verdict]),
         "artifact": str(result.directory.resolve()),
         "is_up_to_date": result.is_up_to_date,
-        "report": result.report.model_dump(mode="json"),
+        "report": result.report().model_dump(mode="json"),
     }

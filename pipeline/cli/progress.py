@@ -81,7 +81,6 @@ class _Plain:
         self._progress: dict[int, str] = {}
         self._lock = threading.Lock()
         self._is_over = threading.Event()
-        self._hits = 0
         self._last_line_s = time.monotonic()
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
@@ -92,8 +91,6 @@ class _Plain:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._heart.join()
-        if self._hits == len(self._names) and self._hits:
-            self._print(f"all {self._hits} results were in the store")
 
     def begin(self, plan: Plan) -> None:
         self._names = [node.name for node in plan.nodes]
@@ -120,7 +117,6 @@ class _Plain:
     def listen(self, event: Event) -> None:
         name = self._names[event.node]
         if isinstance(event, NodeHit):
-            self._hits += 1
             return
         if isinstance(event, NodeProgress):
             self._progress[event.node] = f" ({event.done}/{event.total} {event.unit})"

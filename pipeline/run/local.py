@@ -23,6 +23,7 @@ from pipeline.run.events import (
     NodeStarted,
     NodeWaiting,
 )
+from pipeline.run.outcomes import NodeFailure, NodeOutcome
 from pipeline.run.process import Ending, WorkerProcess
 from pipeline.targets.base import NodeRef
 
@@ -34,35 +35,6 @@ if TYPE_CHECKING:
     from pipeline.recipe.types import Limits
     from pipeline.run.events import Listener
     from pipeline.store import StageRecord, Store
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeFailure:
-    """Why a node failed."""
-
-    message: str
-    hint: str = ""
-    where: str = ""
-    signal: str = ""
-    exit_code: int = 3
-    last_lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeOutcome:
-    """How one node came out of an execution.
-
-    Attributes:
-        record: Its result; None when it failed or was skipped.
-        has_run: It ran in this execution, with or without success.
-        reasons: Why it had to run, or which failed node it waited for.
-    """
-
-    node: Node
-    record: StageRecord | None
-    has_run: bool
-    reasons: tuple[str, ...] = ()
-    failure: NodeFailure | None = None
 
 
 @dataclass(slots=True, kw_only=True)

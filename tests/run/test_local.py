@@ -16,7 +16,8 @@ from pipeline.build import BuildOptions, open_store, prepare_plan
 from pipeline.planning import Plan, plan_status
 from pipeline.recipe import load_recipe_file
 from pipeline.run.events import Event, NodeFailed, NodeFinished, NodeSkipped, NodeStarted
-from pipeline.run.local import LocalExecutor, NodeOutcome
+from pipeline.run.local import LocalExecutor
+from pipeline.run.outcomes import NodeOutcome
 from pipeline.store import Store
 from tests.recipes import FP32, INT8, write_recipe
 
