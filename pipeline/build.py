@@ -114,7 +114,7 @@ def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = Fals
         where=loaded.where("model", "source"),
     )
     memory.save()
-    return build_plan(loaded.recipe, source)
+    return build_plan(loaded.recipe, source, loaded.where)
 
 
 def build(

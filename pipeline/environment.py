@@ -7,7 +7,6 @@ imported, packages are asked for their metadata only.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -46,14 +45,40 @@ class PackageFact:
 def find_package(distribution: str) -> PackageFact | None:
     """The installed version of a distribution, or None. Imports nothing.
 
-    The digest of RECORD tells two builds of one version apart (`+cpu` and CUDA wheels of torch).
+    Reads the `*.dist-info` directories itself: `importlib.metadata` imports the e-mail package, which
+    alone would be a tenth of a run that has nothing to do. The digest of RECORD tells two builds of
+    one version apart (`+cpu` and CUDA wheels of torch).
+    Source: https://packaging.python.org/specifications/recording-installed-packages/
     """
+    for entry in sys.path:
+        folder = _dist_info(entry or ".").get(_normalised(distribution))
+        if folder is None:
+            continue
+        path = Path(entry or ".", folder)
+        record = path / "RECORD"
+        content = record.read_bytes() if record.is_file() else b""
+        version = folder.removesuffix(".dist-info").rpartition("-")[2]
+        return PackageFact(version=version, record_sha256=sha256_bytes(content))
+    return None
+
+
+def _normalised(distribution: str) -> str:
+    """One spelling of a distribution's name (PEP 503, with `_`)."""
+    return re.sub(r"[-_.]+", "_", distribution).lower()
+
+
+@functools.cache
+def _dist_info(directory: str) -> dict[str, str]:
+    """Normalised name -> `*.dist-info` directory, of everything installed in a directory."""
     try:
-        found = importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    record = found.read_text("RECORD") or ""
-    return PackageFact(version=found.version, record_sha256=sha256_bytes(record.encode()))
+        names = os.listdir(directory)  # noqa: PTH208 - names only, and a zip file has none
+    except OSError:
+        return {}
+    return {
+        _normalised(name.removesuffix(".dist-info").rpartition("-")[0]): name
+        for name in names
+        if name.endswith(".dist-info")
+    }
 
 
 def installed_onnxruntime() -> str:

@@ -7,8 +7,9 @@ before, everything below it is a hit again ("early cut-off").
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pipeline.environment import (
     MACHINE_FACTS,
@@ -29,7 +30,7 @@ from pipeline.targets.base import NodeRef, Ref, SourceRef
 from pipeline.tasks import check_task, find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pipeline.hashing import JSON
     from pipeline.recipe.types import Recipe
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.tasks import Task
 
 KEY_TAG = "convert/stage-key/1"
+Where: TypeAlias = "Callable[..., str]"
+"""Key path, key by key -> what a message says of its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,17 +194,38 @@ def _ref_json(ref: Ref) -> JSON:
     return ["node", ref.node] if isinstance(ref, NodeRef) else ["source", ref.group]
 
 
-def build_plan(recipe: Recipe, source: Source) -> Plan:
+def _key_path(*key_path: str | int) -> str:
+    """`targets[1].name`: where a value stands when the recipe has no file."""
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key_path).lstrip(".")
+
+
+@contextlib.contextmanager
+def _about(where: Where, *key_path: str | int) -> Iterator[None]:
+    """Errors that do not say where in the recipe they belong get their place here."""
+    try:
+        yield
+    except RecipeError as error:
+        error.where = error.where or where(*key_path)
+        raise
+
+
+def build_plan(recipe: Recipe, source: Source, where: Where = _key_path) -> Plan:
     """Lay out all the work of a recipe.
+
+    Args:
+        recipe: What is asked for.
+        source: Its checkpoint.
+        where: Key path -> position for messages, such as `LoadedRecipe.where`.
 
     Raises:
         RecipeError: the task does not fit the checkpoint, shapes go past its positions, a precision
             is impossible on a target.
         EnvironmentMissing: a package that a stage needs is not installed.
     """
-    task = find_task(recipe.model.task)
-    check_task(source.config, task)
-    _check_positions(recipe, source)
+    with _about(where, "model", "task"):
+        task = find_task(recipe.model.task)
+        check_task(source.config, task)
+    _check_shapes(recipe, source, where)
     builder = _Builder(recipe, task)
     samples = builder.add(
         SAMPLES,
@@ -223,10 +247,10 @@ def build_plan(recipe: Recipe, source: Source) -> Plan:
         for component in task.components
     }
     targets = []
-    for target in recipe.targets:
+    for place, target in enumerate(recipe.targets):
         builder.prefix = target.name
-        chain = target.chain(builder)
-        builder.prefix = target.name
+        with _about(where, "targets", place):
+            chain = target.chain(builder)
         targets.append(
             _plan_target(target.name, chain, builder, recipe, task, samples, references)
         )
@@ -277,7 +301,7 @@ def _plan_target(
                 task=task.name,
                 component=component,
                 runtime=chain.runtime,
-                shapes=options.shapes,
+                shapes=_benchmark_shapes(recipe),
                 launches=options.launches,
                 threads=options.threads or cores(),
                 margin=recipe.gates.speed.margin if recipe.gates.speed else 0.05,
@@ -324,16 +348,32 @@ def _named(drafts: list[_Draft]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def _check_positions(recipe: Recipe, source: Source) -> None:
+def _check_shapes(recipe: Recipe, source: Source, where: Where) -> None:
     # TensorRT only warns of this and builds an engine that reads past the position embeddings.
     limit = source.max_positions
-    longest = max(recipe.shapes.sequence.max, *(length for _, length in recipe.benchmark.shapes))
+    longest = recipe.shapes.sequence.max
     if limit is not None and longest > limit:
         raise RecipeError(
             f"sequences of {longest} tokens are asked for, and the checkpoint has {limit} positions",
-            where="shapes.sequence.max" if longest == recipe.shapes.sequence.max else "benchmark",
+            where=where("shapes", "sequence", "max"),
             hint=f"set it to {limit} or less",
         )
+    for place, (batch, sequence) in enumerate(_benchmark_shapes(recipe)):
+        for axis, value in (("batch", batch), ("sequence", sequence)):
+            extent = getattr(recipe.shapes, axis)
+            if not extent.min <= value <= extent.max:
+                raise RecipeError(
+                    f"{axis} {value} is measured, but `shapes.{axis}` goes from {extent.min} to "
+                    f"{extent.max}",
+                    where=where("benchmark", "shapes", place),
+                    hint="measure shapes that the targets are made for",
+                )
+
+
+def _benchmark_shapes(recipe: Recipe) -> tuple[tuple[int, int], ...]:
+    batch, sequence = recipe.shapes.batch, recipe.shapes.sequence
+    usual = ((batch.min, sequence.opt), (batch.opt, sequence.opt))
+    return recipe.benchmark.shapes or tuple(dict.fromkeys(usual))
 
 
 # --- keys -----------------------------------------------------------------------------------

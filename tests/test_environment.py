@@ -12,6 +12,7 @@ import pytest
 import pipeline
 from pipeline.environment import (
     MACHINE_FACTS,
+    _dist_info,
     code_digest,
     find_package,
     installed_onnxruntime,
@@ -58,11 +59,13 @@ def test_both_onnxruntimes_together_are_refused(
     _fake_distribution(tmp_path, "onnxruntime-gpu")
     monkeypatch.syspath_prepend(str(tmp_path))
     find_package.cache_clear()
+    _dist_info.cache_clear()
     try:
         with pytest.raises(EnvironmentMissing, match="both installed"):
             installed_onnxruntime()
     finally:
         find_package.cache_clear()
+        _dist_info.cache_clear()
 
 
 def _digest_in_copy(root: Path, module: str) -> str:

@@ -15,6 +15,6 @@ def schema_command() -> None:
     Example:
       convert schema > recipe.schema.json
     """
-    from pipeline.recipe import recipe_json_schema
+    from pipeline.recipe.schema import recipe_json_schema
 
     click.echo(json.dumps(recipe_json_schema(), indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pipeline.recipe.load import LoadedRecipe, dump_recipe, load_recipe, load_recipe_file
-from pipeline.recipe.schema import recipe_json_schema
 from pipeline.recipe.types import Recipe
 
 __all__ = [
@@ -12,5 +11,4 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "load_recipe_file",
-    "recipe_json_schema",
 ]

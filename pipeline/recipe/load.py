@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from pipeline.hashing import sha256_bytes
 from pipeline.recipe.events import Document, read_document
-from pipeline.recipe.faults import find_problems
 from pipeline.recipe.problems import Position, Problem, format_where, recipe_error
 from pipeline.recipe.read import decode_text, read_bytes
 from pipeline.recipe.types import Recipe
@@ -101,6 +100,8 @@ def _validated(document: Document, file: str) -> Recipe:
         # As JSON, so that lists become tuples and yet `3` stays no text and `1` no boolean.
         recipe = Recipe.model_validate_json(json.dumps(document.value))
     except ValidationError as err:
+        from pipeline.recipe.faults import find_problems  # words for mistakes: 20 ms
+
         raise recipe_error(file, find_problems(err, document)) from None
     if document.problems:
         raise recipe_error(file, document.problems)

@@ -176,8 +176,10 @@ class Gates(Strict):
 class Benchmark(Strict):
     """How speed is measured."""
 
-    shapes: tuple[tuple[Positive, Positive], ...] = Field(
-        default=((1, 32), (8, 128)), min_length=1, description="(batch, sequence) pairs"
+    shapes: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="(batch, sequence) pairs; default: one sample and the usual batch, both at the "
+        "usual length",
     )
     launches: Annotated[int, Field(ge=3, le=50)] = Field(
         default=5, description="fresh processes for each target; the interval is over them"

@@ -7,9 +7,16 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.recipe import Recipe, recipe_json_schema
+from pipeline.recipe import Recipe
 from pipeline.recipe.events import read_document
-from pipeline.recipe.schema import example, flow_text, locate, properties, resolve
+from pipeline.recipe.schema import (
+    example,
+    flow_text,
+    locate,
+    properties,
+    recipe_json_schema,
+    resolve,
+)
 
 
 def test_the_schema_says_which_dialect_and_which_recipe_it_is() -> None:

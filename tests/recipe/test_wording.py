@@ -6,7 +6,8 @@ from typing import Any, get_args
 import pytest
 from pydantic_core.core_schema import ErrorType
 
-from pipeline.recipe import Recipe, recipe_json_schema
+from pipeline.recipe import Recipe
+from pipeline.recipe.schema import recipe_json_schema
 from pipeline.recipe.wording import PATTERN_WORDS, WORDING, nearest
 
 # What each kind of pydantic-core schema can find wrong in JSON input, beyond what it wraps.
