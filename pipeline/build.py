@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.planning import Plan
+    from pipeline.publish import EarlyCheck
     from pipeline.recipe import LoadedRecipe
     from pipeline.report.schema import Report
     from pipeline.run.events import Listener
@@ -124,6 +125,7 @@ def build(
     listener: Listener = lambda _: None,
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_log: Callable[[int, str], None] | None = None,
+    early_check: EarlyCheck | None = None,
 ) -> BuildResult:
     """Build what a recipe asks for, and publish it when it holds its gates.
 
@@ -135,6 +137,7 @@ def build(
         listener: Is told what happens, from several threads.
         on_plan: Is given the plan before it is executed.
         on_log: Is given (node, line) for every line of a stage's log.
+        early_check: A verification of the published artifact that was begun already.
 
     Raises:
         RecipeError, EnvironmentMissing, ArtifactError: before or instead of a report.
@@ -158,7 +161,8 @@ def build(
         outcomes = executor.execute()
     digest = _build_digest(plan, outcomes)
     if all(outcome.record is not None for outcome in outcomes):
-        found = _find_published(options.output, plan.recipe.name, digest, outcomes)
+        check = verify_artifact if early_check is None else early_check.problems_of
+        found = _find_published(options.output / plan.recipe.name, digest, outcomes, check)
         if found is not None:
             return found
     return _publish(plan, outcomes, store, loaded, options.output, digest)
@@ -194,15 +198,18 @@ def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
 
 
 def _find_published(
-    output: Path, name: str, digest: str, outcomes: tuple[NodeOutcome, ...]
+    home: Path,
+    digest: str,
+    outcomes: tuple[NodeOutcome, ...],
+    check: Callable[[Path], tuple[str, ...]],
 ) -> BuildResult | None:
     """The artifact of a build digest, verified; a damaged one is an error, never overwritten."""
     version = digest[:VERSION_DIGITS]
     for has_passed in (True, False):
-        directory = artifact_directory(output, name, version, has_passed=has_passed)
+        directory = artifact_directory(home, version, has_passed=has_passed)
         if not directory.is_dir():
             continue
-        problems = verify_artifact(directory)
+        problems = check(directory)
         manifest = read_manifest(directory)
         if problems or manifest.get("build_digest") != digest:
             raise ArtifactError(
@@ -255,7 +262,7 @@ def _publish(
         write_report(report, draft)
         directory = publish_draft(
             draft,
-            artifact_directory(output, name, version, has_passed=has_passed),
+            artifact_directory(output / name, version, has_passed=has_passed),
             files=files,
             facts={
                 "name": name,

@@ -8,6 +8,7 @@ before, everything below it is a hit again ("early cut-off").
 from __future__ import annotations
 
 import contextlib
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -254,6 +255,7 @@ def build_plan(recipe: Recipe, source: Source, where: Where = _key_path) -> Plan
         targets.append(
             _plan_target(target.name, chain, builder, recipe, task, samples, references)
         )
+    _check_coverage(recipe, builder.drafts, where)
     nodes = _named(builder.drafts)
     for node in nodes:
         require_packages(node.stage)
@@ -368,6 +370,19 @@ def _check_shapes(recipe: Recipe, source: Source, where: Where) -> None:
                     where=where("benchmark", "shapes", place),
                     hint="measure shapes that the targets are made for",
                 )
+
+
+def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:
+    known = sorted({name for draft in drafts for name in draft.stage.coverage})
+    for name in recipe.gates.coverage:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        raise RecipeError(
+            f"no stage of this recipe reports `{name}`"
+            + (f" - did you mean `{near[0]}`?" if near else f", only: {', '.join(known)}"),
+            where=where("gates", "coverage", name),
+        )
 
 
 def _benchmark_shapes(recipe: Recipe) -> tuple[tuple[int, int], ...]:

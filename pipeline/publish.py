@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,9 +45,9 @@ class ArtifactFile:
     size_bytes: int
 
 
-def artifact_directory(output: Path, name: str, version: str, *, has_passed: bool) -> Path:
-    """Where a version of an artifact stands."""
-    return output / name / version if has_passed else output / name / FAILED / version
+def artifact_directory(home: Path, version: str, *, has_passed: bool) -> Path:
+    """Where a version of an artifact stands; `home` is the folder of all versions of one name."""
+    return home / version if has_passed else home / FAILED / version
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -80,6 +81,39 @@ def verify_artifact(directory: Path) -> tuple[str, ...]:
     document = read_manifest(directory)
     manifest = Manifest.from_json(canonical_json(document["files"]) + "\n")
     return check_directory(directory, manifest, ignore=frozenset({MANIFEST_FILE}))
+
+
+class EarlyCheck:
+    """Verifies `latest` in the background while the plan is still being made.
+
+    A run in which nothing changed ends with verifying the artifact, and that is a third of its time.
+    What is found is only used when that artifact turns out to be the one.
+
+    Args:
+        output: Where artifacts are.
+        name: The recipe's name.
+    """
+
+    def __init__(self, output: Path, name: str) -> None:
+        self._directory: Path | None = None
+        self._problems: tuple[str, ...] = ()
+        self._thread = threading.Thread(target=self._check, args=(output, name), daemon=True)
+        self._thread.start()
+
+    def _check(self, output: Path, name: str) -> None:
+        try:
+            directory = output / name / (output / name / LATEST).readlink().name
+            self._problems = verify_artifact(directory)
+            self._directory = directory
+        except OSError:
+            return  # nothing was published yet
+        except ArtifactError:
+            return  # whoever needs this artifact will verify it, and say what is wrong
+
+    def problems_of(self, directory: Path) -> tuple[str, ...]:
+        """Problems of an artifact, as `verify_artifact` says them."""
+        self._thread.join()
+        return self._problems if self._directory == directory else verify_artifact(directory)
 
 
 @contextlib.contextmanager

@@ -56,9 +56,13 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
       convert recipe.yaml --output /srv/models --json > result.json
       python -m pipeline recipe.yaml          # where another `convert` is on the PATH
     """
+    from pipeline.publish import EarlyCheck
+    from pipeline.recipe import load_recipe_file
+
+    loaded = load_recipe_file(recipe)
+    early_check = EarlyCheck(output, loaded.recipe.name)  # while the rest is still being imported
     from pipeline.build import BuildOptions, build
     from pipeline.cli.progress import make_progress
-    from pipeline.recipe import load_recipe_file
 
     options = BuildOptions(
         output=output,
@@ -68,7 +72,6 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
         jobs=jobs,
         threads=threads,
     )
-    loaded = load_recipe_file(recipe)
     with make_progress(is_quiet=quiet, is_verbose=verbose) as progress:
         result = build(
             loaded,
@@ -76,6 +79,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
             listener=progress.listen,
             on_plan=progress.begin,
             on_log=progress.log if verbose else None,
+            early_check=early_check,
         )
     if is_json:
         click.echo(json.dumps(_document(result), indent=2))

@@ -71,6 +71,8 @@ class Stage(Generic[C]):
         machine: Which facts about the machine the output depends on, names of
             `pipeline.environment.MACHINE_FACTS`; part of the key. Empty: the output is the same
             everywhere.
+        coverage: Names of the numbers it may report under `coverage` in its facts; a recipe's
+            coverage gates can name these and no others.
         preload: Modules a fresh worker may import while it waits for its inputs.
         is_exclusive: Nothing else may run at the same time, because it measures time.
     """
@@ -82,6 +84,7 @@ class Stage(Generic[C]):
     packages: tuple[str, ...] = ()
     extra: str = ""
     machine: tuple[str, ...] = ()
+    coverage: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     is_exclusive: bool = False
 

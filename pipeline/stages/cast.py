@@ -65,6 +65,7 @@ CAST = Stage(
     name="cast",
     version=1,
     config_type=CastConfig,
+    coverage=("fp16_weights",),
     run=_run,
     packages=("numpy", "onnx", "onnx-ir"),
     preload=("pipeline.graph.half", "pipeline.graph.interface"),

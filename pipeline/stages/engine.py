@@ -132,6 +132,7 @@ ENGINE = Stage(
     name="engine",
     version=1,
     config_type=EngineConfig,
+    coverage=("fused_attention", "fp32_gemms", "fp16_gemms", "bf16_gemms", "int8_gemms"),
     run=run_engine,
     packages=("tensorrt-rtx",),
     extra="rtx",

@@ -47,6 +47,7 @@ FUSE = Stage(
     name="fuse",
     version=1,
     config_type=FuseConfig,
+    coverage=("fused_attention",),
     run=_run,
     packages=("onnx", "onnx-ir", "numpy"),
     preload=("pipeline.graph.files", "pipeline.graph.fusions"),

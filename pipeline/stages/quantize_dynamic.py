@@ -79,6 +79,7 @@ QUANTIZE_DYNAMIC = Stage(
     name="quantize_dynamic",
     version=1,
     config_type=QuantizeDynamicConfig,
+    coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
     run=_run,
     packages=("onnx", "onnx-ir", "numpy"),
     preload=("pipeline.graph.files", "pipeline.graph.quantization"),

@@ -58,7 +58,7 @@ def test_options_may_stand_before_the_recipe(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
-    "unknown key": ({"tragets": []}, 2, "did you mean `targets`?"),
+    "unknown key": ({"limits_": {}}, 2, "did you mean `limits`?"),
     "wrong type": ({"name": 7}, 2, "name"),
     "name that leaves": ({"name": "../up"}, 2, "name"),
     "missing checkpoint": (
