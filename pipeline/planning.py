@@ -297,8 +297,8 @@ def _plan_target(
                 (link, builder.add(VALIDATE, config, inputs, component=component, label=label))
             )
         validations[component] = tuple(found)
-        if chain.runtime is not None:
-            options = recipe.benchmark
+        options = recipe.benchmark
+        if chain.runtime is not None and options is not None:
             benchmark = BenchmarkConfig(
                 task=task.name,
                 component=component,
@@ -386,6 +386,8 @@ def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:
 
 
 def _benchmark_shapes(recipe: Recipe) -> tuple[tuple[int, int], ...]:
+    if recipe.benchmark is None:
+        return ()
     batch, sequence = recipe.shapes.batch, recipe.shapes.sequence
     usual = ((batch.min, sequence.opt), (batch.opt, sequence.opt))
     return recipe.benchmark.shapes or tuple(dict.fromkeys(usual))

@@ -1,8 +1,9 @@
-"""Fixtures that several packages share: a tiny real checkpoint, and recipes for it."""
+"""Fixtures that several packages share: a tiny real checkpoint, and a store that knows it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,27 @@ def sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.checkpoints import build_sentence_encoder
 
     return build_sentence_encoder(tmp_path_factory.mktemp("checkpoint") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def filled_store(tmp_path_factory: pytest.TempPathFactory, sentence_encoder: Path) -> Path:
+    """A store with the results of the tiny checkpoint's targets; copy it, do not write to it."""
+    from pipeline.build import BuildOptions, build
+    from pipeline.recipe import load_recipe_file
+    from tests.recipes import FP32, INT8, RTX, write_recipe
+
+    folder = tmp_path_factory.mktemp("filled")
+    gates = {"parity": {}, "allow_not_run": ["device_parity"]}
+    recipe = write_recipe(
+        folder / "recipe.yaml", sentence_encoder, targets=[FP32, INT8, RTX], gates=gates
+    )
+    options = BuildOptions(output=folder / "artifacts", store=folder / "store", threads=1)
+    result = build(load_recipe_file(recipe), options)
+    assert result.verdict == "passed", result.reasons
+    return folder / "store"
+
+
+@pytest.fixture
+def store(tmp_path: Path, filled_store: Path) -> Path:
+    """A copy of the filled store, to change."""
+    return Path(shutil.copytree(filled_store, tmp_path / "store"))

@@ -34,9 +34,9 @@ def recipe(checkpoint: Path | str, **changes: Any) -> dict[str, Any]:
         },
         "data": {"evaluation": {"source": "builtin:stdlib-docstrings", "samples": 6, "seed": 0}},
         "targets": [copy.deepcopy(FP32)],
-        # A tiny model's speed says nothing, and its int8 twin is coarse: only parity is judged.
-        "gates": {"parity": {"cosine_similarity": {"min": 0.9}}},
-        "benchmark": {"shapes": [[1, 8]], "launches": 3},
+        # A tiny model's speed says nothing, and its int8 twin is coarse.
+        "gates": {"parity": {"cosine_similarity": {"min": 0.8}}},
+        "benchmark": None,
     }
     document.update(copy.deepcopy(changes))
     return document
@@ -47,3 +47,11 @@ def write_recipe(path: Path, checkpoint: Path | str, **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(recipe(checkpoint, **changes), indent=2), encoding="utf-8")
     return path
+
+
+def forget(store: Path, *stages: str) -> None:
+    """Take the records of some stages out of a store, so that these must run again."""
+    for path in (store / "v1/ac").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        if any(f'"stage":"{stage}"' in text for stage in stages):
+            path.unlink()

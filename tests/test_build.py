@@ -17,7 +17,9 @@ from pipeline.build import BuildOptions, BuildResult, build
 from pipeline.errors import ArtifactError, GateFailed
 from pipeline.publish import read_manifest, verify_artifact
 from pipeline.recipe import load_recipe_file
-from tests.recipes import FP32, INT8, RTX, write_recipe
+from tests.recipes import FP32, INT8, RTX, forget, write_recipe
+
+pytestmark = pytest.mark.usefixtures("store")  # at tmp_path/store: what is not changed is a hit
 
 
 def _build(tmp_path: Path, checkpoint: Path, **changes: Any) -> BuildResult:
@@ -61,7 +63,7 @@ def test_a_build_publishes_a_verified_artifact_and_a_second_one_does_nothing(
 
 def _gates(**changes: Any) -> dict[str, Any]:
     return {
-        "parity": {"cosine_similarity": {"min": 0.9}},
+        "parity": {"cosine_similarity": {"min": 0.8}},
         "allow_not_run": ["device_parity", "speed"],
         **changes,
     }
@@ -85,7 +87,6 @@ def test_only_what_hangs_on_a_changed_option_runs_again(tmp_path: Path, checkpoi
     assert _ran(second) == {
         "quantize_dynamic",
         "validate@cpu-int8-quantize_dynamic",
-        "benchmark@cpu-int8",
     }
 
 
@@ -152,6 +153,17 @@ def test_an_unallowed_gate_that_cannot_run_here_fails_the_build(
     assert any("device_parity" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
+def test_a_target_that_is_too_slow_fails_its_speed_gate(tmp_path: Path, checkpoint: Path) -> None:
+    gates = _gates(speed={"min_speedup_over_reference": 1000.0})
+    result = _build(tmp_path, checkpoint, gates=gates, benchmark={"launches": 3})
+    assert result.verdict == "failed"
+    assert all("speed gate" in reason for reason in result.reasons)
+    benchmark = result.report().targets[0].benchmark
+    assert benchmark is not None
+    assert {(shape.batch, shape.sequence) for shape in benchmark.shapes} == {(1, 8), (2, 8)}
+
+
 # --- the two stale results of Olive 0.13 ------------------------------------------------------
 
 
@@ -204,6 +216,7 @@ def _largest_scale(model: Path) -> float:
 def test_a_stage_failure_is_an_error_with_a_report_and_not_remembered(
     tmp_path: Path, checkpoint: Path
 ) -> None:
+    forget(tmp_path / "store", "export", "samples")
     result = _build(tmp_path, checkpoint, limits={"time_s": 0.2})
     assert result.verdict == "error"
     assert "failed" in result.directory.parts

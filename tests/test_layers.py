@@ -19,6 +19,8 @@ LAYERS = (
     ("__init__", "api"),
     ("build",),
     ("assemble",),
+    ("doctor", "inspection", "verification"),
+    ("listing", "store_trial"),
     ("publish", "run"),
     ("planning",),
     ("recipe",),

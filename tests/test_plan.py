@@ -73,10 +73,11 @@ def test_each_compute_capability_is_a_node_of_its_own(
 def test_changing_one_option_changes_that_node_and_what_hangs_on_it(
     tmp_path: Path, sentence_encoder: Path
 ) -> None:
-    before = _keys(_plan(tmp_path, sentence_encoder, targets=[FP32, INT8]))
+    timed: dict[str, Any] = {"benchmark": {"shapes": [[1, 8]]}}
+    before = _keys(_plan(tmp_path, sentence_encoder, targets=[FP32, INT8], **timed))
     changed = copy.deepcopy(INT8)
     changed["quantization"]["per_channel"] = False
-    after = _keys(_plan(tmp_path, sentence_encoder, targets=[FP32, changed]))
+    after = _keys(_plan(tmp_path, sentence_encoder, targets=[FP32, changed], **timed))
     different = {name for name in before if before[name] != after[name]}
     assert different == {
         "quantize_dynamic",
@@ -100,7 +101,7 @@ def _flip(node: Any, factor: str) -> dict[str, Any]:
 def test_every_factor_of_a_key_changes_it_and_is_named(
     tmp_path: Path, sentence_encoder: Path
 ) -> None:
-    plan = _plan(tmp_path, sentence_encoder)
+    plan = _plan(tmp_path, sentence_encoder, benchmark={})
     node = next(node for node in plan.nodes if node.stage.name == "benchmark")
     preimage = node_preimage(node, dict.fromkeys(node.inputs, "0" * 64))
     record = _record(preimage)

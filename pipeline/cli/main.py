@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.build import build_command
+from pipeline.cli.doctor import doctor_command
+from pipeline.cli.inspect import inspect_command
+from pipeline.cli.ls import ls_command
 from pipeline.cli.plan import plan_command
 from pipeline.cli.schema import schema_command
+from pipeline.cli.verify import verify_command
 from pipeline.errors import ExitCode, PipelineError
 
 if TYPE_CHECKING:
@@ -38,12 +42,20 @@ def cli() -> None:
     convert recipe.yaml              build, verify and publish
     convert plan recipe.yaml         what would run, and why
     convert schema > recipe.json     JSON Schema of the recipe, for editors
+    convert ls                       artifacts, versions, verdicts
+    convert verify latest            every digest, both ways
+    convert inspect PATH             what a recipe, artifact, model or engine holds
+    convert doctor                   what is missing on this machine, and how to get it
     """
 
 
 cli.add_command(build_command)
 cli.add_command(plan_command)
 cli.add_command(schema_command)
+cli.add_command(ls_command)
+cli.add_command(verify_command)
+cli.add_command(inspect_command)
+cli.add_command(doctor_command)
 
 
 def run(arguments: list[str]) -> int:

@@ -14,6 +14,13 @@ F = TypeVar("F", bound="Callable[..., object]")
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 json_option = click.option("--json", "is_json", is_flag=True, help="One JSON document on stdout.")
+output_option = click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("artifacts"),
+    show_default=True,
+    help="Where artifacts are.",
+)
 
 
 def store_options(function: F) -> F:

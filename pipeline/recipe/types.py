@@ -213,7 +213,9 @@ class Recipe(Strict):
     )
     targets: tuple[AnyTarget, ...] = Field(min_length=1, description="what to build")
     gates: Gates = Field(description="what must hold before anything is published")
-    benchmark: Benchmark = Field(default=Benchmark(), description="how speed is measured")
+    benchmark: Benchmark | None = Field(
+        default=Benchmark(), description="how speed is measured; null: it is not, nor judged"
+    )
     limits: Limits = Field(default=Limits(), description="of time and memory, for each stage")
 
     @model_validator(mode="after")
@@ -226,4 +228,11 @@ class Recipe(Strict):
             if name in ARTIFACT_FILES:
                 msg = f"`{name}` is a file of the artifact; name the target otherwise"
                 raise InvalidAt(msg, "targets", index, "name")
+        return self
+
+    @model_validator(mode="after")
+    def _a_speed_gate_has_something_to_judge(self) -> Self:
+        if self.benchmark is None and self.gates.speed is not None:
+            msg = "a speed gate needs a benchmark, and `benchmark` is null"
+            raise InvalidAt(msg, "gates", "speed")
         return self

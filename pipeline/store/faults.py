@@ -51,6 +51,8 @@ def store_error(err: OSError, doing: str, root: Path, *, need_bytes: int = 0) ->
     elif err.errno in _DENIED:
         message = f"{doing} failed: the store cannot be written: {reason}"
         hint = "set CONVERT_STORE to a directory that you can write to"
+    elif err.errno in {errno.ENOTDIR, errno.EEXIST}:
+        hint = "a file is in the way: set CONVERT_STORE to a directory"
     elif err.errno in {errno.EMFILE, errno.ENFILE}:
         hint = "raise the limit on open files: ulimit -n 4096"
     elif err.errno in {errno.EINVAL, errno.ENOTSUP}:
