@@ -310,7 +310,7 @@ def _int8_check(have: set[str], *, is_arm: bool) -> Check:
     elif have & {"avx2", "avx512f"}:
         state = "note"
         detail = (
-            "no VNNI: uint8 x int8 sums may saturate in 16 bits, and the gain in time is small"
+            "no VNNI: uint8 x int8 sums may saturate in 16 bits, and less time is saved"
         )
         hint = (
             "set `quantization: {reduce_range: true}` (7-bit weights) if an INT8 gate fails here"
