@@ -7,8 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# How fast examples come says something about the machine, which is shared, and nothing about the
+# code. In CI the examples are the same every time.
+settings.register_profile(
+    "shared-machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session")
