@@ -20,7 +20,7 @@ LAYERS = (
     ("build",),
     ("assemble",),
     ("doctor", "inspection", "verification"),
-    ("listing", "store_trial"),
+    ("listing", "package_checks", "store_trial"),
     ("publish", "run"),
     ("planning",),
     ("recipe",),

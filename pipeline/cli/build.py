@@ -48,14 +48,14 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     is_store_trusted: bool,
     must_rehash: bool,
 ) -> int:
-    r"""Build what RECIPE asks for, verify it, and publish it when it holds its gates.
+    """Build what RECIPE asks for, verify it, and publish it when it holds its gates.
 
     \b
     Examples:
       convert recipe.yaml
       convert recipe.yaml --output /srv/models --json > result.json
       python -m pipeline recipe.yaml          # where another `convert` is on the PATH
-    """
+    """  # noqa: D301 - \b is click's own
     from pipeline.publish import EarlyCheck
     from pipeline.recipe import load_recipe_file
 

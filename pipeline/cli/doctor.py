@@ -12,7 +12,7 @@ from pipeline.cli.options import json_option
 from pipeline.errors import ExitCode
 
 if TYPE_CHECKING:
-    from pipeline.doctor import Check
+    from pipeline.package_checks import Check
 
 
 @click.command("doctor")
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 )
 @json_option
 def doctor_command(store: Path | None, is_json: bool) -> int:
-    r"""Look at this machine: packages, CPU, memory, GPU, the store, and what each target needs.
+    """Look for what is missing on this machine, and say how to get it.
+
+    Looks at Python, packages, CPU, memory, GPU, the store, and what each target needs.
 
     Packages with native code are really imported, and the store's calls really made, in a temporary
     directory that is deleted afterwards.
@@ -35,9 +37,10 @@ def doctor_command(store: Path | None, is_json: bool) -> int:
       convert doctor --json | jq '.checks[] | select(.state != "ok")'
 
     Exit codes: 0 everything that CPU targets need is here, 4 something of it is missing.
-    """
+    """  # noqa: D301 - \b is click's own
     import os
 
+    from pipeline.cli.lines import counted
     from pipeline.doctor import examine, is_fit_for_cpu
     from pipeline.store import resolve_store_root
 
@@ -54,7 +57,10 @@ def doctor_command(store: Path | None, is_json: bool) -> int:
         return int(code)
     _show(checks)
     problems = sum(check.state == "problem" for check in checks)
-    click.echo("\nfit for CPU targets" if is_fit else f"\n{problems} problems, marked with !")
+    click.echo()
+    click.echo(
+        "fit for CPU targets" if is_fit else f"{counted(problems, 'problem')}, marked with !"
+    )
     return int(code)
 
 

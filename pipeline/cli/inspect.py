@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @output_option
 @json_option
 def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) -> None:
-    r"""Show what PATH holds: a recipe, an artifact, an ONNX model or a TensorRT-RTX engine.
+    """Show what a recipe, artifact, ONNX model or TensorRT-RTX engine holds.
 
     A recipe is shown with all defaults filled in. A model is read in a process of its own, with
     limits on time and memory; of an engine, the first 64 bytes are read, without TensorRT.
@@ -33,7 +33,7 @@ def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) ->
 
     Exit codes: 0 it is shown; 2 there is nothing, or nothing known, or the recipe is wrong; 3 the
     artifact, model or engine is damaged.
-    """
+    """  # noqa: D301 - \b is click's own
     from pipeline.cli.inspect_text import inspection_json, inspection_lines
     from pipeline.inspection import inspect_path
 

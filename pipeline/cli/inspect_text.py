@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pipeline.cli.lines import columns, one_line, size
+from pipeline.cli.lines import columns, counted, one_line, size
 from pipeline.inspection import (
     ArtifactInspection,
     EngineInspection,
@@ -125,7 +125,7 @@ def _model_lines(facts: ModelFacts, *, has_layers: bool) -> Iterator[str]:
         found = "MISSING" if file.size_bytes is None else size(file.size_bytes)
         yield f"  in {one_line(file.location)}: {found}"
     yield from _layer_lines(facts.layers, has_layers=has_layers)
-    yield f"operators  {sum(facts.op_counts.values()):,} nodes"
+    yield f"operators  {counted(sum(facts.op_counts.values()), 'node')}"
     yield from columns(list(facts.op_counts.items())[:MAX_LISTED])
     yield from _more(len(facts.op_counts))
 
@@ -138,7 +138,7 @@ def _layer_lines(layers: tuple[LayerFacts, ...], *, has_layers: bool) -> Iterato
         counts[layer.op, layer.dtype] += 1
         parameters[layer.op, layer.dtype] += layer.parameters
     yield from columns(
-        (op, dtype, f"{count} layers", f"{parameters[op, dtype]:,} parameters")
+        (op, dtype, counted(count, "layer"), f"{parameters[op, dtype]:,} parameters")
         for (op, dtype), count in counts.most_common()
     )
     if has_layers:

@@ -10,7 +10,7 @@ from pipeline.report.printable import printable_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["columns", "one_line", "size"]
+__all__ = ["columns", "counted", "one_line", "size"]
 
 MAX_COLUMN = 72
 
@@ -18,6 +18,11 @@ MAX_COLUMN = 72
 def one_line(text: object, limit: int = 300) -> str:
     """Any text on one line, without control characters and escapes."""
     return " ".join(printable_text(str(text), limit).split())
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, such as `1 layer` or `2 layers`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def columns(rows: Iterable[Sequence[object]], *, indent: str = "  ") -> Iterator[str]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.argument("output", type=click.Path(path_type=Path), default=Path("artifacts"))
 @json_option
 def ls_command(output: Path, is_json: bool) -> int:
-    r"""List the artifacts in OUTPUT (default: artifacts) and their versions.
+    """List artifacts and their versions.
+
+    OUTPUT is where they are, or the directory of one of them; default: artifacts.
 
     `*` marks the version that `latest` leads to. Files are not verified; see `convert verify`.
 
@@ -33,7 +35,7 @@ def ls_command(output: Path, is_json: bool) -> int:
 
     Exit codes: 0 all is well, also when there is none; 3 a manifest or a link is damaged; 2 there is
     no such directory.
-    """
+    """  # noqa: D301 - \b is click's own
     from pipeline.cli.lines import one_line
     from pipeline.listing import list_artifacts
 

@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.build import build_command
-from pipeline.cli.doctor import doctor_command
-from pipeline.cli.inspect import inspect_command
-from pipeline.cli.ls import ls_command
-from pipeline.cli.plan import plan_command
-from pipeline.cli.schema import schema_command
-from pipeline.cli.verify import verify_command
+from pipeline.cli.lazy import LazyCommand, LazyGroup
 from pipeline.errors import ExitCode, PipelineError
 
 if TYPE_CHECKING:
@@ -30,13 +25,14 @@ INTERRUPTED = 130
 
 
 @click.group(
+    cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 all is well, 1 a gate failed, 2 usage or recipe error, 3 a stage failed "
     "or a file is damaged, 4 something needed is missing here.",
 )
 @click.version_option(package_name="convert-pipeline", prog_name="convert")
 def cli() -> None:
-    r"""Turn a Hugging Face checkpoint into engine artifacts that can be trusted.
+    """Turn a Hugging Face checkpoint into engine artifacts that can be trusted.
 
     \b
     convert recipe.yaml              build, verify and publish
@@ -46,16 +42,16 @@ def cli() -> None:
     convert verify latest            every digest, both ways
     convert inspect PATH             what a recipe, artifact, model or engine holds
     convert doctor                   what is missing on this machine, and how to get it
-    """
+    """  # noqa: D301 - \b is click's own
 
 
 cli.add_command(build_command)
-cli.add_command(plan_command)
-cli.add_command(schema_command)
-cli.add_command(ls_command)
-cli.add_command(verify_command)
-cli.add_command(inspect_command)
-cli.add_command(doctor_command)
+cli.add_command(LazyCommand("plan", "pipeline.cli.plan:plan_command"))
+cli.add_command(LazyCommand("schema", "pipeline.cli.schema:schema_command"))
+cli.add_command(LazyCommand("ls", "pipeline.cli.ls:ls_command"))
+cli.add_command(LazyCommand("verify", "pipeline.cli.verify:verify_command"))
+cli.add_command(LazyCommand("inspect", "pipeline.cli.inspect:inspect_command"))
+cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 
 
 def run(arguments: list[str]) -> int:

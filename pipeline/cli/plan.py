@@ -28,14 +28,14 @@ def plan_command(
     is_store_trusted: bool,
     must_rehash: bool,
 ) -> None:
-    r"""Show what converting RECIPE would do: for each node hit, or that it must run.
+    """Show what converting RECIPE would do: for each node hit, or that it must run.
 
     \b
     Examples:
       convert plan recipe.yaml
       convert plan recipe.yaml --explain
       convert plan recipe.yaml --json | jq '.nodes[] | select(.state == "run")'
-    """
+    """  # noqa: D301 - \b is click's own
     from pipeline.build import BuildOptions, open_store, prepare_plan
     from pipeline.planning import plan_status
     from pipeline.recipe import load_recipe_file

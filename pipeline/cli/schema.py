@@ -9,12 +9,12 @@ import click
 
 @click.command("schema")
 def schema_command() -> None:
-    r"""Print the JSON Schema of the recipe, for editors and for checks in CI.
+    """Print the JSON Schema of the recipe, for editors and for checks in CI.
 
     \b
     Example:
       convert schema > recipe.schema.json
-    """
+    """  # noqa: D301 - \b is click's own
     from pipeline.recipe.schema import recipe_json_schema
 
     click.echo(json.dumps(recipe_json_schema(), indent=2))

@@ -23,9 +23,9 @@ from pipeline.errors import ExitCode
 @output_option
 @json_option
 def verify_command(path: str | None, store: str | None, output: Path, is_json: bool) -> int:
-    r"""Check every file of the artifact PATH against its manifest, both ways.
+    """Check every digest of an artifact, or of the store.
 
-    PATH is an artifact's directory, or a name below --output with or without /VERSION, or `latest`
+    Every file is held against the manifest, and the manifest against every file. PATH is an artifact's directory, or a name below --output with or without /VERSION, or `latest`
     where there is one artifact. A file that is missing, added or changed is named.
 
     \b
@@ -37,8 +37,8 @@ def verify_command(path: str | None, store: str | None, output: Path, is_json: b
 
     Exit codes: 0 all is as it was published, 3 something is damaged, 2 there is no such artifact or
     store.
-    """
-    from pipeline.cli.lines import one_line, size
+    """  # noqa: D301 - \b is click's own
+    from pipeline.cli.lines import counted, one_line, size
     from pipeline.listing import find_artifact
     from pipeline.verification import verify_published, verify_store
 
@@ -66,7 +66,7 @@ def verify_command(path: str | None, store: str | None, output: Path, is_json: b
         size(count) if name == "size_bytes" else f"{count} {name}"
         for name, count in found.counts.items()
     ]
-    word = f"{len(found.problems)} problems" if found.problems else "whole"
+    word = counted(len(found.problems), "problem") if found.problems else "whole"
     click.echo(f"{word}: {one_line(found.path)} ({', '.join(counts)})")
     return int(code)
 

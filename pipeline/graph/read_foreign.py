@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import resource
 import sys
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ArtifactError, PipelineError
 from pipeline.graph.model_facts import (
     Answer,
     ExternalFile,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import onnx
 
     from pipeline.graph.inspect import TensorDescription
+
+MAX_ELEMENTS = 1 << 53
+"""More than this no file system holds, and JSON readers cannot say."""
 
 
 def main(arguments: list[str]) -> None:
@@ -59,12 +63,17 @@ def read_facts(path: Path) -> ModelFacts:
         ArtifactError: it is missing or no ONNX model.
         ValueError: what it says cannot be, such as an element type that does not exist.
     """
-    from pipeline.graph.files import load_graph_only
+    from pipeline.graph.files import iter_tensors, load_graph_only
     from pipeline.graph.inspect import describe_model
     from pipeline.graph.layers import iter_layers
 
     description = describe_model(path)
     model = load_graph_only(path)
+    for tensor in iter_tensors(model):
+        if any(dim < 0 for dim in tensor.dims) or prod(tensor.dims) > MAX_ELEMENTS:
+            shape = " x ".join(map(str, tensor.dims[:4]))
+            raise ArtifactError(f"tensor `{tensor.name[:80]}` has a shape that cannot be: {shape}")
+    external_files = tuple(_external_files(model, path.parent))
     return ModelFacts(
         opset=description.opset,
         domains=dict(description.domains),
@@ -76,8 +85,8 @@ def read_facts(path: Path) -> ModelFacts:
         parameters=description.parameters,
         weight_bytes=dict(description.weight_bytes),
         layers=tuple(iter_layers(model)),
-        external_files=tuple(_external_files(model, path.parent)),
-        size_bytes=description.size_bytes,
+        external_files=external_files,
+        size_bytes=path.stat().st_size + sum(file.size_bytes or 0 for file in external_files),
     )
 
 

@@ -1,0 +1,236 @@
+"""`convert inspect`: each kind is recognised, and hostile models stay in their own process."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline.errors import ArtifactError, PipelineError
+from pipeline.graph.layers import iter_layers
+from pipeline.inspection import ModelInspection, inspect_path, read_model
+from pipeline.recipe import load_recipe
+from tests.cli.artifacts import edit_manifest, publish
+from tests.cli.commands import run_convert
+from tests.graph.models import embedding_model, parse, random, write
+from tests.recipes import INT8, write_recipe
+
+
+def _engine(size: int = 100, magic: bytes = b"vtrt") -> bytes:
+    head = struct.pack("<4sIQQ4B4sQQQQ", magic, 0, 2, size, 1, 7, 1, 116, magic, 0b1001, 0, 0, 30)
+    return head + bytes(100 - len(head))
+
+
+def test_a_recipe_is_shown_with_defaults_and_can_be_read_back(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", "checkpoint", targets=[INT8])
+    done = run_convert("inspect", "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "reduce_range: false" in done.stdout  # a default that the file does not say
+    (tmp_path / "shown.yaml").write_text(done.stdout)
+    assert load_recipe(tmp_path / "shown.yaml") == load_recipe(path)
+    answer = json.loads(run_convert("inspect", "recipe.yaml", "--json", cwd=tmp_path).stdout)
+    assert answer["kind"] == "recipe"
+    assert answer["recipe"]["targets"][0]["quantization"]["per_channel"] is True
+
+
+def test_a_wrong_recipe_has_the_errors_of_a_recipe(tmp_path: Path) -> None:
+    write_recipe(tmp_path / "recipe.yaml", "checkpoint", limits_={})
+    done = run_convert("inspect", "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean `limits`?" in done.stderr
+
+
+def test_an_artifact_is_shown_by_name(tmp_path: Path) -> None:
+    publish(tmp_path / "artifacts")
+    done = run_convert("inspect", "tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("passed", "cpu-fp32", "sm89", "onnx  1.23.2", "checkpoint"):
+        assert text in done.stdout
+    answer = json.loads(run_convert("inspect", "latest", "--json", cwd=tmp_path).stdout)
+    assert answer["kind"] == "artifact"
+    assert answer["artifact"]["version"] == "0123456789ab"
+
+
+def test_an_artifact_with_a_damaged_manifest_exits_with_3(tmp_path: Path) -> None:
+    edit_manifest(publish(tmp_path / "artifacts"), source=7)
+    done = run_convert("inspect", "tiny", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "`source`" in done.stderr
+
+
+def test_a_model_has_its_interface_operators_and_precision(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", embedding_model())
+    done = run_convert("inspect", path, "--layers", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    for text in (
+        "opset 20, ir_version 10",
+        "input_ids int64 (batch, sequence)",
+        "last_hidden_state float (batch, sequence, 4)",
+        "weights 32 parameters",
+        "float 128 bytes 94.1%",
+        "Gather float 1 layer 32 parameters",
+        "Unsqueeze 1",
+    ):
+        assert text in shown, text
+    answer = json.loads(run_convert("inspect", path, "--json", cwd=tmp_path).stdout)
+    assert answer["kind"] == "model"
+    assert answer["model"]["layers"] == [
+        {"node": "hidden", "op": "Gather", "weight": "table", "dtype": "float", "parameters": 32}
+    ]
+
+
+def test_a_model_is_recognised_without_its_suffix(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", embedding_model()).rename(tmp_path / "model.bin")
+    assert isinstance(inspect_path(str(path), tmp_path), ModelInspection)
+
+
+def test_a_layer_counts_in_the_dtype_that_its_weight_is_stored_in() -> None:
+    """Through DequantizeLinear and Transpose: what the file holds, not what the product sees."""
+    model = parse(
+        """
+        quantised (float[n, 4] x) => (float[n, 8] y)
+        {
+            wide = DequantizeLinear(weight, scale)
+            turned = Transpose<perm = [1, 0]>(wide)
+            product = MatMul(x, turned)
+            y = Add(product, bias)
+        }
+        """,
+        {
+            "weight": random(8, 4).astype("int8"),
+            "scale": random(1)[0],
+            "bias": random(8),
+        },
+    )
+    (layer,) = iter_layers(model)
+    assert (layer.op, layer.weight, layer.dtype, layer.parameters) == (
+        "MatMul",
+        "weight",
+        "int8",
+        32,
+    )
+
+
+def test_layers_in_a_circle_come_to_an_end() -> None:
+    nodes = [
+        helper.make_node("Cast", ["b"], ["a"], to=1),
+        helper.make_node("Cast", ["a"], ["b"], to=1),
+        helper.make_node("MatMul", ["a", "b"], ["c"]),
+    ]
+    assert list(iter_layers(helper.make_model(helper.make_graph(nodes, "circle", [], [])))) == []
+
+
+def test_an_engine_is_read_without_tensorrt(tmp_path: Path) -> None:
+    (tmp_path / "model.engine").write_bytes(_engine())
+    done = run_convert("inspect", "model.engine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("1.7.1.116", "sm75 sm89", "30 bytes"):
+        assert text in done.stdout
+    answer = json.loads(run_convert("inspect", "model.engine", "--json", cwd=tmp_path).stdout)
+    assert answer["engine"]["compute_capabilities"] == ["sm75", "sm89"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("model.engine", _engine(size=999), 3, "is truncated"),
+        ("other", _engine(magic=b"ftrt"), 3, "of full TensorRT"),
+        ("model.onnx", b"", 3, "no ONNX graph"),
+        ("model.onnx", b"\x08", 3, "not a readable ONNX file"),
+        ("notes.txt", b"hello", 2, "no recipe (.yaml), ONNX model (.onnx) or engine"),
+        ("folder/model.onnx", b"", 2, "folder/model.onnx"),
+    ],
+)
+def test_what_cannot_be_shown_says_why(
+    tmp_path: Path, name: str, content: bytes, code: int, words: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(PipelineError) as caught:
+        inspect_path(str(tmp_path / Path(name).parts[0]), tmp_path)
+    assert caught.value.exit_code == code
+    assert words in str(caught.value)
+
+
+def _model_with(tensor: TensorProto, node: str = "n") -> bytes:
+    nodes = [helper.make_node("MatMul", ["x", tensor.name], ["y"], name=node)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [], [tensor]))
+    return model.SerializeToString()
+
+
+def _tensor(name: str = "w", dtype: int = 1, dims: tuple[int, ...] = (2, 3)) -> TensorProto:
+    return TensorProto(name=name, data_type=dtype, dims=dims)
+
+
+HOSTILE = {
+    "more elements than there are atoms": (_tensor(dims=(1 << 62,) * 500), "shape that cannot be"),
+    "negative axis": (_tensor(dims=(-5, 7)), "shape that cannot be: -5 x 7"),
+    "unknown element type": (_tensor(dtype=999), "999"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_model_is_refused_with_a_reason(tmp_path: Path, case: str) -> None:
+    tensor, words = HOSTILE[case]
+    (tmp_path / "model.onnx").write_bytes(_model_with(tensor))
+    with pytest.raises(ArtifactError, match=words):
+        read_model(tmp_path / "model.onnx")
+
+
+def test_a_model_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
+    """Two bytes in the file are a whole node in memory."""
+    path = tmp_path / "model.onnx"
+    empty_nodes = b"\x0a\x00" * 4_000_000
+    path.write_bytes(b"\x08\x0a\x3a" + _varint(len(empty_nodes)) + empty_nodes)
+    with pytest.raises(ArtifactError):
+        read_model(path, base_memory_bytes=400 << 20)
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def test_a_model_that_takes_too_long_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", embedding_model())
+    with pytest.raises(ArtifactError, match="took longer than"):
+        read_model(path, time_s=0.001)
+
+
+def test_a_reader_that_dies_is_an_error_with_its_ending(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", embedding_model())
+    with pytest.raises(ArtifactError, match="its reader"):
+        read_model(path, base_memory_bytes=30 << 20)
+
+
+def test_weights_elsewhere_are_not_opened_and_names_cannot_steer_the_terminal(
+    tmp_path: Path,
+) -> None:
+    tensor = _tensor(name="w\x1b[2J\u202e")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret")
+    (tmp_path / "secret").write_bytes(bytes(5000))
+    path = tmp_path / "a" / "b" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(_model_with(tensor, node="n\x1b]0;title\x07"))
+    done = run_convert("inspect", path, "--layers", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "in ../../secret: MISSING" in done.stdout
+    assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout)
+    assert read_model(path).size_bytes == path.stat().st_size
+
+
+def test_no_module_is_taken_from_the_current_directory(tmp_path: Path) -> None:
+    """A folder with a model may also hold an `onnx.py`."""
+    write(tmp_path / "m", embedding_model())
+    (tmp_path / "m" / "onnx.py").write_text("raise SystemExit(9)")
+    done = run_convert("inspect", "model.onnx", cwd=tmp_path / "m")
+    assert done.returncode == 0, done.stderr
