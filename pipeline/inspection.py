@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pipeline.engines.header import EngineHeader, read_engine_header
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.graph.model_facts import Answer, ModelFacts
-from pipeline.listing import ArtifactFacts, find_artifact, is_artifact, read_facts
+from pipeline.listing import ArtifactFacts, find_artifact, is_artifact, path_kind, read_facts
 from pipeline.recipe import dump_recipe, load_recipe_file
 from pipeline.run.process import worker_environment
 
@@ -92,8 +92,9 @@ def inspect_path(name: str, output: Path) -> Inspection:
         ArtifactError: it is of a known kind, and damaged.
     """
     path = Path(name)
-    if not path.is_file():
-        if path.is_dir() and not is_artifact(path):
+    kind = path_kind(path)
+    if kind != "file":
+        if kind == "directory" and not is_artifact(path):
             _refuse_plain_directory(path)
         directory = find_artifact(name, output)
         return ArtifactInspection(path=directory, facts=read_facts(directory))

@@ -6,9 +6,10 @@ That is `verification.py`.
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
@@ -160,7 +161,7 @@ def list_artifacts(output: Path) -> Listing:
         RecipeError: there is no such directory.
         ArtifactError: it cannot be read.
     """
-    if not output.is_dir():
+    if path_kind(output) != "directory":
         raise RecipeError(
             f"there is no directory `{output}`",
             hint="name the directory that was given to `convert` as --output",
@@ -175,6 +176,23 @@ def list_artifacts(output: Path) -> Listing:
     return Listing(entries=entries, problems=problems)
 
 
+def path_kind(path: Path) -> Literal["file", "directory", "other", "nothing"]:
+    """What a path that a user named leads to.
+
+    Raises:
+        RecipeError: it cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except OSError as error:
+        raise RecipeError(f"`{path}` cannot be looked at: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "file" if stat.S_ISREG(mode) else "other"
+
+
 def find_artifact(name: str, output: Path) -> Path:
     """The directory of an artifact as a user names it.
 
@@ -187,21 +205,24 @@ def find_artifact(name: str, output: Path) -> Path:
         RecipeError: no artifact goes by this name.
         ArtifactError: `latest` leads nowhere.
     """
-    if name == LATEST and not Path(name).is_dir():
+    if name == LATEST and path_kind(Path(name)) != "directory":
         return _only_latest(output)
     for path in (Path(name), output / name):
-        if path.is_dir():
+        if path_kind(path) == "directory":
             if is_artifact(path):
                 return path
             if (path / LATEST).is_symlink():
                 return _follow_latest(path)
             if path.name == LATEST or _is_home(path):
                 raise _without_latest(path)
-    path = Path(name)
-    what = "a file" if path.is_file() else "a directory without manifest.json"
-    message = f"`{name}` is {what}" if path.exists() else f"there is no artifact `{name}`"
+    messages = {
+        "file": f"`{name}` is a file",
+        "directory": f"`{name}` is a directory without manifest.json",
+        "other": f"`{name}` is neither a file nor a directory",
+        "nothing": f"there is no artifact `{name}`",
+    }
     raise RecipeError(
-        f"{message}, and an artifact is a directory such as {output}/<name>/<version>",
+        f"{messages[path_kind(Path(name))]}, and an artifact is a directory such as {output}/<name>/<version>",
         hint=f"convert ls {output}",
     )
 

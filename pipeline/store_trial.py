@@ -47,8 +47,13 @@ def examine_store(root: Path) -> Iterator[Trial]:
     Args:
         root: Its root; need not be there yet.
     """
-    is_there = root.is_dir()
-    place = _nearest_directory(root)
+    try:
+        is_there = root.is_dir()
+        place = _nearest_directory(root)
+    except OSError as error:
+        detail = f"{root} cannot be looked at: {error.strerror}"
+        yield Trial(name="root", state="problem", detail=detail, hint=_ANOTHER)
+        return
     state = "" if is_there else f"; made at the first run, in {place}"
     yield Trial(name="root", state="ok", detail=f"{root}{state}")
     try:

@@ -188,6 +188,10 @@ def test_locks_that_do_nothing_are_a_note(tmp_path: Path, monkeypatch: pytest.Mo
     assert "two in at once" in trial.detail
 
 
+def test_a_root_that_cannot_be_is_a_problem(tmp_path: Path) -> None:
+    assert _trials(tmp_path / ("x" * 300))["root"].state == "problem"
+
+
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:
     mounts = "\n".join(
         (

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline.errors import ArtifactError, PipelineError
+from pipeline.errors import ArtifactError, PipelineError, RecipeError
 from pipeline.graph.layers import iter_layers
 from pipeline.inspection import ModelInspection, inspect_path, read_model
+from pipeline.listing import list_artifacts
 from pipeline.recipe import load_recipe
 from tests.cli.artifacts import edit_manifest, publish
 from tests.cli.commands import run_convert
@@ -155,6 +157,21 @@ def test_what_cannot_be_shown_says_why(
         inspect_path(str(tmp_path / Path(name).parts[0]), tmp_path)
     assert caught.value.exit_code == code
     assert words in str(caught.value)
+
+
+def test_a_name_that_no_file_can_have_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="File name too long"):
+        list_artifacts(tmp_path / ("x" * 300))
+    done = run_convert("inspect", "x" * 300, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "File name too long" in done.stderr
+    assert "defect" not in done.stderr
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="neither a file nor a directory"):
+        inspect_path(str(tmp_path / "pipe"), tmp_path)
 
 
 def _model_with(tensor: TensorProto, node: str = "n") -> bytes:
