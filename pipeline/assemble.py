@@ -137,6 +137,8 @@ def assemble_report(
     ]
     broken = [
         f"{gate.target}: {gate.gate} gate: {gate.metric} must be {gate.limit}: {gate.reason}"
+        if gate.measured is not None
+        else f"{gate.target}: {gate.gate} gate: {gate.reason}"
         for gate in gates
         if not gate.is_allowed
     ]

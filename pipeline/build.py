@@ -18,8 +18,10 @@ from pipeline.errors import ArtifactError
 from pipeline.hashing import tagged_digest
 from pipeline.planning import build_plan, plan_status
 from pipeline.publish import (
+    AlreadyPublished,
     artifact_directory,
     draft_artifact,
+    drop_failures,
     fill_draft,
     point_latest,
     publish_draft,
@@ -114,8 +116,9 @@ def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = Fals
         memory=memory,
         where=loaded.where("model", "source"),
     )
-    memory.save()
-    return build_plan(loaded.recipe, source, loaded.where)
+    plan = build_plan(loaded.recipe, source, loaded.where)
+    memory.save()  # a recipe that is refused leaves nothing behind
+    return plan
 
 
 def build(
@@ -146,26 +149,34 @@ def build(
     store = open_store(options)
     plan = prepare_plan(loaded, store, must_rehash=options.must_rehash)
     on_plan(plan)
+    check = verify_artifact if early_check is None else early_check.problems_of
     outcomes = _hits(plan, store)
-    if outcomes is None:
-        from pipeline.run.local import LocalExecutor
-
-        executor = LocalExecutor(
-            plan=plan,
-            store=store,
-            listener=listener,
-            jobs=options.jobs or min(2, cores()),
-            threads=options.threads or cores(),
-            on_log=on_log,
-        )
-        outcomes = executor.execute()
-    digest = _build_digest(plan, outcomes)
-    if all(outcome.record is not None for outcome in outcomes):
-        check = verify_artifact if early_check is None else early_check.problems_of
-        found = _find_published(options.output / plan.recipe.name, digest, outcomes, check)
+    if outcomes is not None:
+        found = _find_published(plan, options.output, outcomes, check)
         if found is not None:
             return found
-    return _publish(plan, outcomes, store, loaded, options.output, digest)
+    from pipeline.run.local import LocalExecutor  # an up-to-date run does not need it
+
+    executor = LocalExecutor(
+        plan=plan,
+        store=store,
+        listener=listener,
+        jobs=options.jobs or min(2, cores()),
+        threads=options.threads or cores(),
+        on_log=on_log,
+    )
+    outcomes = executor.execute()
+    found = _find_published(plan, options.output, outcomes, verify_artifact)
+    if found is not None:
+        return found
+    try:
+        return _publish(plan, outcomes, store, loaded, options.output)
+    except AlreadyPublished:
+        # Another process built the same at the same time; its artifact is as good as ours.
+        found = _find_published(plan, options.output, outcomes, verify_artifact)
+        if found is None:
+            raise
+        return found
 
 
 def _hits(plan: Plan, store: Store) -> tuple[NodeOutcome, ...] | None:
@@ -198,12 +209,16 @@ def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
 
 
 def _find_published(
-    home: Path,
-    digest: str,
+    plan: Plan,
+    output: Path,
     outcomes: tuple[NodeOutcome, ...],
     check: Callable[[Path], tuple[str, ...]],
 ) -> BuildResult | None:
-    """The artifact of a build digest, verified; a damaged one is an error, never overwritten."""
+    """The artifact of these outcomes, verified; a damaged one is an error, never overwritten."""
+    if any(outcome.record is None for outcome in outcomes):
+        return None
+    home = output / plan.recipe.name
+    digest = _build_digest(plan, outcomes)
     version = digest[:VERSION_DIGITS]
     for has_passed in (True, False):
         directory = artifact_directory(home, version, has_passed=has_passed)
@@ -238,7 +253,6 @@ def _publish(
     store: Store,
     loaded: LoadedRecipe,
     output: Path,
-    digest: str,
 ) -> BuildResult:
     # All that judges and renders is only needed, and only imported, when something is new.
     from pipeline.assemble import Results, assemble_report, deliverable_files
@@ -246,6 +260,7 @@ def _publish(
 
     results = Results(plan=plan, outcomes=outcomes, store=store)
     now = datetime.datetime.now(datetime.UTC)
+    digest = _build_digest(plan, outcomes)
     version = digest[:VERSION_DIGITS]
     files = deliverable_files(results)
     name = plan.recipe.name
@@ -258,7 +273,7 @@ def _publish(
     summary = render_terminal_summary(report)
     with draft_artifact(output, name) as draft:
         fill_draft(draft, files)
-        (draft / "recipe.yaml").write_bytes(loaded.path.read_bytes())
+        (draft / "recipe.yaml").write_bytes(loaded.content)
         write_report(report, draft)
         directory = publish_draft(
             draft,
@@ -280,6 +295,8 @@ def _publish(
         )
     if has_passed:
         point_latest(directory)
+    if report.verdict == "error":
+        drop_failures(directory, digest[:VERSION_DIGITS])
     return BuildResult(
         verdict=report.verdict,
         reasons=report.reasons,

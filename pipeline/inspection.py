@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pipeline.engines.header import EngineHeader, read_engine_header
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.graph.model_facts import Answer, ModelFacts
+from pipeline.hashing import sha256_bytes
 from pipeline.listing import ArtifactFacts, find_artifact, is_artifact, path_kind, read_facts
 from pipeline.recipe import dump_recipe, load_recipe_file
 from pipeline.run.process import worker_environment
@@ -101,7 +102,9 @@ def inspect_path(name: str, output: Path) -> Inspection:
     start = _read_start(path)
     if path.suffix in _RECIPE_SUFFIXES:
         loaded = load_recipe_file(path)
-        return RecipeInspection(path=path, recipe=dump_recipe(loaded.recipe), digest=loaded.digest)
+        return RecipeInspection(
+            path=path, recipe=dump_recipe(loaded.recipe), digest=sha256_bytes(loaded.content)
+        )
     if path.suffix == ".engine" or start.startswith(_ENGINE_MAGIC):
         return EngineInspection(path=path, header=read_engine_header(path))
     if path.suffix == ".onnx" or start.startswith(_MODEL_START):

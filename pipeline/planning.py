@@ -22,6 +22,7 @@ from pipeline.environment import (
 )
 from pipeline.errors import RecipeError
 from pipeline.hashing import canonical_json, tagged_digest
+from pipeline.source import TOKENIZER_VOCABULARIES
 from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.reference import REFERENCE, ReferenceConfig
@@ -226,6 +227,8 @@ def build_plan(recipe: Recipe, source: Source, where: Where = _key_path) -> Plan
     with _about(where, "model", "task"):
         task = find_task(recipe.model.task)
         check_task(source.config, task)
+    with _about(where, "model", "source"):
+        _check_tokenizer(source, task)
     _check_shapes(recipe, source, where)
     builder = _Builder(recipe, task)
     samples = builder.add(
@@ -348,6 +351,15 @@ def _named(drafts: list[_Draft]) -> tuple[Node, ...]:
             )
         )
     return tuple(nodes)
+
+
+def _check_tokenizer(source: Source, task: Task) -> None:
+    takes_text = any(spec.name == "input_ids" for spec in task.inputs)
+    if takes_text and not any(name in source.files for name in TOKENIZER_VOCABULARIES):
+        raise RecipeError(
+            "the checkpoint has no tokenizer, and without it there are no samples to compare on",
+            hint=f"one of these must be in {source.root}: {', '.join(TOKENIZER_VOCABULARIES)}",
+        )
 
 
 def _check_shapes(recipe: Recipe, source: Source, where: Where) -> None:

@@ -11,10 +11,12 @@ without replacing anything.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,14 @@ MANIFEST_FILE = "manifest.json"
 MANIFEST_SCHEMA_VERSION = 1
 LATEST = "latest"
 FAILED = "failed"
+
+
+STALE_DRAFT_S = 24 * 3600.0
+"""Drafts older than this were left by a process that was killed."""
+
+
+class AlreadyPublished(ArtifactError):
+    """The place of a version was taken while its draft was being filled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +132,7 @@ def draft_artifact(output: Path, name: str) -> Iterator[Path]:
     parent = output / name
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        _sweep_drafts(parent)
         draft = parent / f".draft-{uuid.uuid4().hex}"
         draft.mkdir(mode=0o755)
     except OSError as error:
@@ -132,30 +143,40 @@ def draft_artifact(output: Path, name: str) -> Iterator[Path]:
         ) from error
     try:
         yield draft
+    except OSError as error:
+        free = shutil.disk_usage(output).free
+        raise ArtifactError(
+            f"the artifact cannot be written: {error.strerror or error} "
+            f"({free >> 20:,} MiB are free)",
+            where=str(parent),
+            hint="free some space, or choose another place with --output DIRECTORY",
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            parent.rmdir()  # only when nothing was ever published there
+
+
+def _sweep_drafts(parent: Path) -> None:
+    for draft in parent.glob(".draft-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
+                shutil.rmtree(draft)
 
 
 def fill_draft(draft: Path, files: tuple[ArtifactFile, ...]) -> None:
     """Copy files into a draft (sharing blocks where the file system can).
 
     Raises:
-        ArtifactError: two files go to one place, or the disk is full.
+        ArtifactError: two files go to one place.
+        OSError: such as a full disk; `draft_artifact` says so.
     """
     for file in files:
         target = draft / file.path
         if target.exists():
             raise ArtifactError(f"two files go to `{file.path}`", where=str(draft))
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file.source, target)
-        except OSError as error:
-            free = shutil.disk_usage(draft).free
-            raise ArtifactError(
-                f"`{file.path}` cannot be written: {error.strerror} ({free >> 20:,} MiB are free)",
-                where=str(draft.parent),
-                hint="free some space, or choose another place with --output DIRECTORY",
-            ) from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.source, target)
 
 
 def publish_draft(
@@ -178,7 +199,7 @@ def publish_draft(
 
     Raises:
         DigestMismatch: a copy is not what was made.
-        ArtifactError: the place is taken by something else.
+        AlreadyPublished: the version is there already.
     """
     manifest = scan_directory(draft)
     digests = {entry.path: entry.sha256 for entry in manifest.entries}
@@ -203,6 +224,10 @@ def publish_draft(
         # Renaming a directory replaces an empty one only, and an artifact is never empty.
         draft.rename(directory)
     except OSError as error:
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise AlreadyPublished(
+                "another process published this version meanwhile", where=str(directory)
+            ) from error
         raise ArtifactError(
             f"the artifact cannot be moved to its place: {error.strerror}", where=str(directory)
         ) from error
@@ -228,3 +253,10 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def drop_failures(directory: Path, prefix: str) -> None:
+    """Delete the reports of earlier failures of the same build, but for the one in `directory`."""
+    for other in directory.parent.glob(f"{prefix}-*"):
+        if other != directory:
+            shutil.rmtree(other, ignore_errors=True)

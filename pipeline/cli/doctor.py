@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import json_option
+from pipeline.cli.output import emit
 from pipeline.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -53,14 +54,12 @@ def doctor_command(store: Path | None, is_json: bool) -> int:
             "is_fit_for_cpu": is_fit,
             "checks": [_check_json(check) for check in checks],
         }
-        click.echo(json.dumps(document, indent=2))
+        emit(json.dumps(document, indent=2))
         return int(code)
     _show(checks)
     problems = sum(check.state == "problem" for check in checks)
-    click.echo()
-    click.echo(
-        "fit for CPU targets" if is_fit else f"{counted(problems, 'problem')}, marked with !"
-    )
+    emit()
+    emit("fit for CPU targets" if is_fit else f"{counted(problems, 'problem')}, marked with !")
     return int(code)
 
 
@@ -73,10 +72,10 @@ def _show(checks: tuple[Check, ...]) -> None:
     for check, line in zip(checks, columns(rows), strict=True):
         if check.area != area:
             area = check.area
-            click.echo(area)
-        click.echo(line)
+            emit(area)
+        emit(line)
         if check.hint:
-            click.echo(f"        hint: {one_line(check.hint)}")
+            emit(f"        hint: {one_line(check.hint)}")
 
 
 def _check_json(check: Check) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import json_option, output_option
+from pipeline.cli.output import emit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +40,7 @@ def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) ->
 
     found = inspect_path(path, output)
     if is_json:
-        click.echo(inspection_json(found))
+        emit(inspection_json(found))
         return
     for line in inspection_lines(found, has_layers=has_layers):
-        click.echo(line)
+        emit(line)

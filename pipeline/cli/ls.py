@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import json_option
+from pipeline.cli.output import emit
 from pipeline.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def ls_command(output: Path, is_json: bool) -> int:
             "artifacts": [_entry_json(entry) for entry in listing.entries],
             "problems": list(listing.problems),
         }
-        click.echo(json.dumps(document, indent=2))
+        emit(json.dumps(document, indent=2))
         return int(code)
     for line in _lines(listing.entries):
-        click.echo(line)
+        emit(line)
     if not listing.entries:
-        click.echo(f"no artifacts in {one_line(output)}")
+        emit(f"no artifacts in {one_line(output)}")
     for problem in listing.problems:
         click.echo(f"problem: {one_line(problem)}", err=True)
     return int(code)

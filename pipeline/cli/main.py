@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,8 @@ import click
 
 from pipeline.cli.build import build_command
 from pipeline.cli.lazy import LazyCommand, LazyGroup
-from pipeline.errors import ExitCode, PipelineError
+from pipeline.cli.output import emit
+from pipeline.errors import ArtifactError, ExitCode, PipelineError, RecipeError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -55,24 +54,29 @@ cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code; nothing but `SystemExit` escapes."""
+    """Run the command line and return its exit code; nothing but `SystemExit` escapes.
+
+    With `--json` there is exactly one document on standard output, whatever happens.
+    """
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)
+    is_json = "--json" in arguments
     try:
         return _run(arguments)
     except PipelineError as error:
-        return _show_error(error, is_json="--json" in arguments)
+        return _tell(error, int(error.exit_code), is_json=is_json)
+    except click.ClickException as error:
+        error.show()
+        if is_json:
+            _emit_error("UsageError", RecipeError(error.format_message()), int(ExitCode.USAGE))
+        return int(ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "interrupted: what is finished is kept, the next run goes on from there", err=True
+        told = PipelineError(
+            "interrupted: what is finished is kept, the next run goes on from there"
         )
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`convert plan ... | head`): not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.OK)
+        return _tell(told, INTERRUPTED, is_json=is_json, kind="Interrupted")
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
-        return _show_defect(error)
+        return _tell(_defect(error), int(ExitCode.STAGE_FAILED), is_json=is_json, kind="Defect")
 
 
 def _run(arguments: list[str]) -> int:
@@ -80,10 +84,6 @@ def _run(arguments: list[str]) -> int:
         code = cli.main(args=_with_command(arguments), prog_name="convert", standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return int(ExitCode.USAGE)
-    sys.stdout.flush()
     return int(code or 0)
 
 
@@ -102,25 +102,32 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _show_error(error: PipelineError, *, is_json: bool) -> int:
-    if is_json:
-        document = {
-            "verdict": "error",
-            "exit_code": int(error.exit_code),
-            "error": {
-                "kind": type(error).__name__,
-                "message": error.message,
-                "where": error.where,
-                "hint": error.hint,
-            },
-        }
-        click.echo(json.dumps(document, indent=2))
+def _tell(error: PipelineError, code: int, *, is_json: bool, kind: str = "") -> int:
+    """Say what went wrong, to people on standard error and to programs on standard output."""
     click.echo(f"error: {error}", err=True)
-    return int(error.exit_code)
+    if is_json:
+        _emit_error(kind or type(error).__name__, error, code)
+    return code
 
 
-def _show_defect(error: Exception) -> int:
-    """Tell of an error that nobody foresaw: a defect of convert, with its traceback in a file."""
+def _emit_error(kind: str, error: PipelineError, code: int) -> None:
+    document = {
+        "verdict": "error",
+        "exit_code": code,
+        "artifact": None,
+        "error": {
+            "kind": kind,
+            "message": error.message,
+            "where": error.where,
+            "hint": error.hint,
+        },
+    }
+    with contextlib.suppress(ArtifactError):  # the exit code says it all the same
+        emit(json.dumps(document, indent=2))
+
+
+def _defect(error: Exception) -> PipelineError:
+    """An error that nobody foresaw: a defect of convert, with its traceback in a file."""
     import tempfile
     import traceback
 
@@ -128,9 +135,7 @@ def _show_defect(error: Exception) -> int:
         "w", prefix="convert-defect-", suffix=".log", delete=False, encoding="utf-8"
     ) as file:
         traceback.print_exc(file=file)
-    click.echo(
-        f"error: this is a defect of convert: {type(error).__name__}: {error}\n\n"
-        f"hint: please report it with {file.name}",
-        err=True,
+    return PipelineError(
+        f"this is a defect of convert: {type(error).__name__}: {error}",
+        hint=f"please report it with {file.name}",
     )
-    return int(ExitCode.STAGE_FAILED)

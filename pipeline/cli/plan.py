@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import json_option, recipe_argument, store_options
+from pipeline.cli.output import emit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,20 +46,20 @@ def plan_command(
     plan = prepare_plan(load_recipe_file(recipe), opened, must_rehash=must_rehash)
     statuses = plan_status(plan, opened)
     if is_json:
-        click.echo(json.dumps({"nodes": [_node_json(status) for status in statuses]}, indent=2))
+        emit(json.dumps({"nodes": [_node_json(status) for status in statuses]}, indent=2))
         return
     width = max(len(status.node.name) for status in statuses)
     for status in statuses:
         inputs = ", ".join(plan.nodes[parent].name for parent in status.node.parents())
         line = f"{_state(status):4}  {status.node.name:{width}}"
-        click.echo(f"{line}  <- {inputs}" if inputs else line.rstrip())
+        emit(f"{line}  <- {inputs}" if inputs else line.rstrip())
         if explain:
             for reason in status.reasons:
-                click.echo(f"      because {reason}")
+                emit(f"      because {reason}")
     to_run = sum(status.record is None for status in statuses)
-    click.echo(f"\n{len(statuses)} nodes: {len(statuses) - to_run} hit, {to_run} to run")
+    emit(f"\n{len(statuses)} nodes: {len(statuses) - to_run} hit, {to_run} to run")
     if to_run and not explain:
-        click.echo("--explain says why")
+        emit("--explain says why")
 
 
 def _state(status: NodeStatus) -> str:

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from pipeline.cli.output import emit
+
 
 @click.command("schema")
 def schema_command() -> None:
@@ -17,4 +19,4 @@ def schema_command() -> None:
     """  # noqa: D301 - \b is click's own
     from pipeline.recipe.schema import recipe_json_schema
 
-    click.echo(json.dumps(recipe_json_schema(), indent=2))
+    emit(json.dumps(recipe_json_schema(), indent=2))

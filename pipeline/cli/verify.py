@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import json_option, output_option
+from pipeline.cli.output import emit
 from pipeline.errors import ExitCode
 
 
@@ -58,16 +59,16 @@ def verify_command(path: str | None, store: str | None, output: Path, is_json: b
             "counts": dict(found.counts),
             "problems": list(found.problems),
         }
-        click.echo(json.dumps(document, indent=2))
+        emit(json.dumps(document, indent=2))
         return int(code)
     for problem in found.problems:
-        click.echo(one_line(problem))
+        emit(one_line(problem))
     counts = [
         size(count) if name == "size_bytes" else f"{count} {name}"
         for name, count in found.counts.items()
     ]
     word = counted(len(found.problems), "problem") if found.problems else "whole"
-    click.echo(f"{word}: {one_line(found.path)} ({', '.join(counts)})")
+    emit(f"{word}: {one_line(found.path)} ({', '.join(counts)})")
     return int(code)
 
 

@@ -59,7 +59,8 @@ def simplify_model(model: onnx.ModelProto, tool: Tool) -> onnx.ModelProto:
         if tool == "onnxslim":
             import onnxslim
 
-            simpler = onnxslim.slim(model)
+            # Its shape inference gives inputs the sizes that positions have (onnxslim 0.1.98).
+            simpler = onnxslim.slim(model, no_shape_infer=True)
         else:
             simpler, _ = onnxsim.simplify(
                 model, check_n=0, skipped_optimizers=list(SKIPPED_OPTIMIZERS)

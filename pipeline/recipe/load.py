@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
-from pipeline.hashing import sha256_bytes
 from pipeline.recipe.events import Document, read_document
 from pipeline.recipe.problems import Position, Problem, format_where, recipe_error
 from pipeline.recipe.read import decode_text, read_bytes
@@ -31,13 +30,13 @@ class LoadedRecipe:
         recipe: What is asked for, defaults filled in.
         path: The file, as it was given.
         positions: Key path -> where to look for it, for all that is written in the file.
-        digest: SHA-256 of the file's bytes, 64 hex digits.
+        content: The file's bytes, as they were read.
     """
 
     recipe: Recipe
     path: Path
     positions: Mapping[KeyPath, Position]
-    digest: str
+    content: bytes
 
     def where(self, *key_path: str | int) -> str:
         """`file:line:column: key.path`, for `RecipeError(where=...)`.
@@ -77,7 +76,7 @@ def load_recipe_file(path: str | Path) -> LoadedRecipe:
         recipe=_validated(document, file),
         path=path,
         positions={key_path: document.position(key_path) for key_path in document.values},
-        digest=sha256_bytes(content),
+        content=content,
     )
 
 

@@ -125,6 +125,10 @@ class Bound(Strict):
         return self
 
 
+LARGER_IS_BETTER = frozenset({"cosine_similarity", "cosine_similarity_mean", "sqnr_db"})
+"""Metrics of closeness; all others are distances."""
+
+
 class ParityGates(Strict):
     """Limits on the distance to the reference; each holds for every output of every target.
 
@@ -141,6 +145,24 @@ class ParityGates(Strict):
     sqnr_db: Bound | None = Field(
         default=None, description="signal to quantisation noise ratio, in decibels"
     )
+
+    @model_validator(mode="after")
+    def _can_fail_and_can_hold(self) -> Self:
+        written = {name: getattr(self, name) for name in type(self).model_fields}
+        limits = {name: bound for name, bound in written.items() if bound is not None}
+        if not limits:
+            msg = "no number would be judged; write a limit, such as `cosine_similarity: {min: 0.99}`"
+            raise ValueError(msg)
+        for name, bound in limits.items():
+            useless = "max" if name in LARGER_IS_BETTER else "min"
+            if getattr(bound, useless) is not None:
+                useful = "min" if useless == "max" else "max"
+                msg = f"a worse candidate holds `{useless}` all the more; a limit here is a `{useful}`"
+                raise InvalidAt(msg, name, useless)
+            if name.startswith("cosine_similarity") and bound.min > 1:
+                msg = f"no cosine is above 1: {bound.min}"
+                raise InvalidAt(msg, name, "min")
+        return self
 
 
 class SpeedGate(Strict):

@@ -110,7 +110,9 @@ class LocalExecutor:
     def _settle_or_start(self, node: Node, pool: ThreadPoolExecutor) -> None:
         status = node_status(self.plan, node, self.store, self._trees)
         if status.record is not None:
-            self._settle_hit(node, status.record)
+            # A damaged result is put aside by this, and is a miss when it is looked up again.
+            if self.store.open_tree(status.record.tree) is not None:
+                self._settle_hit(node, status.record)
             return
         if len(self._running) >= self.jobs or self._must_wait(node):
             return

@@ -116,6 +116,9 @@ def _failure_of(error: BaseException) -> dict[str, Any]:
             "exit_code": int(error.exit_code),
         }
     hint = ""
+    text = str(error).lower()
+    if "no space left" in text or "os error 28" in text:  # Rust libraries have their own types
+        hint = "the disk of the store is full: free some space, or set CONVERT_STORE elsewhere"
     if isinstance(error, MemoryError):
         hint = "the stage ran out of memory: free some, or raise `limits.memory_mib`"
     return {

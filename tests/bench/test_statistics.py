@@ -142,3 +142,10 @@ def test_swapping_the_models_mirrors_the_verdict(
     edges = [1 + margin, 1 / (1 + margin), 1 + max(margin, floor), 1 / (1 + max(margin, floor))]
     if all(abs(end / edge - 1) > 1e-9 for end in (interval.low, interval.high) for edge in edges):
         assert other == swap.get(verdict, verdict)
+
+
+def test_launches_that_disagree_wildly_are_inconclusive_on_either_side() -> None:
+    for low, high in ((1.3, 30_000.0), (0.001, 0.5)):
+        verdict, reason = judge(Interval(low=low, high=high), margin=0.05, floor=0.01)
+        assert verdict == "inconclusive"
+        assert "too busy" in reason

@@ -83,7 +83,12 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "no gates": ({"gates": None}, 2, "gates"),
     "misspelt coverage": (
-        {"gates": {"parity": {}, "coverage": {"quantised_weights": {"min": 1.0}}}},
+        {
+            "gates": {
+                "parity": {"cosine_similarity": {"min": 0.5}},
+                "coverage": {"quantised_weights": {"min": 1.0}},
+            }
+        },
         2,
         "quantised_weights",
     ),
@@ -135,7 +140,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, sentence_encoder: Path) -> 
     assert "pickled weights only" in done.stderr
 
 
-def test_a_missing_tokenizer_fails_its_stage_and_says_which_files(
+def test_a_missing_tokenizer_is_found_before_anything_runs(
     tmp_path: Path, sentence_encoder: Path
 ) -> None:
     checkpoint = _damaged(tmp_path, sentence_encoder)
@@ -143,10 +148,10 @@ def test_a_missing_tokenizer_fails_its_stage_and_says_which_files(
         if "token" in path.name or path.name.startswith("vocab"):
             path.unlink()
     done = _convert(tmp_path, checkpoint)
-    assert done.returncode == 3
-    assert "tokenizer" in done.stderr
-    assert "hint:" in done.stderr
-    assert "Traceback" not in done.stderr.split("  | ")[0]
+    assert done.returncode == 2
+    assert "model.source: the checkpoint has no tokenizer" in done.stderr
+    assert "tokenizer.json" in done.stderr
+    assert _left_behind(tmp_path) == []
 
 
 def test_errors_are_json_when_json_is_asked_for(tmp_path: Path, sentence_encoder: Path) -> None:
@@ -170,3 +175,41 @@ def test_a_full_store_says_so_and_the_next_run_goes_on(
     assert done.returncode == 3
     assert "hint:" in done.stderr
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("parity", "text"),
+    [
+        ({}, "no number would be judged"),
+        ({"cosine_similarity": {"max": 1.0}}, "a limit here is a `min`"),
+        ({"max_abs_diff": {"min": 0.0}}, "a limit here is a `max`"),
+        ({"cosine_similarity": {"min": 2.0}}, "no cosine is above 1"),
+    ],
+)
+def test_a_gate_that_cannot_fail_or_cannot_hold_is_refused(
+    tmp_path: Path, sentence_encoder: Path, parity: dict[str, Any], text: str
+) -> None:
+    write_recipe(tmp_path / "recipe.yaml", sentence_encoder, gates={"parity": parity})
+    done = run_convert("plan", "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert text in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["nowhere.yaml"], ["recipe.yaml", "--bogus"]])
+def test_there_is_one_json_document_whatever_happens(tmp_path: Path, arguments: list[str]) -> None:
+    done = run_convert(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert document["exit_code"] == 2
+    assert document["artifact"] is None
+
+
+def test_a_reader_that_goes_away_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    command = f"'{sys.executable}' -m pipeline schema | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "0"

@@ -218,6 +218,12 @@ def test_a_benchmark_without_result_fails() -> None:
     assert row.verdict == "failed"
 
 
+def test_launches_that_disagree_wildly_judge_nothing() -> None:
+    (result,) = _speed(_benchmark(1.3, 30_000.0))
+    assert result.verdict == "failed"
+    assert "too busy to measure" in result.reason
+
+
 def test_speed_that_cannot_be_measured_here_is_not_run() -> None:
     (row,) = _speed(None, reason="there is no GPU")
     assert (row.verdict, row.is_allowed) == ("not_run", False)

@@ -118,3 +118,16 @@ def test_a_tool_that_loses_an_axis_name_fails_the_stage(
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         simplify(tmp_path / "nothing" / "model.onnx", tmp_path / "out")
+
+
+@pytest.mark.parametrize("tool", ["onnxsim", "onnxslim"])
+def test_an_exported_encoder_keeps_its_named_axes(
+    tool: Tool, exported_encoder: Path, tmp_path: Path
+) -> None:
+    after, _ = simplify(exported_encoder, tmp_path / "out", tool)
+    inputs = onnx.load(after).graph.input
+    axes = {tuple(dim.dim_param for dim in item.type.tensor_type.shape.dim) for item in inputs}
+    assert axes == {("batch", "sequence")}
+    feeds = {item.name: np.array([[1, 0, 1], [1, 1, 0]]) for item in inputs}
+    for got, expected in zip(run(after, feeds), run(exported_encoder, feeds), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
