@@ -85,14 +85,14 @@ def test_a_limit_itself_passes() -> None:
 
 
 def test_both_ends_of_a_bound_are_judged_and_written_out() -> None:
-    gates = ParityGates(sqnr_db=Bound(min=10, max=20))
+    gates = ParityGates.model_construct(sqnr_db=Bound(min=10, max=20))
     assert _failed(_judge(_parity(_metrics(sqnr_db=9.0)), gates))
     (result,) = _failed(_judge(_parity(_metrics(sqnr_db=21.0)), gates))
     assert result.limit == ">= 10 and <= 20"
 
 
 def test_problems_fail_whatever_the_limits_are() -> None:
-    (result,) = _judge(_parity(_metrics(), problems=("a", "b")), ParityGates())
+    (result,) = _judge(_parity(_metrics(), problems=("a", "b")), ParityGates.model_construct())
     assert (result.verdict, result.reason, result.measured) == ("failed", "a; b", 2.0)
 
 
@@ -269,6 +269,6 @@ def test_a_verdict_is_passed_exactly_when_the_number_is_within(
     value: float, one: float, two: float
 ) -> None:
     low, high = sorted((one, two))
-    gates = ParityGates(sqnr_db=Bound(min=low, max=high))
+    gates = ParityGates.model_construct(sqnr_db=Bound(min=low, max=high))
     row = _judge(_parity(_metrics(sqnr_db=value)), gates)[1]
     assert (row.verdict == "passed") is (low <= value <= high)
