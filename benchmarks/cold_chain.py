@@ -59,7 +59,7 @@ targets:
     precision: int8
     quantization: {mode: dynamic, per_channel: true}
 gates:
-  parity: {}
+  parity: {cosine_similarity: {min: 0.9}}
 """
 
 
