@@ -233,7 +233,25 @@ def _target_report(
         not_run_reason=target.chain.not_run_reason,
         benchmark=benchmark,
         engines=tuple(_engine_reports(results, target)),
+        nodes=_nodes_of(results.plan, target),
     )
+
+
+def _nodes_of(plan: Plan, target: TargetPlan) -> tuple[str, ...]:
+    """Names of all nodes that a target hangs on, in the plan's order."""
+    chain = target.chain
+    refs = [link.node for links in chain.models.values() for link in links]
+    refs += [made.node for group in chain.deliverables.values() for made in group]
+    refs += [check for checks in target.validations.values() for _, check in checks]
+    refs += target.benchmarks.values()
+    found: set[int] = set()
+    queue = [ref.node for ref in refs]
+    while queue:
+        index = queue.pop()
+        if index not in found:
+            found.add(index)
+            queue += plan.nodes[index].parents()
+    return tuple(plan.nodes[index].name for index in sorted(found))
 
 
 def _engine_reports(results: Results, target: TargetPlan) -> Iterator[EngineReport]:

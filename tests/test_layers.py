@@ -31,7 +31,7 @@ LAYERS = (
     ("data", "graph", "runtimes", "store", "source"),
     ("stages.base",),
     ("tasks", "manifest", "source_checks", "digest_memory", "environment"),
-    ("errors", "hashing"),
+    ("errors", "hashing", "records"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 HEAVY = {"onnx", "onnx_ir", "onnxscript"}

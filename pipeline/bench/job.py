@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pipeline.bench.types import Frozen
+from pipeline.records import Frozen
 
 Role: TypeAlias = Literal["reference", "candidate"]
 ROLES: tuple[Role, Role] = ("reference", "candidate")

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Frozen(BaseModel):
-    """Base of the records: frozen, unknown keys refused, JSON round trip exact."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from pipeline.records import Frozen
 
 
 class Metrics(Frozen):

@@ -7,18 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.bench.types import BenchmarkResult
 from pipeline.parity.types import GateResult, Parity
+from pipeline.records import Frozen
 
 SCHEMA_VERSION: Final = 1
-
-
-class Frozen(BaseModel):
-    """Base of the records: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Failure(Frozen):

@@ -78,6 +78,8 @@ class TorchComponent:
         id_limits: Input name -> its values are below this number.
         max_sequence: The longest sequence there are positions for; None when there is no limit.
         unused_parameters: Parameters that the checkpoint lacks and no output depends on.
+        ignored_weights: Tensors of the checkpoint that this model has no parameter for, such as the
+            head of another task, or layers beyond `num_hidden_layers`.
     """
 
     module: nn.Module
@@ -86,6 +88,7 @@ class TorchComponent:
     id_limits: Mapping[str, int]
     max_sequence: int | None
     unused_parameters: tuple[str, ...]
+    ignored_weights: tuple[str, ...]
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -140,7 +143,7 @@ def load_torch_model(
         )
     _require_config(checkpoint)
     _require_safetensors(checkpoint)
-    model, missing = _load_pretrained(checkpoint, found, attention)
+    model, loading = _load_pretrained(checkpoint, found, attention)
     model.requires_grad_(requires_grad=False)
     pooling = load_sentence_pooling(checkpoint) if found.name == "feature-extraction" else None
     inputs, id_limits = _inputs_taken(model, found)
@@ -159,10 +162,11 @@ def load_torch_model(
         outputs=outputs,
         id_limits=id_limits,
         max_sequence=_max_sequence(model),
-        unused_parameters=tuple(sorted(missing)),
+        unused_parameters=tuple(sorted(loading.missing)),
+        ignored_weights=loading.ignored,
     )
     _require_outputs(loaded)
-    _require_no_influence(loaded, model, missing)
+    _require_no_influence(loaded, model, loading.missing)
     return loaded
 
 
@@ -195,9 +199,17 @@ def _require_safetensors(checkpoint: Path) -> None:
             raise ExportError(f"truncated or damaged weights: {err}", where=file.name) from err
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Loading:
+    """What did not match: parameters without weights, and weights without parameters."""
+
+    missing: frozenset[str]
+    ignored: tuple[str, ...]
+
+
 def _load_pretrained(
     checkpoint: Path, task: Task, attention: str | None
-) -> tuple[PreTrainedModel, frozenset[str]]:
+) -> tuple[PreTrainedModel, _Loading]:
     """Return the model and the names of the parameters that are not in the checkpoint."""
     import transformers  # seconds: only when a checkpoint is really loaded
 
@@ -228,7 +240,10 @@ def _load_pretrained(
             hint="remove `_attn_implementation` and `attn_implementation` from config.json",
         )
     model.config.use_cache = False
-    return model.eval(), frozenset(loading["missing_keys"])
+    return model.eval(), _Loading(
+        missing=frozenset(loading["missing_keys"]),
+        ignored=tuple(sorted(loading["unexpected_keys"])),
+    )
 
 
 def _inputs_taken(

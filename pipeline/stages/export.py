@@ -92,6 +92,7 @@ def _export(
         "attention": config.attention,
         "translation": translation.route,
         "unused_parameters": list(component.unused_parameters),
+        "ignored_weights": list(component.ignored_weights),
         "max_sequence": component.max_sequence,
         **facts,
     }

@@ -210,3 +210,10 @@ def test_attention_that_config_json_insists_on_is_an_error_and_not_followed(
 def test_a_component_that_the_task_does_not_have_is_refused(sentence_encoder: Path) -> None:
     with pytest.raises(ExportError, match="no component `decoder`"):
         load_torch_model(sentence_encoder, "feature-extraction", "decoder")
+
+
+def test_weights_that_the_model_has_no_place_for_are_named(damaged: Path) -> None:
+    edit_json(damaged / "config.json", num_hidden_layers=1)
+    ignored = load(damaged).ignored_weights
+    assert ignored
+    assert all(".layer.1." in name for name in ignored)
