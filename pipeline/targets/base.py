@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -22,6 +23,7 @@ class TargetBase(BaseModel):
         description="also the name of the target's folder in the artifact", examples=["cpu-fp32"]
     )
 
+    @abstractmethod
     def chain(self, builder: ChainBuilder) -> TargetChain:
         """Lay out the stages that make this target, for every component of the model.
 
@@ -29,7 +31,6 @@ class TargetBase(BaseModel):
             RecipeError: what is asked for is impossible.
             EnvironmentMissing: something that makes it is not installed.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

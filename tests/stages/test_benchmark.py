@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,24 +19,9 @@ from pipeline.bench.types import BenchmarkResult
 from pipeline.errors import StageError
 from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig
 from tests.bench.models import write_checkpoint, write_graph, write_samples
+from tests.stages.context import RecordingContext
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class RecordingContext:
-    """A stage context that remembers what it was told."""
-
-    scratch: Path
-    threads: int = 1
-    steps: list[tuple[int, int, str]] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.steps.append((done, total, unit))
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def make_config(**changes: object) -> BenchmarkConfig:
