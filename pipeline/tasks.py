@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from pipeline.errors import RecipeError
 
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 BATCH_AXIS: Final = "batch"
 SEQUENCE_AXIS: Final = "sequence"
+CHOICES_AXIS: Final = "num_choices"
 SENTENCE_EMBEDDING: Final = "sentence_embedding"
 """The pooled output that checkpoints of sentence-transformers have besides the task's own."""
+
+Modality: TypeAlias = Literal["text", "image"]
+Answer: TypeAlias = Literal["class", "choice", "token_classes", "span"]
+"""What the true answer of a sample is: one class; which of its choices; a class for each of its
+tokens; the first and the last token of a passage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +35,12 @@ class TensorSpec:
     Attributes:
         name: Its name in the graph.
         axes: The name of each axis from the first on; axes beyond these have a fixed size.
+        dtype: numpy's name of the element type that is fed; outputs are float32 throughout.
     """
 
     name: str
     axes: tuple[str, ...]
+    dtype: Literal["int64", "float32"] = "int64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +52,35 @@ class Task:
         synonyms: Other names that mean the same.
         components: The graphs the model is cut into, in the order data flows through them.
         inputs: The inputs a model may take; those its `forward` does not know are left out.
+        required: Those of them that every model of the task takes.
         outputs: Fields of the model's output, in the order of the graph's outputs.
         auto_class: The class of `transformers` that loads it.
         head_suffixes: How the class that the checkpoint was saved from must end; empty when the
             task needs no head and any will do.
+        modality: What samples are made of, and so which of the checkpoint's files prepare them.
+        columns: Column of the data that each field of a sample is read from unless the recipe says
+            otherwise; the fields named here must be there.
+        answer: What a label says; None when the task has none that could be counted.
+        ranked: Outputs of which the place of the largest element is what users read.
     """
 
     name: str
     synonyms: tuple[str, ...]
     components: tuple[str, ...] = ("model",)
     inputs: tuple[TensorSpec, ...]
+    required: tuple[str, ...]
     outputs: tuple[TensorSpec, ...]
     auto_class: str
     head_suffixes: tuple[str, ...] = ()
+    modality: Modality = "text"
+    columns: Mapping[str, str]
+    answer: Answer | None = None
+    ranked: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of all axes whose size is free, the batch first."""
+        return tuple(dict.fromkeys(axis for spec in self.inputs for axis in spec.axes))
 
 
 def _per_token(*names: str) -> tuple[TensorSpec, ...]:
@@ -64,46 +88,107 @@ def _per_token(*names: str) -> tuple[TensorSpec, ...]:
 
 
 _TEXT_INPUTS = _per_token("input_ids", "attention_mask", "token_type_ids")
+_TEXT_REQUIRED = ("input_ids", "attention_mask")
+_CHOICE_INPUTS = tuple(
+    TensorSpec(name=spec.name, axes=(BATCH_AXIS, CHOICES_AXIS, SEQUENCE_AXIS))
+    for spec in _TEXT_INPUTS
+)
+_IMAGE_INPUTS = (TensorSpec(name="pixel_values", axes=(BATCH_AXIS,), dtype="float32"),)
+_IMAGE_REQUIRED = ("pixel_values",)
+_TEXT = {"text": "text"}
+_IMAGE = {"image": "image"}
 
 TASKS: Final[tuple[Task, ...]] = (
     Task(
         name="feature-extraction",
         synonyms=("default", "sentence-similarity"),
         inputs=_TEXT_INPUTS,
+        required=_TEXT_REQUIRED,
         outputs=_per_token("last_hidden_state"),
         auto_class="AutoModel",
+        columns=_TEXT,
     ),
     Task(
         name="text-classification",
         synonyms=("sequence-classification", "zero-shot-classification"),
         inputs=_TEXT_INPUTS,
+        required=_TEXT_REQUIRED,
         outputs=(TensorSpec(name="logits", axes=(BATCH_AXIS,)),),
         auto_class="AutoModelForSequenceClassification",
         head_suffixes=("ForSequenceClassification",),
+        columns=_TEXT,
+        answer="class",
+        ranked=("logits",),
     ),
     Task(
         name="token-classification",
         synonyms=(),
         inputs=_TEXT_INPUTS,
+        required=_TEXT_REQUIRED,
         outputs=_per_token("logits"),
         auto_class="AutoModelForTokenClassification",
         head_suffixes=("ForTokenClassification",),
+        columns=_TEXT,
+        answer="token_classes",
+        ranked=("logits",),
     ),
     Task(
         name="question-answering",
         synonyms=(),
         inputs=_TEXT_INPUTS,
+        required=_TEXT_REQUIRED,
         outputs=_per_token("start_logits", "end_logits"),
         auto_class="AutoModelForQuestionAnswering",
         head_suffixes=("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+        columns={"text": "question", "text_pair": "context"},
+        answer="span",
+        ranked=("start_logits", "end_logits"),
     ),
     Task(
         name="fill-mask",
         synonyms=("masked-lm",),
         inputs=_TEXT_INPUTS,
+        required=_TEXT_REQUIRED,
         outputs=_per_token("logits"),
         auto_class="AutoModelForMaskedLM",
         head_suffixes=("ForMaskedLM", "ForPreTraining"),
+        columns=_TEXT,
+        ranked=("logits",),
+    ),
+    Task(
+        name="multiple-choice",
+        synonyms=(),
+        inputs=_CHOICE_INPUTS,
+        required=_TEXT_REQUIRED,
+        outputs=(TensorSpec(name="logits", axes=(BATCH_AXIS, CHOICES_AXIS)),),
+        auto_class="AutoModelForMultipleChoice",
+        head_suffixes=("ForMultipleChoice",),
+        columns={"text": "text", "choices": "choices"},
+        answer="choice",
+        ranked=("logits",),
+    ),
+    Task(
+        name="image-classification",
+        synonyms=(),
+        inputs=_IMAGE_INPUTS,
+        required=_IMAGE_REQUIRED,
+        outputs=(TensorSpec(name="logits", axes=(BATCH_AXIS,)),),
+        auto_class="AutoModelForImageClassification",
+        head_suffixes=("ForImageClassification", "ForImageClassificationWithTeacher"),
+        modality="image",
+        columns=_IMAGE,
+        answer="class",
+        ranked=("logits",),
+    ),
+    Task(
+        name="image-feature-extraction",
+        synonyms=(),
+        inputs=_IMAGE_INPUTS,
+        required=_IMAGE_REQUIRED,
+        outputs=(TensorSpec(name="last_hidden_state", axes=(BATCH_AXIS,)),),
+        auto_class="AutoModel",
+        modality="image",
+        columns=_IMAGE,
     ),
 )
 
@@ -131,15 +216,19 @@ def check_task(config: Mapping[str, object], task: Task) -> None:
         task: What the recipe asks for.
 
     Raises:
-        RecipeError: when the checkpoint is not an encoder of text, or has no head for the task.
+        RecipeError: when the checkpoint is of another modality, has a decoder, or has no head for
+            the task.
     """
     architectures = config.get("architectures")
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     saved_as = f"saved as {', '.join(names)}" if names else "of unknown class"
-    if not isinstance(config.get("vocab_size"), int):
+    sign = _SIGNS[task.modality]
+    if not isinstance(config.get(sign), int):
+        article = "an" if task.modality == "image" else "a"
         raise RecipeError(
-            f"task `{task.name}` needs a text model, but the checkpoint ({saved_as}) has no "
-            "`vocab_size` in config.json"
+            f"task `{task.name}` needs {article} {task.modality} model, but the checkpoint "
+            f"({saved_as}) has no `{sign}` in config.json",
+            hint=_tasks_that_fit(config),
         )
     if config.get("is_encoder_decoder") is True:
         raise RecipeError(
@@ -151,14 +240,27 @@ def check_task(config: Mapping[str, object], task: Task) -> None:
         raise RecipeError(
             f"task `{task.name}` needs a checkpoint saved as {valid}, but this one is {saved_as}: "
             "its head would have random weights",
-            hint=_tasks_that_fit(names),
+            hint=_tasks_that_fit(config),
         )
 
 
-def _tasks_that_fit(names: list[str]) -> str:
-    fitting = [
-        task.name
+_SIGNS: Final[Mapping[Modality, str]] = {"text": "vocab_size", "image": "num_channels"}
+"""What every `config.json` of a model for this kind of input has."""
+
+
+def fitting_tasks(config: Mapping[str, object]) -> tuple[Task, ...]:
+    """The tasks that a checkpoint can be converted for, those with a head of their own first."""
+    architectures = config.get("architectures")
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    found = [
+        task
         for task in TASKS
-        if not task.head_suffixes or any(name.endswith(task.head_suffixes) for name in names)
+        if isinstance(config.get(_SIGNS[task.modality]), int)
+        and (not task.head_suffixes or any(name.endswith(task.head_suffixes) for name in names))
     ]
-    return f"tasks that fit this checkpoint: {', '.join(fitting)}"
+    return tuple(sorted(found, key=lambda task: not task.head_suffixes))
+
+
+def _tasks_that_fit(config: Mapping[str, object]) -> str:
+    fitting = [task.name for task in fitting_tasks(config)]
+    return f"tasks that fit this checkpoint: {', '.join(fitting)}" if fitting else ""

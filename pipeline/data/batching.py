@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,24 +11,22 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
-    from pipeline.data.sample_set import SampleSet
+    from pipeline.data.sample_set import InputSpec, SampleSet, Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some samples, padded to the longest of them.
+    """Some samples, padded to the largest of them.
 
     Attributes:
         indices: Which samples; row `i` is sample `indices[i]`.
-        lengths: Valid tokens of each row; what lies behind them is padding.
-        feeds: Input name -> int64 (batch, sequence).
+        extents: For each row, the size of each named axis; what lies behind it is padding.
+        feeds: Input name -> (batch, ...).
     """
 
     indices: tuple[int, ...]
-    lengths: tuple[int, ...]
-    feeds: Mapping[str, NDArray[np.int64]]
+    extents: tuple[Mapping[str, int], ...]
+    feeds: Mapping[str, Tensor]
 
 
 def mix_lengths(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...], ...]:
@@ -60,24 +59,24 @@ def mix_lengths(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...
 
 
 def pad_batch(
-    samples: Sequence[Mapping[str, NDArray[np.int64]]], padding: Mapping[str, int]
-) -> dict[str, NDArray[np.int64]]:
-    """Stack samples, filled on the right up to the longest.
+    samples: Sequence[Mapping[str, Tensor]], inputs: Mapping[str, InputSpec]
+) -> dict[str, Tensor]:
+    """Stack samples, filled at the end of each axis up to the largest.
 
     Args:
-        samples: For each sample, int64 (sequence,) by input name; all inputs of one sample have
-            the same length.
-        padding: Input name -> fill value; exactly these inputs are in the result.
+        samples: For each sample its tensors by input name.
+        inputs: Input name -> its type and fill; exactly these inputs are in the result.
 
     Returns:
-        int64 (batch, sequence) by input name; fresh arrays.
+        (batch, ...) by input name; fresh arrays.
     """
-    longest = max(len(next(iter(sample.values()))) for sample in samples)
     feeds = {}
-    for name, fill in padding.items():
-        rows = np.full((len(samples), longest), fill, dtype=np.int64)
-        for row, sample in zip(rows, samples, strict=True):
-            row[: len(sample[name])] = sample[name]
+    for name, spec in inputs.items():
+        tensors = [sample[name] for sample in samples]
+        shape = np.max([tensor.shape for tensor in tensors], axis=0).astype(int)
+        rows = np.full((len(tensors), *shape), spec.fill, dtype=spec.dtype)
+        for row, tensor in zip(rows, tensors, strict=True):
+            row[tuple(slice(size) for size in tensor.shape)] = tensor
         feeds[name] = rows
     return feeds
 
@@ -85,7 +84,7 @@ def pad_batch(
 def iter_batches(
     samples: SampleSet, batch_size: int, inputs: Sequence[str] | None = None
 ) -> Iterator[Batch]:
-    """All samples in padded batches of mixed lengths, one batch in memory at a time.
+    """All samples in padded batches of mixed sizes, one batch in memory at a time.
 
     Args:
         samples: An open sample set.
@@ -93,7 +92,9 @@ def iter_batches(
         inputs: Inputs to feed, all of them in the sample set; all that it has when None.
     """
     wanted = samples.input_names if inputs is None else tuple(inputs)
-    padding = {name: samples.index.padding[name] for name in wanted}
-    for indices in mix_lengths(samples.lengths, batch_size):
-        feeds = pad_batch(samples.read(indices), padding)
-        yield Batch(indices, tuple(samples.lengths[index] for index in indices), feeds)
+    specs = {name: samples.index.inputs[name] for name in wanted}
+    # Samples without named axes are all of one size, and stay in their order.
+    sizes = [math.prod(entry.extents.values()) for entry in samples.entries]
+    for indices in mix_lengths(sizes, batch_size):
+        feeds = pad_batch(samples.read(indices), specs)
+        yield Batch(indices, tuple(samples.entries[index].extents for index in indices), feeds)

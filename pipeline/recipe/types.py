@@ -79,33 +79,68 @@ class ShapeRange(Strict):
 
 
 class Shapes(Strict):
-    """Ranges of the two named axes of every text input."""
+    """Ranges of the named axes of the inputs; which ones there are depends on the task."""
 
     batch: ShapeRange = Field(
-        description="texts at once", examples=[{"min": 1, "opt": 8, "max": 32}]
+        description="samples at once", examples=[{"min": 1, "opt": 8, "max": 32}]
     )
-    sequence: ShapeRange = Field(
-        description="tokens of one text", examples=[{"min": 2, "opt": 128, "max": 512}]
+    sequence: ShapeRange | None = Field(
+        default=None,
+        description="tokens of one text; for tasks on text",
+        examples=[{"min": 2, "opt": 128, "max": 512}],
+    )
+    num_choices: ShapeRange | None = Field(
+        default=None, description="choices of one question; for multiple-choice"
     )
 
 
 class DataSpec(Strict):
-    """Where samples come from, how many, and how they are chosen."""
+    """Where samples come from, how many, how they are chosen, and which column holds what."""
 
-    source: Literal["builtin:stdlib-docstrings"] = Field(
-        description="`builtin:stdlib-docstrings`: sentences from the docstrings of Python's "
-        "standard library, no file needed"
+    source: Printable = Field(
+        description="a .jsonl, .csv, .tsv or .parquet file or a folder of images (relative to the "
+        "recipe); `datasets:NAME`; `builtin:stdlib-docstrings` (sentences from Python's standard "
+        "library) or `builtin:synthetic-images`, which need no file",
+        examples=["data/evaluation.jsonl"],
     )
-    samples: Annotated[int, Field(ge=1, le=100_000)] = Field(description="how many", examples=[64])
+    samples: Annotated[int, Field(ge=1, le=100_000)] | Literal["all"] = Field(
+        description="how many, or `all`", examples=[64]
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="of the random choice of samples"
     )
+    text: Printable | None = Field(
+        default=None, description="column of the text (question-answering: of the question)"
+    )
+    text_pair: Printable | None = Field(
+        default=None,
+        description="column of a second text (question-answering: of the passage)",
+    )
+    choices: Printable | tuple[Printable, ...] | None = Field(
+        default=None, description="column with a list of choices, or one column for each choice"
+    )
+    image: Printable | None = Field(
+        default=None, description="column of the image: a path relative to the file, or its bytes"
+    )
+    label: Printable | None = Field(
+        default=None, description="column of the true answer; unlabelled when left out"
+    )
+    subset: Printable | None = Field(default=None, description="`datasets:` only: configuration")
+    split: Printable | None = Field(default=None, description="`datasets:` only: split")
 
 
 class Data(Strict):
     """The data sets of a recipe, by use."""
 
-    evaluation: DataSpec = Field(description="samples that every output is compared on")
+    evaluation: DataSpec = Field(
+        description="samples that every output is compared on, and quality is measured on"
+    )
+    calibration: DataSpec | None = Field(
+        default=None, description="samples that static quantisation takes its ranges from"
+    )
+    overlap: Literal["warn", "error"] = Field(
+        default="warn", description="when samples are in both sets"
+    )
 
 
 class Bound(Strict):
@@ -125,8 +160,13 @@ class Bound(Strict):
         return self
 
 
-LARGER_IS_BETTER = frozenset({"cosine_similarity", "cosine_similarity_mean", "sqnr_db"})
+LARGER_IS_BETTER = frozenset(
+    {"cosine_similarity", "cosine_similarity_mean", "sqnr_db", "top1_agreement"}
+)
 """Metrics of closeness; all others are distances."""
+
+
+AT_MOST_ONE = frozenset({"cosine_similarity", "cosine_similarity_mean", "top1_agreement"})
 
 
 class ParityGates(Strict):
@@ -146,6 +186,12 @@ class ParityGates(Strict):
         default=None, description="signal to quantisation noise ratio, in decibels"
     )
 
+    top1_agreement: Bound | None = Field(
+        default=None,
+        description="share of vectors whose largest element is in the same place; outputs that are "
+        "ranked, such as logits",
+    )
+
     @model_validator(mode="after")
     def _can_fail_and_can_hold(self) -> Self:
         written = {name: getattr(self, name) for name in type(self).model_fields}
@@ -159,9 +205,37 @@ class ParityGates(Strict):
                 useful = "min" if useless == "max" else "max"
                 msg = f"a worse candidate holds `{useless}` all the more; a limit here is a `{useful}`"
                 raise InvalidAt(msg, name, useless)
-            if name.startswith("cosine_similarity") and bound.min > 1:
-                msg = f"no cosine is above 1: {bound.min}"
+            if name in AT_MOST_ONE and bound.min > 1:
+                msg = f"it is never above 1: {bound.min}"
                 raise InvalidAt(msg, name, "min")
+        return self
+
+
+class QualityGates(Strict):
+    """Limits on how often a target gives the true answer; needs labelled evaluation data."""
+
+    score: Bound | None = Field(
+        default=None,
+        description="share of right answers: accuracy of classes, choices and tokens, exact match "
+        "of answers",
+    )
+    drop: Bound | None = Field(
+        default=None,
+        description="the checkpoint's score minus the target's: 0.005 is half a point",
+        examples=[{"max": 0.005}],
+    )
+
+    @model_validator(mode="after")
+    def _can_fail(self) -> Self:
+        if self.score is None and self.drop is None:
+            msg = "no number would be judged; write `drop: {max: 0.005}` or `score: {min: 0.9}`"
+            raise ValueError(msg)
+        if self.score is not None and self.score.min is None:
+            msg = "a worse target holds `max` all the more; a limit here is a `min`"
+            raise InvalidAt(msg, "score", "max")
+        if self.drop is not None and self.drop.max is None:
+            msg = "a worse target holds `min` all the more; a limit here is a `max`"
+            raise InvalidAt(msg, "drop", "min")
         return self
 
 
@@ -185,6 +259,9 @@ class Gates(Strict):
     parity: ParityGates = Field(
         description="distance to the reference", examples=[{"cosine_similarity": {"min": 0.99}}]
     )
+    quality: QualityGates | None = Field(
+        default=None, description="right answers; not judged when left out"
+    )
     speed: SpeedGate | None = Field(default=None, description="not judged when left out")
     coverage: dict[FactName, Bound] = Field(
         default_factory=dict,
@@ -198,10 +275,17 @@ class Gates(Strict):
 class Benchmark(Strict):
     """How speed is measured."""
 
-    shapes: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)] | None = Field(
+    shapes: (
+        Annotated[
+            tuple[Annotated[tuple[Positive, ...], Field(min_length=1, max_length=3)], ...],
+            Field(min_length=1),
+        ]
+        | None
+    ) = Field(
         default=None,
-        description="(batch, sequence) pairs; default: one sample and the usual batch, both at the "
-        "usual length",
+        description="sizes of the task's axes: [batch, sequence], [batch] for images, [batch, "
+        "num_choices, sequence] for multiple-choice; default: one sample and the usual batch, both "
+        "at their usual size",
     )
     launches: Annotated[int, Field(ge=3, le=50)] = Field(
         default=5, description="fresh processes for each target; the interval is over them"
