@@ -9,20 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pipeline.parity.metrics import DistanceSums, sum_distances
+from pipeline.parity.quality import QualityTally
 from pipeline.parity.types import OutputParity, Parity, SampleMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pipeline.data.sample_set import InputSpec, SampleEntry
     from pipeline.parity.metrics import Array
     from pipeline.runtimes.base import ModelTensor
+    from pipeline.tasks import Answer
 
 BATCH_AXIS = 0
-SEQUENCE_AXIS_NAME = "sequence"
-SAMPLE_DTYPE = "int64"
 OUTPUT_DTYPES = ("float16", "float32")
 """Element types in which an output may come; the comparison itself is in float64."""
 
@@ -44,7 +43,7 @@ def check_signature(
     inputs: Sequence[ModelTensor],
     outputs: Sequence[ModelTensor],
     *,
-    sample_inputs: Iterable[str],
+    sample_inputs: Mapping[str, InputSpec],
     reference_inputs: Iterable[str],
     reference_outputs: Iterable[str],
 ) -> SignatureCheck:
@@ -53,19 +52,18 @@ def check_signature(
     Args:
         inputs: The graph's inputs.
         outputs: The graph's outputs.
-        sample_inputs: Inputs that the samples can feed.
+        sample_inputs: Inputs that the samples can feed, as all samples have them.
         reference_inputs: Inputs that the reference was fed: each one must reach the candidate too.
         reference_outputs: Outputs that the candidate must have.
     """
-    feedable = frozenset(sample_inputs)
     blocking = [
-        f"input `{spec.name}` is unknown: the samples have {_listing(feedable)}"
+        f"input `{spec.name}` is unknown: the samples have {_listing(sample_inputs)}"
         for spec in inputs
-        if spec.name not in feedable
+        if spec.name not in sample_inputs
     ]
     for spec in inputs:
-        if spec.name in feedable:
-            blocking += _input_faults(spec)
+        if spec.name in sample_inputs:
+            blocking += _input_faults(spec, sample_inputs[spec.name])
     present = {spec.name for spec in inputs}
     missing = [
         f"input `{name}` is missing: the checkpoint takes it, the graph takes {_listing(present)}"
@@ -81,14 +79,19 @@ def check_signature(
     return SignatureCheck(tuple(blocking + missing), can_run=not blocking)
 
 
-def _input_faults(spec: ModelTensor) -> list[str]:
+def _input_faults(spec: ModelTensor, sample: InputSpec) -> list[str]:
     faults = []
-    if spec.dtype != SAMPLE_DTYPE:
-        faults.append(f"input `{spec.name}` is {spec.dtype}, the samples are {SAMPLE_DTYPE}")
-    if spec.shape is not None and len(spec.shape) != 2:
-        faults.append(f"input `{spec.name}` is {spec}, it must be [batch, sequence]")
-    elif spec.shape is not None and any(isinstance(axis, int) for axis in spec.shape):
-        faults.append(f"input `{spec.name}` is {spec}, both axes must be free, not of one size")
+    if spec.dtype != sample.dtype:
+        faults.append(f"input `{spec.name}` is {spec.dtype}, the samples are {sample.dtype}")
+    if spec.shape is None:
+        return faults
+    wanted = ", ".join(("batch", *(axis or "of one size" for axis in sample.axes)))
+    if len(spec.shape) != 1 + len(sample.axes):
+        return [*faults, f"input `{spec.name}` is {spec}, it must be [{wanted}]"]
+    free = ("batch", *sample.axes)
+    if any(axis and isinstance(size, int) for axis, size in zip(free, spec.shape, strict=True)):
+        names = " and ".join(axis for axis in free if axis)
+        faults.append(f"input `{spec.name}` is {spec}, {names} must be free, not of one size")
     return faults
 
 
@@ -110,6 +113,7 @@ class _Trouble:
 class _OutputRecord:
     """What is known so far of one output."""
 
+    is_ranked: bool = False
     total: DistanceSums = field(default_factory=DistanceSums)
     samples: list[SampleMetrics] = field(default_factory=list)
     troubles: dict[str, _Trouble] = field(default_factory=dict)
@@ -132,11 +136,21 @@ class ParityRecorder:
 
     Args:
         outputs: Every output of the reference.
-        declared: What the graph declares of its outputs, which says where their token axis is.
+        declared: What the graph declares of its outputs, which says where their named axes are.
+        ranked: Outputs of which the place of the largest element counts.
+        answer: What the samples' labels say; None when they are not looked at.
     """
 
-    def __init__(self, outputs: Sequence[str], declared: Sequence[ModelTensor]) -> None:
-        self._records = {name: _OutputRecord() for name in outputs}
+    def __init__(
+        self,
+        outputs: Sequence[str],
+        declared: Sequence[ModelTensor],
+        *,
+        ranked: Sequence[str] = (),
+        answer: Answer | None = None,
+    ) -> None:
+        self._records = {name: _OutputRecord(is_ranked=name in ranked) for name in outputs}
+        self._tally = None if answer is None else QualityTally(answer)
         self._declared = {spec.name: spec for spec in declared}
         self._seen = 0
 
@@ -147,33 +161,39 @@ class ParityRecorder:
 
     def add_batch(
         self,
-        indices: Sequence[int],
-        lengths: Sequence[int],
+        entries: Sequence[SampleEntry],
         candidate: Mapping[str, Array],
         reference: Mapping[str, Sequence[Array]],
     ) -> None:
         """Compare one batch, valid positions only.
 
         Args:
-            indices: The sample of each row.
-            lengths: Valid tokens of each row.
-            candidate: Output name -> (batch, ...), padded along its `sequence` axis.
+            entries: The sample of each row.
+            candidate: Output name -> (batch, ...), padded along its named axes.
             reference: Output name -> for each row the sample's own output, without batch axis and
                 without padding.
         """
-        self._seen += len(indices)
+        self._seen += len(entries)
+        rows: list[dict[str, Array]] = [{} for _ in entries]
         for name in self.outputs:
             record = self._records[name]
             array = candidate[name]
-            fault = self._array_fault(array, len(indices))
-            for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
+            fault = self._array_fault(array, len(entries))
+            for place, entry in enumerate(entries):
                 if fault:
-                    record.note("array", fault, index)
-                    record.add(index, DistanceSums())
+                    record.note("array", fault, entry.index)
+                    record.add(entry.index, DistanceSums())
                     continue
-                self._add_row(
-                    name, index, self._cut(name, array, row, length), reference[name][row]
-                )
+                row = self._cut(name, array[place], entry.extents)
+                if self._add_row(name, entry.index, row, reference[name][place]):
+                    rows[place][name] = row
+        if self._tally is None:
+            return
+        for place, entry in enumerate(entries):
+            # A sample with an output that could not be compared has no answer to be counted.
+            if entry.label is not None and len(rows[place]) == len(self._records):
+                expected = {name: reference[name][place] for name in self._records}
+                self._tally.add(entry.label, rows[place], expected)
 
     @staticmethod
     def _array_fault(array: Array, rows: int) -> str:
@@ -183,17 +203,17 @@ class ParityRecorder:
             return f"has shape {list(array.shape)} for a batch of {rows}"
         return ""
 
-    def _cut(self, name: str, array: Array, row: int, length: int) -> Array:
-        """One row without its padding; the axis is the one the graph calls `sequence`."""
-        sample: Array = array[row]
-        axis = self._declared[name].axis(SEQUENCE_AXIS_NAME)
-        if axis is None or not BATCH_AXIS < axis < array.ndim:
-            return sample
-        # Slicing past the end gives what is there, and the shapes are then found to differ.
-        moved: Array = np.moveaxis(sample, axis - 1, 0)[:length]
-        return np.moveaxis(moved, 0, axis - 1)
+    def _cut(self, name: str, sample: Array, extents: Mapping[str, int]) -> Array:
+        """One row without its padding; the axes are found by the names the graph gives them."""
+        for axis, size in extents.items():
+            place = self._declared[name].axis(axis)
+            if place is not None and BATCH_AXIS < place <= sample.ndim:
+                # Slicing past the end gives what is there, and the shapes are then found to differ.
+                sample = sample[(slice(None),) * (place - 1) + (slice(size),)]
+        return sample
 
-    def _add_row(self, name: str, index: int, candidate: Array, reference: Array) -> None:
+    def _add_row(self, name: str, index: int, candidate: Array, reference: Array) -> bool:
+        """Compare one sample's output; False when there is nothing that could be compared."""
         record = self._records[name]
         if candidate.shape != reference.shape:
             axes = self._declared[name]
@@ -204,11 +224,12 @@ class ParityRecorder:
                 index,
             )
             record.add(index, DistanceSums())
-            return
-        sums = sum_distances(candidate, reference)
+            return False
+        sums = sum_distances(candidate, reference, is_ranked=record.is_ranked)
         if sums.non_finite:
             record.note("finite", "", index, sums.non_finite)
         record.add(index, sums)
+        return not sums.non_finite
 
     def finish(
         self, problems: Sequence[str], *, session: str, batch_size: int, samples: int
@@ -231,6 +252,7 @@ class ParityRecorder:
             outputs=tuple(
                 OutputParity(
                     name=name,
+                    is_ranked=record.is_ranked,
                     metrics=record.total.metrics(),
                     samples=tuple(sorted(record.samples, key=lambda sample: sample.index)),
                 )
@@ -240,6 +262,7 @@ class ParityRecorder:
             session=session,
             batch_size=batch_size,
             samples_seen=self._seen,
+            quality=None if self._tally is None else self._tally.result(),
         )
 
 

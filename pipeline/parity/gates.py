@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pipeline.bench.types import BenchmarkResult, ShapeResult
-    from pipeline.parity.types import Metrics, Parity
-    from pipeline.recipe.types import Bound, ParityGates, SpeedGate
+    from pipeline.parity.types import Metrics, Parity, Quality
+    from pipeline.recipe.types import Bound, ParityGates, QualityGates, SpeedGate
 
 DEFAULT_COMPONENT = "model"
 """Name of the only component of a model that has one; it is left out of metric names."""
@@ -53,7 +53,7 @@ def judge_parity(
     for output in parity.outputs:
         for name in type(gates).model_fields:
             bound: Bound | None = getattr(gates, name)
-            if bound is None:
+            if bound is None or (name == "top1_agreement" and not output.is_ranked):
                 continue
             measured, reason = _read_metric(output.metrics, name)
             results.append(
@@ -97,6 +97,34 @@ def judge_device_parity(
             reason=f"{cause}{stand_in}",
             allow_not_run=allow_not_run,
         ),
+    )
+
+
+def judge_quality(
+    quality: Quality | None, gates: QualityGates, *, target: str, component: str, is_proxy: bool
+) -> tuple[GateResult, ...]:
+    """Judge how often the last graph of a target's chain gives the true answer.
+
+    Args:
+        quality: What was counted; None when no sample has a label.
+        gates: The recipe's limits.
+        target: The target's name.
+        component: The model component, such as `model`.
+        is_proxy: The graph was run in place of the target (an engine without its GPU).
+    """
+    prefix = "" if component == DEFAULT_COMPONENT else f"{component}."
+    return tuple(
+        _judge_number(
+            None if quality is None else getattr(quality, name),
+            bound,
+            gate="quality",
+            target=target,
+            metric=f"{prefix}{quality.metric if quality else 'quality'}.{name}",
+            is_proxy=is_proxy,
+            unmeasured="no sample of the evaluation data has a label that could be counted",
+        )
+        for name in type(gates).model_fields
+        if (bound := getattr(gates, name)) is not None
     )
 
 

@@ -36,6 +36,8 @@ class DistanceSums:
         abs_sum: Sum of the absolute differences.
         square_sum: Sum of the squared differences.
         reference_square_sum: Sum of the reference's squares.
+        ranked: Vectors whose largest element was looked at.
+        agreed: Those of them where it is in the same place.
     """
 
     elements: int = 0
@@ -47,6 +49,8 @@ class DistanceSums:
     abs_sum: float = 0.0
     square_sum: float = 0.0
     reference_square_sum: float = 0.0
+    ranked: int = 0
+    agreed: int = 0
 
     def __add__(self, other: DistanceSums) -> DistanceSums:
         """The sums of both pieces together."""
@@ -60,6 +64,8 @@ class DistanceSums:
             abs_sum=self.abs_sum + other.abs_sum,
             square_sum=self.square_sum + other.square_sum,
             reference_square_sum=self.reference_square_sum + other.reference_square_sum,
+            ranked=self.ranked + other.ranked,
+            agreed=self.agreed + other.agreed,
         )
 
     def metrics(self) -> Metrics:
@@ -83,6 +89,7 @@ class DistanceSums:
             mean_abs_diff=self.abs_sum / self.elements,
             relative_l2=relative_l2,
             sqnr_db=-20.0 * math.log10(relative_l2) if relative_l2 else None,
+            top1_agreement=self.agreed / self.ranked if self.ranked else None,
             non_finite=0,
             elements=self.elements,
         )
@@ -95,13 +102,14 @@ class DistanceSums:
         return math.sqrt(self.square_sum) / math.sqrt(self.reference_square_sum)
 
 
-def sum_distances(candidate: Array, reference: Array) -> DistanceSums:
+def sum_distances(candidate: Array, reference: Array, *, is_ranked: bool = False) -> DistanceSums:
     """Compare two tensors of one shape.
 
     Args:
         candidate: Floating point of at most 32 bits, any shape; may hold NaN and infinities.
         reference: The same shape, finite. The squares of its square sums must fit float64, which
             those of float32 values always do.
+        is_ranked: Look at the place of the largest element of each vector too.
 
     Raises:
         ValueError: when the shapes differ (nothing is broadcast) or the reference is not finite.
@@ -128,6 +136,8 @@ def sum_distances(candidate: Array, reference: Array) -> DistanceSums:
         abs_sum=float(distance.sum()),
         square_sum=float(np.square(difference).sum()),
         reference_square_sum=float(np.square(right).sum()),
+        ranked=len(left) if is_ranked else 0,
+        agreed=int(np.sum(left.argmax(axis=1) == right.argmax(axis=1))) if is_ranked else 0,
     )
 
 

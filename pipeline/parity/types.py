@@ -25,6 +25,8 @@ class Metrics(Frozen):
         mean_abs_diff: The mean absolute difference.
         relative_l2: ||candidate - reference|| / ||reference||, both over everything.
         sqnr_db: -20 log10(relative_l2), decibels; None when there is no difference at all.
+        top1_agreement: Share of the vectors whose largest element is in the same place; None for
+            outputs of which that says nothing.
         non_finite: How many of the candidate's elements are NaN or infinite.
         elements: How many elements were compared.
     """
@@ -35,6 +37,7 @@ class Metrics(Frozen):
     mean_abs_diff: float | None
     relative_l2: float | None
     sqnr_db: float | None
+    top1_agreement: float | None = None
     non_finite: int
     elements: int
 
@@ -47,11 +50,41 @@ class SampleMetrics(Frozen):
 
 
 class OutputParity(Frozen):
-    """One output of the graph against the reference's output of the same name."""
+    """One output of the graph against the reference's output of the same name.
+
+    Attributes:
+        is_ranked: The place of the largest element is what users read, as of logits.
+    """
 
     name: str
+    is_ranked: bool = False
     metrics: Metrics
     samples: tuple[SampleMetrics, ...]
+
+
+class Quality(Frozen):
+    """How often a graph gives the true answer, beside the checkpoint on the same samples.
+
+    Attributes:
+        metric: `accuracy` (classes, choices), `token_accuracy`, or `exact_match` (first and last
+            token of an answer).
+        samples: Labelled samples that were asked.
+        answers: Answers that were counted: tokens with a label, else one a sample.
+        score: Share of right answers, in [0, 1].
+        reference_score: The checkpoint's.
+        drop: `reference_score - score`: 0.005 is half a point.
+        gained: Answers that are right here and wrong in the checkpoint.
+        lost: Answers that are wrong here and right in the checkpoint.
+    """
+
+    metric: str
+    samples: int
+    answers: int
+    score: float
+    reference_score: float
+    drop: float
+    gained: int
+    lost: int
 
 
 class Parity(Frozen):
@@ -64,6 +97,7 @@ class Parity(Frozen):
         session: How the graph was run, e.g. `onnxruntime 1.31.1 CPUExecutionProvider, all`.
         batch_size: Samples a run.
         samples_seen: How many samples were compared.
+        quality: Right answers; None when no sample is labelled.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -71,6 +105,7 @@ class Parity(Frozen):
     session: str
     batch_size: int
     samples_seen: int
+    quality: Quality | None = None
 
 
 GateVerdict = Literal["passed", "failed", "not_run"]
@@ -80,7 +115,7 @@ class GateResult(Frozen):
     """What one gate said about one target.
 
     Attributes:
-        gate: `parity`, `device_parity`, `speed` or `coverage`.
+        gate: `parity`, `device_parity`, `quality`, `speed` or `coverage`.
         target: The target's name.
         metric: What was limited, such as `sentence_embedding.cosine_similarity`.
         measured: The number that was judged; None when there is none.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.data.batching import Batch
+    from pipeline.data.sample_set import SampleSet
     from pipeline.hashing import JSON
     from pipeline.parity.types import Parity
     from pipeline.runtimes.base import Array, Runner
@@ -28,12 +29,14 @@ class ValidateConfig(StageConfig):
     """How the graph is run.
 
     Attributes:
+        task: Says which outputs are ranked, and what a label means.
         optimizations: ONNX Runtime's graph optimisations: `disabled` runs the graph as it is
             written, `all` as a user of ONNX Runtime would.
         batch_size: Samples a run, of mixed lengths, padded on the right.
         threads: Threads inside an operator; None means all that the stage may use.
     """
 
+    task: str
     optimizations: Literal["disabled", "all"]
     batch_size: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -54,6 +57,7 @@ def run(
     from pipeline.errors import StageError
     from pipeline.parity.compare import ParityRecorder, check_signature
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+    from pipeline.tasks import find_task
 
     samples = load_samples(inputs[SAMPLES_PORT])
     reference = load_reference(inputs[REFERENCE_PORT])
@@ -69,17 +73,21 @@ def run(
         check = check_signature(
             runner.inputs,
             runner.outputs,
-            sample_inputs=samples.input_names,
+            sample_inputs=samples.index.inputs,
             reference_inputs=reference.index.inputs,
             reference_outputs=reference.index.outputs,
         )
-        recorder = ParityRecorder(reference.index.outputs, runner.outputs)
+        task = find_task(config.task)
+        recorder = ParityRecorder(
+            reference.index.outputs, runner.outputs, ranked=task.ranked, answer=task.answer
+        )
         names = [spec.name for spec in runner.inputs]
         done = 0
         for batch in iter_batches(samples, config.batch_size, names) if check.can_run else ():
-            candidate = _run_batch(runner, batch)
+            candidate = _run_batch(runner, batch, samples)
             expected = reference.read(batch.indices, recorder.outputs)
-            recorder.add_batch(batch.indices, batch.lengths, candidate, expected)
+            entries = [samples.entries[index] for index in batch.indices]
+            recorder.add_batch(entries, candidate, expected)
             done += len(batch.indices)
             context.progress(done, len(samples), "samples")
         parity = recorder.finish(
@@ -92,14 +100,16 @@ def run(
     return _facts(parity)
 
 
-def _run_batch(runner: Runner, batch: Batch) -> dict[str, Array]:
+def _run_batch(runner: Runner, batch: Batch, samples: SampleSet) -> dict[str, Array]:
     """Run one batch; when that fails, find out whether it is the batch that is the trouble."""
     from pipeline.errors import StageError
 
     try:
         return runner.run(batch.feeds)
     except StageError as err:
-        if len(batch.indices) == 1 or not _runs_alone(runner, batch):
+        (first,) = samples.read(batch.indices[:1])
+        alone = {name: first[name][None] for name in batch.feeds}
+        if len(batch.indices) == 1 or not _runs_alone(runner, alone):
             raise
         raise StageError(
             f"{err.message} - it runs on one sample alone, so a batch of 1 is built into it",
@@ -108,12 +118,11 @@ def _run_batch(runner: Runner, batch: Batch) -> dict[str, Array]:
         ) from err
 
 
-def _runs_alone(runner: Runner, batch: Batch) -> bool:
+def _runs_alone(runner: Runner, feeds: Mapping[str, Array]) -> bool:
     from pipeline.errors import StageError
 
-    length = batch.lengths[0]
     try:
-        runner.run({name: array[:1, :length] for name, array in batch.feeds.items()})
+        runner.run(feeds)
     except StageError:
         return False
     return True
@@ -128,6 +137,7 @@ def _facts(parity: Parity) -> dict[str, JSON]:
         "outputs": {
             output.name: output.metrics.model_dump(mode="json") for output in parity.outputs
         },
+        "quality": None if parity.quality is None else parity.quality.model_dump(mode="json"),
     }
 
 
