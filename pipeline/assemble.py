@@ -5,6 +5,7 @@ Pure but for reading small results (`parity.json`, `benchmark.json`, `samples.js
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,13 @@ from pipeline.bench.types import BenchmarkResult
 from pipeline.environment import describe_environment
 from pipeline.errors import ArtifactError
 from pipeline.manifest import Manifest
-from pipeline.parity.gates import judge_coverage, judge_device_parity, judge_parity, judge_speed
+from pipeline.parity.gates import (
+    judge_coverage,
+    judge_device_parity,
+    judge_parity,
+    judge_quality,
+    judge_speed,
+)
 from pipeline.parity.types import Parity
 from pipeline.publish import ArtifactFile
 from pipeline.recipe import dump_recipe
@@ -289,6 +296,14 @@ def _judge(results: Results, targets: tuple[TargetReport, ...]) -> tuple[GateRes
                 component=component,
                 is_proxy=bool(target.proxy),
             )
+            if gates.quality is not None:
+                verdicts += judge_quality(
+                    last.parity.quality,
+                    gates.quality,
+                    target=target.name,
+                    component=component,
+                    is_proxy=bool(target.proxy),
+                )
         if target.proxy:
             verdicts += judge_device_parity(
                 target=target.name,
@@ -329,10 +344,11 @@ def _coverage(results: Results, target: TargetPlan) -> dict[str, dict[str, float
 
 
 def _worst_samples(results: Results, targets: tuple[TargetReport, ...]) -> Iterator[WorstSample]:
-    text = results.document(results.plan.samples, "samples.json")
-    if text is None:
+    tree = results.tree(results.plan.samples)
+    if tree is None:
         return
-    texts = {sample["index"]: sample["text"] for sample in json.loads(text)["samples"]}
+    document = json.loads((tree / "samples.json").read_text(encoding="utf-8"))
+    entries = {entry["index"]: entry for entry in document["samples"]}
     for target in targets:
         if not target.parity or target.parity[-1].parity is None:
             continue
@@ -343,11 +359,29 @@ def _worst_samples(results: Results, targets: tuple[TargetReport, ...]) -> Itera
                 if sample.metrics.relative_l2 is not None
             )
             for value, index in reversed(ranked[-WORST_SAMPLES:]):
+                entry = entries.get(index, {})
                 yield WorstSample(
                     target=target.name,
                     output=output.name,
                     index=index,
-                    text=str(texts.get(index, ""))[:1000],
+                    text=str(entry.get("text", ""))[:1000],
+                    label=_label_names(entry.get("label"), document["label_names"]),
+                    image=_picture(tree, entry.get("image")),
                     metric="relative_l2",
                     value=value,
                 )
+
+
+def _label_names(label: int | list[int] | None, names: list[str]) -> str:
+    """The true answer of a sample that has one class, in words."""
+    if not isinstance(label, int):
+        return ""
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+def _picture(tree: Path, name: str | None) -> str:
+    """A sample's picture as a data URI, so that the report needs no other file."""
+    if not name:
+        return ""
+    content = base64.b64encode((tree / name).read_bytes()).decode("ascii")
+    return f"data:image/png;base64,{content}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
 from pipeline.environment import code_digest, cores, installed_onnxruntime
 from pipeline.errors import ArtifactError
@@ -101,7 +102,7 @@ def open_store(options: BuildOptions) -> Store:
 
 
 def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = False) -> Plan:
-    """Resolve the checkpoint and lay out the plan.
+    """Resolve the checkpoint and the data, and lay out the plan.
 
     Raises:
         RecipeError: what the recipe asks for is impossible.
@@ -116,7 +117,16 @@ def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = Fals
         memory=memory,
         where=loaded.where("model", "source"),
     )
-    plan = build_plan(loaded.recipe, source, loaded.where)
+    data = {
+        use: resolve_data(
+            spec,
+            directory=loaded.path.parent,
+            memory=memory,
+            where=loaded.where("data", use, "source"),
+        )
+        for use, spec in loaded.recipe.data.specs().items()
+    }
+    plan = build_plan(loaded.recipe, source, data, loaded.where)
     memory.save()  # a recipe that is refused leaves nothing behind
     return plan
 

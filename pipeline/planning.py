@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from pipeline.environment import (
     MACHINE_FACTS,
@@ -22,7 +22,7 @@ from pipeline.environment import (
 )
 from pipeline.errors import RecipeError
 from pipeline.hashing import canonical_json, tagged_digest
-from pipeline.source import TOKENIZER_VOCABULARIES
+from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
 from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.reference import REFERENCE, ReferenceConfig
@@ -33,9 +33,11 @@ from pipeline.tasks import check_task, find_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
+    from pipeline.data_source import DataSource
     from pipeline.hashing import JSON
-    from pipeline.recipe.types import Recipe
+    from pipeline.recipe.types import DataSpec, Recipe, ShapeRange
     from pipeline.source import Source
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.store import StageRecord
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from pipeline.tasks import Task
 
 KEY_TAG = "convert/stage-key/1"
+DATA_GROUP = "data:"
 Where: TypeAlias = "Callable[..., str]"
 """Key path, key by key -> what a message says of its place."""
 
@@ -88,14 +91,42 @@ class TargetPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All the work that a recipe stands for, in an order in which it can be done."""
+    """All the work that a recipe stands for, in an order in which it can be done.
+
+    Attributes:
+        data: Use (`evaluation`, `calibration`) -> the files its samples come from.
+        samples: The node that prepares the evaluation samples.
+    """
 
     recipe: Recipe
     source: Source
+    data: Mapping[str, DataSource]
     task: Task
     nodes: tuple[Node, ...]
     targets: tuple[TargetPlan, ...]
     samples: NodeRef
+
+    def group_digest(self, group: str) -> str:
+        """Digest of the contents behind a `SourceRef`."""
+        return group_digest(group, self.source, self.data)
+
+    def materialise(self, group: str, directory: Path) -> None:
+        """Make a directory show the files behind a `SourceRef`, and nothing else."""
+        use = _data_use(group)
+        if use:
+            self.data[use].materialise(directory)
+        else:
+            self.source.materialise(group, directory)
+
+    def require_unchanged(self) -> None:
+        """Check that nobody touched the files that were read since their digests were taken.
+
+        Raises:
+            ArtifactError: when somebody did.
+        """
+        self.source.require_unchanged()
+        for data in self.data.values():
+            data.require_unchanged()
 
     def children(self, index: int) -> Iterator[Node]:
         """The nodes that read this one directly."""
@@ -142,9 +173,10 @@ class _Draft:
 class _Builder:
     """Collects nodes; equal ones are kept once. Implements `pipeline.targets.base.ChainBuilder`."""
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: Task, data: Mapping[str, DataSource]) -> None:
         self._recipe = recipe
         self._task = task
+        self._data = data
         self.drafts: list[_Draft] = []
         self._known: dict[str, int] = {}
         self.prefix = ""
@@ -155,11 +187,46 @@ class _Builder:
 
     @property
     def profile(self) -> Mapping[str, tuple[int, int, int]]:
-        shapes = self._recipe.shapes
         return {
             axis: (extent.min, extent.opt, extent.max)
-            for axis, extent in (("batch", shapes.batch), ("sequence", shapes.sequence))
+            for axis, extent in _extents(self._recipe, self._task).items()
         }
+
+    def evaluation_samples(self) -> NodeRef:
+        """The node that prepares the samples everything is compared on."""
+        return self._samples("evaluation", self._recipe.data.evaluation, {})
+
+    def calibration_samples(self) -> NodeRef:
+        spec = self._recipe.data.calibration
+        if spec is None:
+            raise RecipeError(
+                "static quantisation needs samples to take its ranges from, and the recipe has no "
+                "`data.calibration`",
+                hint="add `calibration: {source: ..., samples: 256}` beside `evaluation` in `data`",
+            )
+        return self._samples("calibration", spec, {"evaluation": self.evaluation_samples()})
+
+    def _samples(
+        self,
+        use: Literal["evaluation", "calibration"],
+        spec: DataSpec,
+        inputs: Mapping[str, Ref],
+    ) -> NodeRef:
+        shapes, data = self._recipe.shapes, self._data[use]
+        config = SamplesConfig(
+            **spec.model_dump(),
+            kind=data.kind,
+            task=self._task.name,
+            use=use,
+            overlap=self._recipe.data.overlap,
+            max_length=shapes.sequence.max if shapes.sequence else None,
+            num_choices=shapes.num_choices.max if shapes.num_choices else None,
+        )
+        ports: dict[str, Ref] = {"tokenizer": SourceRef("tokenizer"), **inputs}
+        if data.files:
+            ports["data"] = SourceRef(f"{DATA_GROUP}{use}")
+        # An address of its own for each use: `samples` and `samples@calibration`.
+        return self.add(SAMPLES, config, ports, fixed_label="" if use == "evaluation" else use)
 
     def exported(self, component: str) -> NodeRef:
         config = ExportConfig(
@@ -177,10 +244,13 @@ class _Builder:
         *,
         component: str = "",
         label: str = "",
+        fixed_label: str | None = None,
     ) -> NodeRef:
         wired = {port: _ref_json(ref) for port, ref in inputs.items()}
         identity = canonical_json([stage.name, config.model_dump(mode="json"), wired, component])
         full_label = "-".join(filter(None, (self.prefix, label)))
+        if fixed_label is not None:  # it is the same for whichever target asks first
+            full_label = fixed_label
         if identity not in self._known:
             self._known[identity] = len(self.drafts)
             self.drafts.append(
@@ -211,36 +281,32 @@ def _about(where: Where, *key_path: str | int) -> Iterator[None]:
         raise
 
 
-def build_plan(recipe: Recipe, source: Source, where: Where = _key_path) -> Plan:
+def build_plan(
+    recipe: Recipe, source: Source, data: Mapping[str, DataSource], where: Where = _key_path
+) -> Plan:
     """Lay out all the work of a recipe.
 
     Args:
         recipe: What is asked for.
         source: Its checkpoint.
+        data: Use -> where its samples come from; one for each in the recipe's `data`.
         where: Key path -> position for messages, such as `LoadedRecipe.where`.
 
     Raises:
-        RecipeError: the task does not fit the checkpoint, shapes go past its positions, a precision
-            is impossible on a target.
+        RecipeError: the task does not fit the checkpoint, shapes are not those of the task or go
+            past its positions, a precision is impossible on a target, static quantisation without
+            calibration data.
         EnvironmentMissing: a package that a stage needs is not installed.
     """
     with _about(where, "model", "task"):
         task = find_task(recipe.model.task)
         check_task(source.config, task)
     with _about(where, "model", "source"):
-        _check_tokenizer(source, task)
-    _check_shapes(recipe, source, where)
-    builder = _Builder(recipe, task)
-    samples = builder.add(
-        SAMPLES,
-        SamplesConfig(
-            source=recipe.data.evaluation.source,
-            samples=recipe.data.evaluation.samples,
-            seed=recipe.data.evaluation.seed,
-            max_length=recipe.shapes.sequence.max,
-        ),
-        {"tokenizer": SourceRef("tokenizer")},
-    )
+        _check_preprocessor(source, task)
+    _check_shapes(recipe, task, source, where)
+    _check_quality(recipe, task, where)
+    builder = _Builder(recipe, task, data)
+    samples = builder.evaluation_samples()
     references = {
         component: builder.add(
             REFERENCE,
@@ -265,6 +331,7 @@ def build_plan(recipe: Recipe, source: Source, where: Where = _key_path) -> Plan
     return Plan(
         recipe=recipe,
         source=source,
+        data=data,
         task=task,
         nodes=nodes,
         targets=tuple(targets),
@@ -288,7 +355,9 @@ def _plan_target(
         found = []
         for link in links:
             config = ValidateConfig(
-                optimizations=link.optimizations, batch_size=recipe.shapes.batch.opt
+                task=task.name,
+                optimizations=link.optimizations,
+                batch_size=recipe.shapes.batch.opt,
             )
             inputs: dict[str, Ref] = {
                 "model": link.node,
@@ -306,7 +375,8 @@ def _plan_target(
                 task=task.name,
                 component=component,
                 runtime=chain.runtime,
-                shapes=_benchmark_shapes(recipe),
+                axes=task.axes,
+                shapes=_benchmark_shapes(recipe, task),
                 launches=options.launches,
                 threads=options.threads or cores(),
                 margin=recipe.gates.speed.margin if recipe.gates.speed else 0.05,
@@ -353,28 +423,59 @@ def _named(drafts: list[_Draft]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def _check_tokenizer(source: Source, task: Task) -> None:
-    takes_text = any(spec.name == "input_ids" for spec in task.inputs)
-    if takes_text and not any(name in source.files for name in TOKENIZER_VOCABULARIES):
+def _check_preprocessor(source: Source, task: Task) -> None:
+    if task.modality == "text":
+        what, names = "tokenizer", TOKENIZER_VOCABULARIES
+    else:
+        what, names = "image processor", PROCESSOR_FILES
+    if not any(name in source.files for name in names):
         raise RecipeError(
-            "the checkpoint has no tokenizer, and without it there are no samples to compare on",
-            hint=f"one of these must be in {source.root}: {', '.join(TOKENIZER_VOCABULARIES)}",
+            f"the checkpoint has no {what}, and without it there are no samples to compare on",
+            hint=f"one of these must be in {source.root}: {', '.join(names)}",
         )
 
 
-def _check_shapes(recipe: Recipe, source: Source, where: Where) -> None:
+def _extents(recipe: Recipe, task: Task) -> dict[str, ShapeRange]:
+    """Axis -> its range, for the task's axes in their order; those without a range are left out."""
+    ranges = {axis: getattr(recipe.shapes, axis) for axis in task.axes}
+    return {axis: extent for axis, extent in ranges.items() if extent is not None}
+
+
+def _check_shapes(recipe: Recipe, task: Task, source: Source, where: Where) -> None:
+    extents = _extents(recipe, task)
+    for axis in type(recipe.shapes).model_fields:
+        is_given = getattr(recipe.shapes, axis) is not None
+        if is_given and axis not in task.axes:
+            raise RecipeError(
+                f"inputs of task `{task.name}` have no axis `{axis}`",
+                where=where("shapes", axis),
+                hint=f"its axes are: {', '.join(task.axes)}",
+            )
+        if not is_given and axis in task.axes:
+            raise RecipeError(
+                f"`shapes.{axis}` is missing: inputs of task `{task.name}` have this axis",
+                where=where("shapes"),
+                hint=f"add `{axis}: {{min: ..., opt: ..., max: ...}}`",
+            )
     # TensorRT only warns of this and builds an engine that reads past the position embeddings.
     limit = source.max_positions
-    longest = recipe.shapes.sequence.max
+    longest = recipe.shapes.sequence.max if recipe.shapes.sequence else 0
     if limit is not None and longest > limit:
         raise RecipeError(
             f"sequences of {longest} tokens are asked for, and the checkpoint has {limit} positions",
             where=where("shapes", "sequence", "max"),
             hint=f"set it to {limit} or less",
         )
-    for place, (batch, sequence) in enumerate(_benchmark_shapes(recipe)):
-        for axis, value in (("batch", batch), ("sequence", sequence)):
-            extent = getattr(recipe.shapes, axis)
+    for place, shape in enumerate(_benchmark_shapes(recipe, task)):
+        if len(shape) != len(task.axes):
+            raise RecipeError(
+                f"{list(shape)} has {len(shape)} sizes, and inputs of task `{task.name}` have "
+                f"{len(task.axes)} axes",
+                where=where("benchmark", "shapes", place),
+                hint=f"write [{', '.join(task.axes)}]",
+            )
+        for axis, value in zip(task.axes, shape, strict=True):
+            extent = extents[axis]
             if not extent.min <= value <= extent.max:
                 raise RecipeError(
                     f"{axis} {value} is measured, but `shapes.{axis}` goes from {extent.min} to "
@@ -382,6 +483,25 @@ def _check_shapes(recipe: Recipe, source: Source, where: Where) -> None:
                     where=where("benchmark", "shapes", place),
                     hint="measure shapes that the targets are made for",
                 )
+
+
+def _check_quality(recipe: Recipe, task: Task, where: Where) -> None:
+    if recipe.gates.quality is None:
+        return
+    if task.answer is None:
+        raise RecipeError(
+            f"task `{task.name}` has no answers that could be right or wrong",
+            where=where("gates", "quality"),
+            hint="limit the distance to the checkpoint in `gates.parity` instead",
+        )
+    spec = recipe.data.evaluation
+    # A folder of images is labelled by its own folders.
+    if spec.label is None and task.modality == "text":
+        raise RecipeError(
+            "a quality gate needs labelled evaluation data",
+            where=where("gates", "quality"),
+            hint="say which column holds the true answer: `data.evaluation.label`",
+        )
 
 
 def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:
@@ -397,12 +517,13 @@ def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:
         )
 
 
-def _benchmark_shapes(recipe: Recipe) -> tuple[tuple[int, int], ...]:
+def _benchmark_shapes(recipe: Recipe, task: Task) -> tuple[tuple[int, ...], ...]:
     if recipe.benchmark is None:
         return ()
-    batch, sequence = recipe.shapes.batch, recipe.shapes.sequence
-    usual = ((batch.min, sequence.opt), (batch.opt, sequence.opt))
-    return recipe.benchmark.shapes or tuple(dict.fromkeys(usual))
+    if recipe.benchmark.shapes:
+        return recipe.benchmark.shapes
+    usual = [extent.opt for extent in _extents(recipe, task).values()]
+    return tuple(dict.fromkeys(((recipe.shapes.batch.min, *usual[1:]), tuple(usual))))
 
 
 # --- keys -----------------------------------------------------------------------------------
@@ -431,12 +552,23 @@ def node_preimage(node: Node, inputs: Mapping[str, str]) -> dict[str, JSON]:
     }
 
 
-def input_digests(node: Node, source: Source, trees: Mapping[int, str]) -> dict[str, str] | None:
+def group_digest(group: str, source: Source, data: Mapping[str, DataSource]) -> str:
+    """Digest of the contents of a group: of the checkpoint's files, or `data:USE`."""
+    use = _data_use(group)
+    return data[use].digest() if use else source.group_digest(group)
+
+
+def _data_use(group: str) -> str:
+    """The use that a group of data files is for; empty for groups of the checkpoint's files."""
+    return group.removeprefix(DATA_GROUP) if group.startswith(DATA_GROUP) else ""
+
+
+def input_digests(plan: Plan, node: Node, trees: Mapping[int, str]) -> dict[str, str] | None:
     """Port -> content digest; None while one of them is not known (`trees` lacks a parent)."""
     digests = {}
     for port, ref in node.inputs.items():
         if isinstance(ref, SourceRef):
-            digests[port] = source.group_digest(ref.group)
+            digests[port] = plan.group_digest(ref.group)
         elif ref.node in trees:
             digests[port] = trees[ref.node]
         else:
@@ -480,7 +612,7 @@ def _short(value: JSON) -> str:
 
 def node_status(plan: Plan, node: Node, records: Records, trees: Mapping[int, str]) -> NodeStatus:
     """Whether a node's result is there, given the output digests of the nodes before it."""
-    digests = input_digests(node, plan.source, trees)
+    digests = input_digests(plan, node, trees)
     if digests is None:
         missing = [
             f"input `{port}` comes from `{plan.nodes[ref.node].name}`, which must run"

@@ -142,6 +142,11 @@ class Data(Strict):
         default="warn", description="when samples are in both sets"
     )
 
+    def specs(self) -> dict[str, DataSpec]:
+        """Use -> the data set that the recipe names for it."""
+        found = {"evaluation": self.evaluation, "calibration": self.calibration}
+        return {use: spec for use, spec in found.items() if spec is not None}
+
 
 class Bound(Strict):
     """A limit on one number: at least one of the two ends."""

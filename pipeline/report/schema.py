@@ -103,12 +103,20 @@ class TargetReport(Frozen):
 
 
 class WorstSample(Frozen):
-    """A sample on which a target was farthest from the reference, with its text."""
+    """A sample on which a target was farthest from the reference.
+
+    Attributes:
+        text: The sample's text, or its image's name.
+        label: Its true answer in words; empty when it has none, or one for each token.
+        image: Its picture as a `data:` URI; empty for text.
+    """
 
     target: str
     output: str
     index: int
     text: str
+    label: str = ""
+    image: str = ""
     metric: str
     value: float
 

@@ -269,7 +269,7 @@ class LocalExecutor:
                     exit_code=ending.exit_code,
                     last_lines=ending.last_lines[-20:],
                 )
-            self.plan.source.require_unchanged()
+            self.plan.require_unchanged()
             digests = self._digests(node)
             preimage = node_preimage(node, digests)
             return self.store.publish(
@@ -317,7 +317,7 @@ class LocalExecutor:
             else:
                 paths[port] = str(directory / port)
                 (directory / port).mkdir(parents=True)
-                self.plan.source.materialise(ref.group, directory / port)
+                self.plan.materialise(ref.group, directory / port)
         return paths
 
     def _digests(self, node: Node) -> dict[str, str]:
@@ -325,7 +325,7 @@ class LocalExecutor:
             port: (
                 self._trees[ref.node]
                 if isinstance(ref, NodeRef)
-                else self.plan.source.group_digest(ref.group)
+                else self.plan.group_digest(ref.group)
             )
             for port, ref in node.inputs.items()
         }

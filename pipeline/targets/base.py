@@ -113,6 +113,13 @@ class ChainBuilder(Protocol):
     def exported(self, component: str) -> NodeRef:
         """The node that exports a component."""
 
+    def calibration_samples(self) -> NodeRef:
+        """The node that prepares the samples that ranges are taken from.
+
+        Raises:
+            RecipeError: the recipe names no calibration data.
+        """
+
     def add(
         self,
         stage: AnyStage,
