@@ -282,9 +282,9 @@ def _engine_reports(results: Results, target: TargetPlan) -> Iterator[EngineRepo
 
 def _judge(results: Results, targets: tuple[TargetReport, ...]) -> tuple[GateResult, ...]:
     """Judge every target by the recipe's gates; what has no result was reported as a failure."""
-    gates = results.plan.recipe.gates
     verdicts: list[GateResult] = []
     for target, plan in zip(targets, results.plan.targets, strict=True):
+        gates = results.plan.recipe.gates.of(target.name)
         for component in plan.validations:
             last = [entry for entry in target.parity if entry.component == component][-1]
             if last.parity is None:
@@ -323,7 +323,8 @@ def _judge(results: Results, targets: tuple[TargetReport, ...]) -> tuple[GateRes
                 not_run_reason=target.not_run_reason,
             )
     verdicts += judge_coverage(
-        {plan.name: _coverage(results, plan) for plan in results.plan.targets}, gates.coverage
+        {plan.name: _coverage(results, plan) for plan in results.plan.targets},
+        results.plan.recipe.gates.coverage,
     )
     return tuple(verdicts)
 

@@ -349,6 +349,7 @@ def _plan_target(
     references: Mapping[str, NodeRef],
 ) -> TargetPlan:
     """Add what measures a target: a comparison of every model in its chain, and a benchmark."""
+    gates = recipe.gates.of(name)
     validations = {}
     benchmarks = {}
     for component, links in chain.models.items():
@@ -379,7 +380,7 @@ def _plan_target(
                 shapes=_benchmark_shapes(recipe, task),
                 launches=options.launches,
                 threads=options.threads or cores(),
-                margin=recipe.gates.speed.margin if recipe.gates.speed else 0.05,
+                margin=gates.speed.margin if gates.speed else 0.05,
             )
             benchmarks[component] = builder.add(
                 BENCHMARK,
@@ -486,20 +487,25 @@ def _check_shapes(recipe: Recipe, task: Task, source: Source, where: Where) -> N
 
 
 def _check_quality(recipe: Recipe, task: Task, where: Where) -> None:
-    if recipe.gates.quality is None:
+    places: list[tuple[str, ...]] = [("gates", "quality")] if recipe.gates.quality else []
+    places += [
+        ("gates", "targets", name, "quality")
+        for name, own in recipe.gates.targets.items()
+        if own.quality
+    ]
+    if not places:
         return
     if task.answer is None:
         raise RecipeError(
             f"task `{task.name}` has no answers that could be right or wrong",
-            where=where("gates", "quality"),
+            where=where(*places[0]),
             hint="limit the distance to the checkpoint in `gates.parity` instead",
         )
-    spec = recipe.data.evaluation
     # A folder of images is labelled by its own folders.
-    if spec.label is None and task.modality == "text":
+    if recipe.data.evaluation.label is None and task.modality == "text":
         raise RecipeError(
             "a quality gate needs labelled evaluation data",
-            where=where("gates", "quality"),
+            where=where(*places[0]),
             hint="say which column holds the true answer: `data.evaluation.label`",
         )
 

@@ -6,6 +6,7 @@ hints are added by `pipeline.recipe.load`; this module knows nothing of YAML.
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -258,6 +259,14 @@ class SpeedGate(Strict):
 NotRun = Literal["device_parity", "speed"]
 
 
+class TargetGates(Strict):
+    """Limits of one target in place of the recipe's; what is left out stays the recipe's."""
+
+    parity: ParityGates | None = Field(default=None, description="distance to the reference")
+    quality: QualityGates | None = Field(default=None, description="right answers")
+    speed: SpeedGate | None = Field(default=None, description="against torch, on this machine")
+
+
 class Gates(Strict):
     """What must hold before an artifact is published."""
 
@@ -275,6 +284,19 @@ class Gates(Strict):
     allow_not_run: tuple[NotRun, ...] = Field(
         default=(), description="gates that may stay unchecked where they cannot run"
     )
+    targets: dict[Name, TargetGates] = Field(
+        default_factory=dict,
+        description="target name -> limits of its own: each section replaces the recipe's",
+        examples=[{"cpu-int8": {"parity": {"cosine_similarity": {"min": 0.95}}}}],
+    )
+
+    def of(self, target: str) -> Gates:
+        """What one target must hold."""
+        own = self.targets.get(target)
+        if own is None:
+            return self
+        sections = {name: getattr(own, name) for name in type(own).model_fields}
+        return self.model_copy(update={k: v for k, v in sections.items() if v is not None})
 
 
 class Benchmark(Strict):
@@ -342,8 +364,22 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _gates_name_targets(self) -> Self:
+        names = [target.name for target in self.targets]
+        for name in self.gates.targets:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                question = f" - did you mean `{near[0]}`?" if near else ""
+                msg = f"no target is named `{name}`{question}"
+                raise InvalidAt(msg, "gates", "targets", name)
+        return self
+
+    @model_validator(mode="after")
     def _a_speed_gate_has_something_to_judge(self) -> Self:
+        msg = "a speed gate needs a benchmark, and `benchmark` is null"
         if self.benchmark is None and self.gates.speed is not None:
-            msg = "a speed gate needs a benchmark, and `benchmark` is null"
             raise InvalidAt(msg, "gates", "speed")
+        for name, own in self.gates.targets.items():
+            if self.benchmark is None and own.speed is not None:
+                raise InvalidAt(msg, "gates", "targets", name, "speed")
         return self
