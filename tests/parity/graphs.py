@@ -13,7 +13,7 @@ import onnx.parser
 from onnx import numpy_helper
 
 from pipeline.data.reference_set import ReferenceIndex, save_reference
-from pipeline.data.sample_set import SampleEntry, SampleIndex, save_samples, tensor_name
+from pipeline.data.sample_set import InputSpec, SampleEntry, SampleIndex, save_samples, tensor_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,9 +188,9 @@ def write_samples(directory: Path) -> Path:
         use="evaluation",
         seed=11,
         max_length=max(LENGTHS),
-        padding={"input_ids": 0, "attention_mask": 0, "token_type_ids": 0},
+        inputs={name: InputSpec(dtype="int64", axes=("sequence",)) for name in INPUTS},
         samples=tuple(
-            SampleEntry(index=i, text=f"sample {i}", tokens=length)
+            SampleEntry(index=i, text=f"sample {i}", extents={"sequence": length})
             for i, length in enumerate(LENGTHS)
         ),
     )

@@ -43,7 +43,9 @@ def test_every_sample_is_run_alone_without_padding(tmp_path: Path) -> None:
     assert facts["outputs"] == list(reference.index.outputs) == ["last_hidden_state"]
     assert facts["samples"] == 6
     arrays = reference.read(range(6), ["last_hidden_state"])["last_hidden_state"]
-    assert [array.shape for array in arrays] == [(length, 16) for length in samples.lengths]
+    assert [array.shape for array in arrays] == [
+        (entry.extents["sequence"], 16) for entry in samples.entries
+    ]
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
     (sample,) = samples.read([4])
     with TorchReferenceRunner(
@@ -77,7 +79,7 @@ def test_samples_without_an_input_of_the_checkpoint_are_refused(tmp_path: Path) 
     inputs = _prepare(tmp_path)
     path = inputs["samples"] / "samples.json"
     index = json.loads(path.read_text())
-    del index["padding"]["token_type_ids"]
+    del index["inputs"]["token_type_ids"]
     path.write_text(json.dumps(index))
     with pytest.raises(StageError, match="takes `token_type_ids`, the samples have only"):
         _run(inputs, tmp_path / "out")

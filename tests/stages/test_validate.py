@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 GATES = ParityGates(cosine_similarity=Bound(min=0.999), relative_l2=Bound(max=0.001))
 AS_PROBLEM = {
     "nan_in_one_sample": r"`last_hidden_state` has \d+ elements .* in 1 of 7 samples, first in sample 6",
-    "sequence_of_one_size": r"`token_type_ids` is int64 \[batch, 17\], both axes must be free",
-    "batch_of_one": r"`input_ids` is int64 \[1, sequence\], both axes must be free",
+    "sequence_of_one_size": r"`token_type_ids` is int64 \[batch, 17\], batch and sequence must be free",
+    "batch_of_one": r"`input_ids` is int64 \[1, sequence\], batch and sequence must be free",
     "batch_flattened": r"`last_hidden_state` has shape \[1, 68, 8\] for a batch of 4",
     "output_renamed": r"output `sentence_embedding` is missing: the graph has `embedding`, `last",
     "integers": "`sentence_embedding` is int32, it must be float16 or float32",
@@ -38,7 +38,7 @@ def _validate(tmp_path: Path, model: Path, *, batch_size: int = 4) -> Parity:
     data = write_samples(tmp_path / "data")
     output = tmp_path / "out"
     output.mkdir(parents=True)
-    config = ValidateConfig(optimizations="all", batch_size=batch_size)
+    config = ValidateConfig(task="feature-extraction", optimizations="all", batch_size=batch_size)
     inputs = {"model": model, "samples": data, "reference": data}
     context = RecordingContext(tmp_path)
     facts = VALIDATE.run(config, inputs, output, context)
@@ -137,7 +137,7 @@ def test_a_reference_of_other_samples_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"samples": 7', '"samples": 6'))
     model = write_graph(tmp_path / "model")
     inputs = {"model": model, "samples": data, "reference": data}
-    config = ValidateConfig(optimizations="disabled", batch_size=2)
+    config = ValidateConfig(task="feature-extraction", optimizations="disabled", batch_size=2)
     with pytest.raises(StageError, match="reference is of 6 samples, there are 7"):
         VALIDATE.run(config, inputs, tmp_path, RecordingContext(tmp_path))
 
