@@ -25,6 +25,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 HIDDEN_SIZE = 32
 LAYERS = 2
 POSITIONS = 128
+IMAGE_SIZE = (32, 48)
+"""Height and width; unlike each other, so that none is taken for the other."""
 
 
 def vocabulary() -> list[str]:
@@ -55,7 +57,7 @@ def build_encoder(path: Path, seed: int = 0) -> Path:
     """A BERT encoder with its pooler, without sentence-transformers' modules."""
     from transformers import BertModel
 
-    return _save(BertModel, bert_config(), path, seed)
+    return save_model(BertModel, bert_config(), path, seed)
 
 
 def build_sentence_encoder(
@@ -95,28 +97,65 @@ def build_text_classifier(path: Path, seed: int = 0, *, labels: int = 3) -> Path
     """A BERT sequence classifier."""
     from transformers import BertForSequenceClassification
 
-    return _save(BertForSequenceClassification, bert_config(num_labels=labels), path, seed)
+    return save_model(BertForSequenceClassification, bert_config(num_labels=labels), path, seed)
 
 
 def build_token_classifier(path: Path, seed: int = 0, *, labels: int = 5) -> Path:
     """A BERT token classifier, which has no pooler."""
     from transformers import BertForTokenClassification
 
-    return _save(BertForTokenClassification, bert_config(num_labels=labels), path, seed)
+    return save_model(BertForTokenClassification, bert_config(num_labels=labels), path, seed)
 
 
 def build_question_answerer(path: Path, seed: int = 0) -> Path:
     """A BERT extractive question answerer."""
     from transformers import BertForQuestionAnswering
 
-    return _save(BertForQuestionAnswering, bert_config(), path, seed)
+    return save_model(BertForQuestionAnswering, bert_config(), path, seed)
 
 
 def build_masked_language_model(path: Path, seed: int = 0) -> Path:
     """A BERT masked language model, whose output weights are tied to its embeddings."""
     from transformers import BertForMaskedLM
 
-    return _save(BertForMaskedLM, bert_config(), path, seed)
+    return save_model(BertForMaskedLM, bert_config(), path, seed)
+
+
+def build_multiple_choice(path: Path, seed: int = 0) -> Path:
+    """A BERT that gives each choice a score."""
+    from transformers import BertForMultipleChoice
+
+    return save_model(BertForMultipleChoice, bert_config(), path, seed)
+
+
+def build_image_classifier(path: Path, seed: int = 0, *, labels: int = 3) -> Path:
+    """A ViT classifier of 32 x 48 pixels, with its image processor."""
+    from transformers import ViTForImageClassification
+
+    return save_model(ViTForImageClassification, vit_config(num_labels=labels), path, seed)
+
+
+def build_image_encoder(path: Path, seed: int = 0) -> Path:
+    """A ViT encoder of 32 x 48 pixels, with its image processor."""
+    from transformers import ViTModel
+
+    return save_model(ViTModel, vit_config(), path, seed)
+
+
+def vit_config(**changes: Any) -> PretrainedConfig:
+    """The config of the image models here: six patches and a class token."""
+    from transformers import ViTConfig
+
+    values: dict[str, Any] = {
+        "hidden_size": HIDDEN_SIZE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": list(IMAGE_SIZE),
+        "patch_size": 16,
+        "initializer_range": 0.3,
+    }
+    return ViTConfig(**(values | changes))
 
 
 def build_roberta_encoder(path: Path, seed: int = 0) -> Path:
@@ -125,7 +164,7 @@ def build_roberta_encoder(path: Path, seed: int = 0) -> Path:
 
     values = bert_config(type_vocab_size=1, pad_token_id=1).to_dict()
     values.pop("model_type")
-    return _save(RobertaModel, RobertaConfig(**values), path, seed)
+    return save_model(RobertaModel, RobertaConfig(**values), path, seed)
 
 
 def write_tokenizer(path: Path) -> None:
@@ -149,9 +188,25 @@ def write_tokenizer(path: Path) -> None:
     (path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
 
 
-def _save(
+def write_image_processor(path: Path, size: tuple[int, int] = IMAGE_SIZE) -> None:
+    """Write `preprocessor_config.json`: resize to `size`, rescale, normalise."""
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": size[0], "width": size[1]},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def save_model(
     model_class: type[PreTrainedModel], config: PretrainedConfig, path: Path, seed: int
 ) -> Path:
+    """Save a model of random weights with the tokenizer or image processor that feeds it."""
     import torch
     import transformers
 
@@ -164,5 +219,8 @@ def _save(
             if parameter.ndim == 1:  # biases and norms are 0 and 1: make them matter
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(path)
-    write_tokenizer(path)
+    if model.main_input_name == "pixel_values":
+        write_image_processor(path)
+    else:
+        write_tokenizer(path)
     return path

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import ExportError, StageError
 from pipeline.graph.inspect import TensorDescription, describe_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
     from pipeline.tasks import TensorSpec
+
+_ONNX_NAMES: Final[Mapping[str, str]] = {"int64": "int64", "float32": "float"}
+"""numpy's name of an element type -> ONNX's."""
 
 
 def graph_interface(
@@ -31,7 +34,7 @@ def graph_interface(
 def require_interface(
     model: onnx.ModelProto, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Check that a graph has exactly these inputs and outputs, in this order, with these axes.
+    """Check that a graph has exactly these inputs and outputs, in this order, with these axes and types.
 
     Raises:
         ExportError: naming the first difference.
@@ -46,6 +49,9 @@ def require_interface(
                 f"{', '.join(wanted)}"
             )
         for value, spec in zip(actual, expected, strict=True):
+            dtype = _ONNX_NAMES[spec.dtype if kind == "input" else "float32"]
+            if value.dtype != dtype:
+                raise ExportError(f"{kind} `{value.name}` is {value.dtype}; expected is {dtype}")
             fixed = value.shape[len(spec.axes) :]
             if value.shape[: len(spec.axes)] != spec.axes or not all(
                 isinstance(size, int) and size > 0 for size in fixed

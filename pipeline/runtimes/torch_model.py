@@ -7,10 +7,9 @@ parameter that the checkpoint does not have is an error unless no output depends
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,18 +17,19 @@ from torch import nn
 
 from pipeline.errors import ExportError
 from pipeline.runtimes.sentence_pooling import SentencePooling, load_sentence_pooling
+from pipeline.runtimes.torch_inputs import (
+    EXAMPLE_SIZES,
+    ModelInput,
+    inputs_taken,
+    longest_sequence,
+)
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from transformers import PreTrainedModel
-
-EXAMPLE_BATCH: Final = 2
-EXAMPLE_SEQUENCE: Final = 11
-"""Length of the example tensors. Prime, and unlike the sizes that models are built from, so that no
-axis of fixed size is mistaken for the sequence."""
 
 
 class NamedOutputs(nn.Module):
@@ -71,24 +71,33 @@ class TorchComponent:
     """One component of a checkpoint in torch, float32, on the CPU, in evaluation mode.
 
     Attributes:
-        module: Maps positional int64 tensors, in the order of `input_names`, to a tuple of float32
+        module: Maps positional tensors, in the order of `input_names`, to a tuple of float32
             tensors in the order of `output_names`.
-        inputs: Name and named axes of each input.
+        takes: Each input with its axes, dtype and limits.
         outputs: Name and named axes of each output.
-        id_limits: Input name -> its values are below this number.
-        max_sequence: The longest sequence there are positions for; None when there is no limit.
+        max_sequence: The longest sequence there are positions for; None when there is no limit,
+            as for images.
         unused_parameters: Parameters that the checkpoint lacks and no output depends on.
         ignored_weights: Tensors of the checkpoint that this model has no parameter for, such as the
             head of another task, or layers beyond `num_hidden_layers`.
     """
 
     module: nn.Module
-    inputs: tuple[TensorSpec, ...]
+    takes: tuple[ModelInput, ...]
     outputs: tuple[TensorSpec, ...]
-    id_limits: Mapping[str, int]
     max_sequence: int | None
     unused_parameters: tuple[str, ...]
     ignored_weights: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Name, named axes and dtype of each input."""
+        return tuple(taken.spec for taken in self.takes)
+
+    @property
+    def id_limits(self) -> dict[str, int]:
+        """Input name -> its integers are below this number."""
+        return {taken.spec.name: taken.limit for taken in self.takes if taken.limit is not None}
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -105,18 +114,16 @@ class TorchComponent:
         """Input or output name -> names of its leading axes (`batch`, `sequence`)."""
         return {spec.name: spec.axes for spec in (*self.inputs, *self.outputs)}
 
-    def example(
-        self, batch: int = EXAMPLE_BATCH, sequence: int = EXAMPLE_SEQUENCE
-    ) -> tuple[torch.Tensor, ...]:
-        """Fresh example inputs, int64 (batch, sequence), in the order of `input_names`.
+    def example(self, **sizes: int) -> tuple[torch.Tensor, ...]:
+        """Fresh example inputs in the order of `input_names`, with padding in the last row.
 
         Every call makes new tensors, all with different values: torch 2.13 merges two inputs into
-        one when they are the same tensor. The last row of the mask is padded, because an all-ones
-        mask can be folded away.
+        one when they are the same tensor.
+
+        Args:
+            sizes: Size of a named axis, such as `batch` or `sequence`, where not the usual one.
         """
-        return tuple(
-            _example_tensor(spec.name, self.id_limits, batch, sequence) for spec in self.inputs
-        )
+        return tuple(taken.example({**EXAMPLE_SIZES, **sizes}) for taken in self.takes)
 
 
 def load_torch_model(
@@ -125,13 +132,15 @@ def load_torch_model(
     """Load one component of a checkpoint for a task.
 
     Args:
-        checkpoint: A directory with `config.json` and `*.safetensors`.
+        checkpoint: A directory with `config.json` and `*.safetensors`, and for images what
+            prepares them, `preprocessor_config.json`.
         task: Name or synonym of a task of `pipeline.tasks`.
         component: One of the task's components.
         attention: `eager` or `sdpa`; None leaves the choice to `transformers`.
 
     Raises:
         RecipeError: when there is no such task.
+        StageError: when nothing says how large images are.
         ExportError: when weights are missing, damaged or incomplete, or the model does not have
             the inputs and outputs of the task.
     """
@@ -146,22 +155,21 @@ def load_torch_model(
     model, loading = _load_pretrained(checkpoint, found, attention)
     model.requires_grad_(requires_grad=False)
     pooling = load_sentence_pooling(checkpoint) if found.name == "feature-extraction" else None
-    inputs, id_limits = _inputs_taken(model, found)
+    takes = inputs_taken(model, found, _image_size(checkpoint, found))
     outputs = found.outputs
     if pooling is not None:
         outputs = (*outputs, TensorSpec(name=SENTENCE_EMBEDDING, axes=(BATCH_AXIS,)))
     module = NamedOutputs(
         model,
-        input_names=tuple(spec.name for spec in inputs),
+        input_names=tuple(taken.spec.name for taken in takes),
         output_names=tuple(spec.name for spec in found.outputs),
         pooling=pooling,
     ).eval()
     loaded = TorchComponent(
         module=module,
-        inputs=inputs,
+        takes=takes,
         outputs=outputs,
-        id_limits=id_limits,
-        max_sequence=_max_sequence(model),
+        max_sequence=longest_sequence(model) if found.modality == "text" else None,
         unused_parameters=tuple(sorted(loading.missing)),
         ignored_weights=loading.ignored,
     )
@@ -246,57 +254,12 @@ def _load_pretrained(
     )
 
 
-def _inputs_taken(
-    model: PreTrainedModel, task: Task
-) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
-    """The task's inputs that `forward` takes, and the limit of each one's values.
+def _image_size(checkpoint: Path, task: Task) -> tuple[int, int, int] | None:
+    if task.modality != "image":
+        return None
+    from pipeline.data.image_size import image_size
 
-    `token_type_ids` is left out when the model does not have two types or more: it could only ever
-    be 0, and Optimum leaves it out too.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    types = getattr(model.config, "type_vocab_size", 0)
-    taken = [spec for spec in task.inputs if spec.name in accepted]
-    if types < 2:
-        taken = [spec for spec in taken if spec.name != "token_type_ids"]
-    names = {spec.name for spec in taken}
-    absent = [name for name in ("input_ids", "attention_mask") if name not in names]
-    if absent:
-        raise ExportError(
-            f"{type(model).__name__} takes no `{absent[0]}`, which task `{task.name}` needs"
-        )
-    limits = {
-        "input_ids": model.config.vocab_size,
-        "attention_mask": 2,
-        "token_type_ids": types,
-    }
-    return tuple(taken), {name: limits[name] for name in limits if name in names}
-
-
-def _max_sequence(model: PreTrainedModel) -> int | None:
-    """How many tokens the table of learnt positions has room for.
-
-    Models that count positions from the padding index on (RoBERTa) declare it as the table's
-    `padding_idx`, and lose it and all before it.
-    """
-    for name, part in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
-            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def _example_tensor(
-    name: str, id_limits: Mapping[str, int], batch: int, sequence: int
-) -> torch.Tensor:
-    count = torch.arange(batch * sequence, dtype=torch.int64).reshape(batch, sequence)
-    if name == "attention_mask":
-        mask = torch.ones_like(count)
-        mask[-1, sequence // 2 + 1 :] = 0
-        return mask
-    # Different offsets, so that no two inputs have the same values.
-    offset = sum(map(ord, name))
-    return (count + offset) % id_limits[name]
+    return image_size(checkpoint)
 
 
 def _require_outputs(loaded: TorchComponent) -> None:
@@ -308,6 +271,9 @@ def _require_outputs(loaded: TorchComponent) -> None:
         raise ExportError(
             f"the model does not have the outputs {', '.join(loaded.output_names)}: {err!r}"
         ) from err
+    except (ValueError, RuntimeError, IndexError) as err:
+        shapes = ", ".join(f"`{taken.spec.name}` {list(taken.shape)}" for taken in loaded.takes)
+        raise ExportError(f"the model cannot be run on {shapes}: {err}") from err
 
 
 def _require_no_influence(

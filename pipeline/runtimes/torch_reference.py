@@ -73,8 +73,8 @@ class TorchReferenceRunner:
     def inputs(self) -> tuple[ModelTensor, ...]:
         """The module's positional arguments, in their order."""
         return tuple(
-            ModelTensor(name=spec.name, dtype="int64", shape=spec.axes)
-            for spec in self._require_loaded().inputs
+            ModelTensor(name=taken.spec.name, dtype=taken.spec.dtype, shape=taken.shape)
+            for taken in self._require_loaded().takes
         )
 
     @property

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from onnx import TensorProto
 
 from pipeline.errors import ExportError, StageError
 from pipeline.graph.interface import require_interface, require_same_interface
@@ -39,6 +40,21 @@ def test_an_axis_that_got_a_fixed_size_is_refused() -> None:
     model = embedding_model()
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 11
     with pytest.raises(ExportError, match=r"`input_ids` has shape \(batch, 11\)"):
+        require_interface(model, inputs=INPUTS, outputs=OUTPUTS)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.INT32, TensorProto.FLOAT])
+def test_an_input_of_another_type_is_refused(dtype: int) -> None:
+    model = embedding_model()
+    model.graph.input[0].type.tensor_type.elem_type = dtype
+    with pytest.raises(ExportError, match=r"`input_ids` is \w+; expected is int64"):
+        require_interface(model, inputs=INPUTS, outputs=OUTPUTS)
+
+
+def test_an_output_of_another_type_is_refused() -> None:
+    model = embedding_model()
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(ExportError, match="`last_hidden_state` is float16; expected is float"):
         require_interface(model, inputs=INPUTS, outputs=OUTPUTS)
 
 

@@ -13,10 +13,13 @@ import torch
 from pipeline.errors import ExportError
 from pipeline.runtimes.torch_model import TorchComponent, load_torch_model
 from tests.checkpoints import (
+    build_image_classifier,
     build_masked_language_model,
+    build_multiple_choice,
     build_roberta_encoder,
     build_sentence_encoder,
     build_text_classifier,
+    write_image_processor,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +70,32 @@ def test_a_model_of_one_token_type_has_no_input_for_it(tmp_path: Path) -> None:
     component = load(build_roberta_encoder(tmp_path / "roberta"))
     assert component.input_names == ("input_ids", "attention_mask")
     assert component.max_sequence == 126  # 128 positions, two of them taken by padding
+
+
+def test_choices_are_an_axis_of_their_own(tmp_path: Path) -> None:
+    component = load(build_multiple_choice(tmp_path / "choices"), "multiple-choice")
+    assert component.axes["input_ids"] == ("batch", "num_choices", "sequence")
+    ids, mask, _ = component.example(batch=2, num_choices=4, sequence=6)
+    assert ids.shape == (2, 4, 6)
+    assert mask[0].all()
+    assert not mask[-1].all()
+
+
+def test_images_are_as_large_as_the_processor_makes_them(tmp_path: Path) -> None:
+    component = load(build_image_classifier(tmp_path / "images"), "image-classification")
+    assert component.takes[0].shape == ("batch", 3, 32, 48)
+    assert component.max_sequence is None
+    assert component.id_limits == {}
+    (pixels,) = component.example(batch=3)
+    assert (pixels.dtype, tuple(pixels.shape)) == (torch.float32, (3, 3, 32, 48))
+    assert pixels.abs().max() <= 1
+
+
+def test_a_processor_that_makes_images_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    checkpoint = build_image_classifier(tmp_path / "images")
+    write_image_processor(checkpoint, (32, 32))
+    with pytest.raises(ExportError, match=r"cannot be run on `pixel_values` \['batch', 3, 32, 32"):
+        load(checkpoint, "image-classification")
 
 
 def test_example_inputs_are_distinct_padded_and_fresh(sentence_encoder: Path) -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from pipeline.hashing import JSON
 
-SHAPES = ((1, 1), (1, 2), (3, 7), (2, 40))
-"""None is the shape of the example, and both axes are 1 at some time."""
+SHAPES = ((1, 1, 1), (1, 2, 2), (3, 7, 2), (2, 40, 1))
+"""(batch, sequence, choices): none is that of the example, and each axis is 1 at some time."""
 
 
 def export(
@@ -41,8 +41,8 @@ def export(
 def require_same_numbers(model: Path, checkpoint: Path, task: str, atol: float = 2e-5) -> None:
     component = load_torch_model(checkpoint, task, "model")
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    for shape in SHAPES:
-        tensors = component.example(*shape)
+    for batch, sequence, choices in SHAPES:
+        tensors = component.example(batch=batch, sequence=sequence, num_choices=choices)
         with torch.no_grad():
             expected = component.module(*tensors)
         feeds = {
@@ -50,7 +50,8 @@ def require_same_numbers(model: Path, checkpoint: Path, task: str, atol: float =
             for name, tensor in zip(component.input_names, tensors, strict=True)
         }
         for found, wanted in zip(session.run(None, feeds), expected, strict=True):
-            np.testing.assert_allclose(found, wanted.numpy(), atol=atol, err_msg=str(shape))
+            message = f"batch {batch}, sequence {sequence}, choices {choices}"
+            np.testing.assert_allclose(found, wanted.numpy(), atol=atol, err_msg=message)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,15 @@ def test_nothing_is_written_into_the_checkpoint(
             marks=pytest.mark.slow,
         ),
         (checkpoints.build_roberta_encoder, "default", 2, ["last_hidden_state"]),
+        (checkpoints.build_multiple_choice, "multiple-choice", 3, ["logits"]),
+        (checkpoints.build_image_classifier, "image-classification", 1, ["logits"]),
+        pytest.param(
+            checkpoints.build_image_encoder,
+            "image-feature-extraction",
+            1,
+            ["last_hidden_state"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_task_keeps_its_numbers(
