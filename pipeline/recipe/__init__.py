@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.recipe.load import LoadedRecipe, dump_recipe, load_recipe, load_recipe_file
+from pipeline.recipe.load import (
+    LoadedRecipe,
+    dump_recipe,
+    load_recipe,
+    load_recipe_file,
+    load_recipes,
+)
 from pipeline.recipe.types import Recipe
 
 __all__ = [
@@ -11,4 +17,5 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "load_recipe_file",
+    "load_recipes",
 ]

@@ -10,7 +10,7 @@ a number that JSON cannot say) is collected, so that one run lists it with all o
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.errors import RecipeError
@@ -20,6 +20,7 @@ from pipeline.recipe.syntax import explain_syntax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from ruamel.yaml.error import StringMark
     from ruamel.yaml.events import Event, NodeEvent, ScalarEvent
@@ -46,6 +47,23 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What became of a value on its way from a file into a recipe.
+
+    Attributes:
+        path: Its key path in the file; a matrix makes several targets out of one.
+        note: Where the variables in it are set, in words; empty without any.
+        combination: The values of the matrices that it was made with, such as `model=a, n=1`.
+        home: Where relative paths in it start, when that is not the directory of its file.
+    """
+
+    path: KeyPath
+    note: str = ""
+    combination: str = ""
+    home: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """A YAML document as a JSON value, and where each part of it stands.
 
@@ -55,6 +73,7 @@ class Document:
         values: Key path -> place of the value; the root's key path is empty.
         texts: Key path -> how a number, a boolean or nothing is written.
         problems: Causes found while reading. A duplicate keeps its first value.
+        origins: Key path -> what became of the value, where that is not just what was read.
     """
 
     value: Value
@@ -62,6 +81,17 @@ class Document:
     values: Mapping[KeyPath, Position]
     texts: Mapping[KeyPath, str]
     problems: tuple[Problem, ...]
+    origins: Mapping[KeyPath, Origin] = field(default_factory=dict)
+
+    def origin(self, path: KeyPath) -> Origin:
+        """What became of the value at `path`, or of the nearest thing around it."""
+        known = path
+        while known and known not in self.origins:
+            known = known[:-1]
+        if known not in self.origins:
+            return Origin(path=path)
+        origin = self.origins[known]
+        return replace(origin, path=(*origin.path, *path[len(known) :]))
 
     def position(self, path: KeyPath) -> Position:
         """Where to look for `path`: a scalar or an item itself, else the key (nothing has no place).
@@ -93,12 +123,13 @@ class Document:
         return value
 
 
-def read_document(text: str, file: str) -> Document:
+def read_document(text: str, file: str, max_nodes: int = MAX_NODES) -> Document:
     """Read one YAML document within the limits.
 
     Args:
         text: Checked to hold only characters that YAML allows.
         file: How messages call the file.
+        max_nodes: How many keys and values it may have.
 
     Raises:
         RecipeError: when it is empty, not YAML, beyond a limit, or uses what recipes may not.
@@ -106,7 +137,7 @@ def read_document(text: str, file: str) -> Document:
     if directive := _DIRECTIVE.match(text):
         line = text.count("\n", 0, directive.start(1)) + 1
         raise _refusal(file, Position(line, 1), "YAML directives are not part of recipes")
-    builder = _Builder(file)
+    builder = _Builder(file, max_nodes)
     for event in _events(text, file):
         builder.take(event)
     return builder.document()
@@ -139,6 +170,7 @@ class _Builder:
     """Takes parser events one by one; holds the document as far as it is read."""
 
     file: str
+    max_nodes: int
     keys: dict[KeyPath, Position] = field(default_factory=dict)
     values: dict[KeyPath, Position] = field(default_factory=dict)
     texts: dict[KeyPath, str] = field(default_factory=dict)
@@ -192,7 +224,7 @@ class _Builder:
             message = f"tags (`{shorten(tag)}`) are not part of recipes"
             raise self._refused(event, message, "write the value without it")
         self.nodes += 1
-        if self.nodes > MAX_NODES:
+        if self.nodes > self.max_nodes:
             raise self._refused(event, f"a recipe has at most {MAX_NODES:,} keys and values")
 
         frame = self.frames[-1] if self.frames else None
@@ -227,7 +259,7 @@ class _Builder:
         if frame.is_discarded:
             return
         if frame.repeats_key:
-            line, column = self.keys[path]
+            line, column, _ = self.keys[path]
             text = f"given twice, first at line {line}, column {column}"
             self.problems.append(Problem(position=position, path=path, text=lambda: text))
         else:

@@ -20,16 +20,41 @@ if TYPE_CHECKING:
     from pipeline.recipe.problems import KeyPath
     from pipeline.recipe.schema import Schema
 
+OTHER_TYPE = frozenset(
+    {
+        "bool_type",
+        "dict_type",
+        "float_type",
+        "int_from_float",
+        "int_type",
+        "list_type",
+        "literal_error",
+        "model_type",
+        "none_required",
+        "string_type",
+        "tuple_type",
+    }
+)
+"""Errors that say of a value that it is of another kind altogether."""
+
 MAX_COMPARED_KEYS = 50
 """Unknown keys that are compared with missing ones; a hostile file has thousands."""
 
 
-def find_problems(error: ValidationError, document: Document) -> list[Problem]:
-    """All causes, those of the document included; consequences of another cause are left out."""
+def find_problems(
+    error: ValidationError, document: Document, prefix: KeyPath = ()
+) -> list[Problem]:
+    """All causes, those of the document included; consequences of another cause are left out.
+
+    Args:
+        error: What pydantic found.
+        document: Where it found it.
+        prefix: Key path of what was validated.
+    """
     faults = [
         fault
         for details in error.errors(include_url=False, include_input=False)
-        if not _only_counts_valid(fault := _fault(details, document))
+        if not _only_counts_valid(fault := _fault(details, document, prefix))
     ]
     faults = _without_misspelt(_one_for_each_place(faults))
     hidden = [problem.path for problem in document.problems if problem.hides_value]
@@ -39,9 +64,9 @@ def find_problems(error: ValidationError, document: Document) -> list[Problem]:
     ]
 
 
-def _fault(details: ErrorDetails, document: Document) -> Fault:
+def _fault(details: ErrorDetails, document: Document, prefix: KeyPath) -> Fault:
     """One error of pydantic, with what the recipe and its schema say about the place."""
-    kind, location = details["type"], details["loc"]
+    kind, location = details["type"], (*prefix, *details["loc"])
     context: Mapping[str, Any] = details.get("ctx", {})
     is_key = kind != "extra_forbidden" and location[-1:] == ("[key]",)
     if is_key:
@@ -93,12 +118,21 @@ def _tag_schema(union: Schema) -> Schema:
 
 
 def _one_for_each_place(faults: Iterable[Fault]) -> list[Fault]:
-    """The branches of a plain union each complain about the same value: that is one cause."""
-    places: dict[tuple[KeyPath, bool], Fault] = {}
+    """The branches of a plain union each complain about the same value: that is one cause.
+
+    Where one branch only misses a limit, the value is meant for it.
+    """
+    places: dict[tuple[KeyPath, bool], list[Fault]] = {}
     for fault in faults:
-        place = (fault.path, fault.is_key)
-        places[place] = replace(places[place], kind="union") if place in places else fault
-    return list(places.values())
+        places.setdefault((fault.path, fault.is_key), []).append(fault)
+    return [_of_branches(group) for group in places.values()]
+
+
+def _of_branches(faults: Sequence[Fault]) -> Fault:
+    if len(faults) == 1:
+        return faults[0]
+    fitting = [fault for fault in faults if fault.kind not in OTHER_TYPE]
+    return fitting[0] if len(fitting) == 1 else replace(faults[0], kind="union")
 
 
 def _only_counts_valid(fault: Fault) -> bool:
@@ -134,7 +168,15 @@ def _problem(fault: Fault, document: Document) -> Problem:
         position = document.keys[path]
     else:
         position = document.position(path)
-    return Problem(position=position, path=path, text=lambda: wording(fault))
+    origin = document.origin(path)
+    note = f" ({origin.note})" if origin.note else ""
+    return Problem(
+        position=position,
+        path=origin.path,
+        text=lambda: wording(fault) + note,
+        kind=f"{fault.kind} {fault.path[-1]}" if fault.kind == "missing" else fault.kind,
+        combination=origin.combination,
+    )
 
 
 def _value(document: Document, path: KeyPath) -> Any:

@@ -24,10 +24,14 @@ _BARE_KEY = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 
 
 class Position(NamedTuple):
-    """A place in a text file; both numbers count from 1, columns in characters."""
+    """A place in a text file; both numbers count from 1, columns in characters.
+
+    `file` is how messages call the file; empty for the one that is being read.
+    """
 
     line: int
     column: int
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,8 @@ class Problem:
         hint: An edit to make, where the text cannot say it in the same line.
         hides_value: The value at `path` could not be read, so that whatever the schema says about
             it, or about the mapping around it, is only a consequence.
+        kind: Tells causes at one place apart, without their text.
+        combination: The values of a matrix that it was found with; empty where there is none.
     """
 
     position: Position
@@ -48,6 +54,8 @@ class Problem:
     text: Callable[[], str]
     hint: str = ""
     hides_value: bool = False
+    kind: str = ""
+    combination: str = ""
 
 
 def format_key_path(path: Sequence[str | int]) -> str:
@@ -65,8 +73,11 @@ def format_key_path(path: Sequence[str | int]) -> str:
 
 
 def format_where(file: str, position: Position, path: Sequence[str | int]) -> str:
-    """`file:line:column: key.path`, without the last part for the whole recipe."""
-    where = f"{file}:{position.line}:{position.column}"
+    """`file:line:column: key.path`, without the last part for the whole recipe.
+
+    `file` is meant where the position names none.
+    """
+    where = f"{position.file or file}:{position.line}:{position.column}"
     return f"{where}: {format_key_path(path)}" if path else where
 
 
@@ -82,8 +93,18 @@ def shorten(text: str) -> str:
 
 
 def recipe_error(file: str, problems: Iterable[Problem]) -> RecipeError:
-    """One error out of at least one problem; its text has one line a cause, in file order."""
-    ordered = sorted(problems, key=lambda problem: problem.position)
+    """One error out of at least one problem; its text has one line a cause, in file order.
+
+    Args:
+        file: The recipe itself; what stands in files that it extends comes after it.
+        problems: The causes.
+    """
+
+    def order(problem: Problem) -> tuple[bool, str, Position]:
+        other = problem.position.file
+        return other not in {"", file}, other, problem.position
+
+    ordered = sorted(problems, key=order)
     shown = ordered[:MAX_SHOWN_PROBLEMS]
     first, *others = (
         (format_where(file, problem.position, problem.path), problem.text()) for problem in shown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
+from pipeline.recipe.language import LANGUAGE_KEYS, Entry, Language
 from pipeline.recipe.scalars import resolve_plain
 from pipeline.recipe.types import Recipe
 
@@ -38,7 +39,7 @@ _TYPE_WORDS = {
     "null": "nothing",
 }
 
-_PLAIN_SAFE = re.compile(r"[A-Za-z0-9_./][\w./:+-]*", re.ASCII)
+_PLAIN_SAFE = re.compile(r"[A-Za-z0-9_./]([\w./:+-]*[\w./+-])?", re.ASCII)
 _MAX_EXAMPLE_CHARACTERS = 90
 
 
@@ -53,9 +54,27 @@ def recipe_json_schema() -> Schema:
     """The JSON Schema (2020-12) of a recipe, for editors; validators other than ours may use it.
 
     What a JSON Schema cannot say (`min <= opt <= max`, target names that differ) it leaves out.
+    A recipe that extends another needs no key, and every scalar may be or hold a variable.
     """
+    from pipeline.recipe.written_schema import as_written
+
+    head = {"$schema": DIALECT, "$id": SCHEMA_ID, "title": "A recipe of convert"}
+    return head | as_written(expanded_schema())
+
+
+def expanded_schema() -> Schema:
+    """The schema of a recipe without variables, that extends nothing, and of the language's keys."""
     schema = Recipe.model_json_schema(mode="validation", schema_generator=_InOurOrder)
-    return {"$schema": DIALECT, "$id": SCHEMA_ID} | schema | {"title": "A recipe of convert"}
+    language = Language.model_json_schema(mode="validation", schema_generator=_InOurOrder)
+    entry = Entry.model_json_schema(mode="validation", schema_generator=_InOurOrder)
+    definitions = schema["$defs"] | language["$defs"]
+    for name in schema["properties"]["targets"]["items"]["discriminator"]["mapping"].values():
+        target = definitions[name.rpartition("/")[2]]
+        target["properties"] = target["properties"] | entry["properties"]
+    return schema | {
+        "$defs": definitions,
+        "properties": schema["properties"] | language["properties"],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,9 @@ def locate(location: Sequence[str | int]) -> Located:
             parent, schema, path = schema, resolve(inner), (*path, item)
         elif isinstance(item, str) and schema.get("type") == "object":
             parent, schema, path = schema, resolve(_property(schema, item)), (*path, item)
+        elif item in LANGUAGE_KEYS and branches:  # every branch has them alike
+            parent = resolve({"$ref": next(iter(branches.values()))})
+            schema, path = resolve(_property(parent, str(item))), (*path, item)
         # Anything else is pydantic's name for the branch of a union.
     return Located(path, schema, parent)
 
@@ -165,7 +187,7 @@ def _property(schema: Schema, key: str) -> Schema:
 
 @lru_cache(maxsize=1)
 def _root() -> Schema:
-    return recipe_json_schema()
+    return expanded_schema()
 
 
 def _example_value(schema: Schema) -> JSON:

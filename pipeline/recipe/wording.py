@@ -154,21 +154,26 @@ def _wrong_type(fault: Fault) -> str:
 
 def _meant_value(fault: Fault) -> str:
     """How a value of the wrong type would be written right, where that is plain to see."""
+    options = [schemas.resolve(option) for option in fault.schema.get("anyOf", ())]
+    meant = (_meant_by(fault, schema) for schema in options or [fault.schema])
+    return next((shorten(schemas.flow_text(each)) for each in meant if each is not None), "")
+
+
+def _meant_by(fault: Fault, schema: Schema) -> JSON:
     value: JSON = fault.value
-    schema = fault.schema
-    meant: JSON = None
     match schema.get("type"), value:
         case "boolean", str() if value.lower() in _BOOLEAN_WORDS | {"true": 1, "false": 0}:
-            meant = (_BOOLEAN_WORDS | {"true": True, "false": False})[value.lower()]
+            return (_BOOLEAN_WORDS | {"true": True, "false": False})[value.lower()]
         case "integer" | "number", str() if not schemas.resolves_to_itself(value):
-            meant = _as_number(value, whole=schema["type"] == "integer")
+            return _as_number(value, whole=schema["type"] == "integer")
         case "integer", float() if value.is_integer():
-            meant = int(value)
-        case "string", bool() | int() | float():
-            meant = fault.text
+            return int(value)
+        case "string", bool() | int() | float() if not schemas.choices(schema):
+            return fault.text
         case "array", str() | int() | float():
-            meant = [value]
-    return "" if meant is None else shorten(schemas.flow_text(meant))
+            return [value]
+        case _:
+            return None
 
 
 def _as_number(text: str, *, whole: bool) -> int | float | None:

@@ -62,7 +62,7 @@ def test_a_loaded_recipe_cannot_be_changed() -> None:
 def test_loading_imports_nothing_heavy() -> None:
     code = (
         "import sys; from pipeline.recipe import load_recipe; load_recipe(sys.argv[1]);"
-        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'jsonschema', 'difflib'};"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'jsonschema'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
