@@ -37,7 +37,7 @@ from pipeline.store import Store, resolve_store_root
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.planning import Plan
+    from pipeline.planning import NodeStatus, Plan
     from pipeline.publish import EarlyCheck
     from pipeline.recipe import LoadedRecipe
     from pipeline.report.schema import Report
@@ -58,6 +58,7 @@ class BuildOptions:
         must_rehash: Ignore the memory of source digests.
         jobs: Stages at the same time; None: two, or one on a single core.
         threads: Threads of a stage; None: all cores.
+        has_forecast: Refuse to start when memory or disk will not do.
     """
 
     output: Path = Path("artifacts")
@@ -66,6 +67,7 @@ class BuildOptions:
     must_rehash: bool = False
     jobs: int | None = None
     threads: int | None = None
+    has_forecast: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,12 +162,18 @@ def build(
     plan = prepare_plan(loaded, store, must_rehash=options.must_rehash)
     on_plan(plan)
     check = verify_artifact if early_check is None else early_check.problems_of
-    outcomes = _hits(plan, store)
+    statuses = plan_status(plan, store)
+    outcomes = _hits(statuses)
     if outcomes is not None:
         found = _find_published(plan, options.output, outcomes, check)
         if found is not None:
             return found
-    from pipeline.run.local import LocalExecutor  # an up-to-date run does not need it
+    # An up-to-date run needs neither of these.
+    from pipeline.forecast import forecast, require_room
+    from pipeline.run.local import LocalExecutor
+
+    if options.has_forecast:
+        require_room(forecast(plan, statuses), store=store.root, output=options.output)
 
     executor = LocalExecutor(
         plan=plan,
@@ -189,9 +197,8 @@ def build(
         return found
 
 
-def _hits(plan: Plan, store: Store) -> tuple[NodeOutcome, ...] | None:
+def _hits(statuses: tuple[NodeStatus, ...]) -> tuple[NodeOutcome, ...] | None:
     """The outcomes when every result is there; None when something must run."""
-    statuses = plan_status(plan, store)
     if any(status.record is None for status in statuses):
         return None
     return tuple(

@@ -227,6 +227,40 @@ def memory_mib() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 20)
 
 
+def available_memory_bytes() -> int:
+    """Memory that new processes can have: of the machine, or of the container when that is less.
+
+    `MemAvailable` is Linux's own estimate (proc(5)); the limit of a container stands in cgroup v2's
+    `memory.max`, or v1's `memory.limit_in_bytes`, and page cache within it can be given back.
+    """
+    available = memory_mib() << 20
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text("ascii"), re.MULTILINE)
+        available = int(found.group(1)) << 10 if found else available
+    for limit, used, cache in _CGROUPS:
+        try:
+            free = int(limit.read_text("ascii")) - int(used.read_text("ascii"))
+            found = re.search(
+                r"^(?:total_)?inactive_file (\d+)", cache.read_text("ascii"), re.MULTILINE
+            )
+        except (OSError, ValueError):  # another version, or `max`
+            continue
+        available = min(available, free + (int(found.group(1)) if found else 0))
+    return available
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS = (
+    (_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat"),
+    (
+        _CGROUP / "memory/memory.limit_in_bytes",
+        _CGROUP / "memory/memory.usage_in_bytes",
+        _CGROUP / "memory/memory.stat",
+    ),
+)
+
+
 def describe_environment(packages: tuple[str, ...]) -> dict[str, JSON]:
     """What a report says of the machine and of the packages that were used."""
     versions = {

@@ -21,7 +21,7 @@ LAYERS = (
     ("assemble",),
     ("doctor", "inspection", "verification"),
     ("listing", "package_checks", "store_trial"),
-    ("publish", "run"),
+    ("publish", "run", "forecast"),
     ("planning",),
     ("recipe",),
     ("targets",),

@@ -33,6 +33,11 @@ EXIT_CODES = {
 )
 @click.option("--jobs", type=click.IntRange(1), help="Stages at the same time; default 2.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of a stage; default all cores.")
+@click.option(
+    "--no-forecast",
+    is_flag=True,
+    help="Start even when memory or disk is forecast not to do.",
+)
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the verdict.")
 @click.option("-v", "--verbose", is_flag=True, help="Also every line that a stage logs.")
@@ -42,6 +47,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     output: Path,
     jobs: int | None,
     threads: int | None,
+    no_forecast: bool,
     is_json: bool,
     quiet: bool,
     verbose: bool,
@@ -72,6 +78,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
         must_rehash=must_rehash,
         jobs=jobs,
         threads=threads,
+        has_forecast=not no_forecast,
     )
     with make_progress(is_quiet=quiet, is_verbose=verbose) as progress:
         result = build(

@@ -50,6 +50,26 @@ class StageContext(Protocol):
         """Write one line to the stage's log (shown with `--verbose`, and when the stage fails)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """About how much memory and disk a stage takes; for the forecast before a build starts.
+
+    The unit is the checkpoint: its parameters as float32. Measured with models of 23 and 110
+    million parameters, see `benchmarks/footprints.py`.
+
+    Attributes:
+        base_mib: Peak resident memory with a model of no size, MiB: the libraries.
+        memory_per_weight: Bytes of peak memory for each byte of the checkpoint.
+        disk_per_weight: Bytes of output for each byte of the checkpoint.
+        keeps_outputs: It also holds, and writes, the model's outputs for every sample.
+    """
+
+    base_mib: int = 150
+    memory_per_weight: float = 0.0
+    disk_per_weight: float = 0.0
+    keeps_outputs: bool = False
+
+
 C = TypeVar("C", bound=StageConfig)
 
 
@@ -74,6 +94,7 @@ class Stage(Generic[C]):
         coverage: Names of the numbers it may report under `coverage` in its facts; a recipe's
             coverage gates can name these and no others.
         preload: Modules a fresh worker may import while it waits for its inputs.
+        footprint: About how much memory and disk it takes; no part of the key.
         is_exclusive: Nothing else may run at the same time, because it measures time.
     """
 
@@ -86,6 +107,7 @@ class Stage(Generic[C]):
     machine: tuple[str, ...] = ()
     coverage: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
+    footprint: Footprint = Footprint()
     is_exclusive: bool = False
 
 
