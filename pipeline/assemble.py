@@ -170,7 +170,16 @@ def assemble_report(
         targets=targets,
         nodes=tuple(_node_report(plan, outcome) for outcome in results.outcomes),
         worst_samples=tuple(_worst_samples(results, targets)),
+        warnings=tuple(_warnings(results)),
     )
+
+
+def _warnings(results: Results) -> Iterator[str]:
+    """What stages say under `warnings` in their facts, with the node's name."""
+    for outcome in results.outcomes:
+        facts = outcome.record.facts if outcome.record else {}
+        for warning in facts.get("warnings", ()):
+            yield f"{outcome.node.name}: {warning}"
 
 
 def _node_report(plan: Plan, outcome: NodeOutcome) -> NodeReport:

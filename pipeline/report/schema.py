@@ -129,6 +129,7 @@ class Report(Frozen):
         reasons: One sentence for each thing that fails the build; empty when it passed.
         created_at: UTC, ISO 8601.
         source: `source`, `revision` and the digest of every file that was used.
+        warnings: What fails nothing and should be known: samples in both sets, notices of stages.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -144,3 +145,4 @@ class Report(Frozen):
     targets: tuple[TargetReport, ...]
     nodes: tuple[NodeReport, ...]
     worst_samples: tuple[WorstSample, ...]
+    warnings: tuple[str, ...] = ()
