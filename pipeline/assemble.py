@@ -177,7 +177,7 @@ def assemble_report(
 def _warnings(results: Results) -> Iterator[str]:
     """What stages say under `warnings` in their facts, with the node's name."""
     for outcome in results.outcomes:
-        facts = outcome.record.facts if outcome.record else {}
+        facts: Mapping[str, Any] = outcome.record.facts if outcome.record else {}
         for warning in facts.get("warnings", ()):
             yield f"{outcome.node.name}: {warning}"
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.store import StageRecord
     from pipeline.targets.base import ModelLink, TargetChain
-    from pipeline.tasks import Task
+    from pipeline.tasks import Modality, Task
 
 KEY_TAG = "convert/stage-key/1"
 DATA_GROUP = "data:"
@@ -325,6 +325,7 @@ def build_plan(
             _plan_target(target.name, chain, builder, recipe, task, samples, references)
         )
     _check_coverage(recipe, builder.drafts, where)
+    _check_limits(recipe, where)
     nodes = _named(builder.drafts)
     for node in nodes:
         require_packages(node.stage)
@@ -424,11 +425,15 @@ def _named(drafts: list[_Draft]) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
+_PREPROCESSORS: Mapping[Modality, tuple[str, tuple[str, ...]]] = {
+    "text": ("tokenizer", TOKENIZER_VOCABULARIES),
+    "image": ("image processor", PROCESSOR_FILES),
+}
+"""What prepares samples of each kind, and the files of which one makes it."""
+
+
 def _check_preprocessor(source: Source, task: Task) -> None:
-    if task.modality == "text":
-        what, names = "tokenizer", TOKENIZER_VOCABULARIES
-    else:
-        what, names = "image processor", PROCESSOR_FILES
+    what, names = _PREPROCESSORS[task.modality]
     if not any(name in source.files for name in names):
         raise RecipeError(
             f"the checkpoint has no {what}, and without it there are no samples to compare on",
@@ -508,6 +513,23 @@ def _check_quality(recipe: Recipe, task: Task, where: Where) -> None:
             where=where(*places[0]),
             hint="say which column holds the true answer: `data.evaluation.label`",
         )
+
+
+def _check_limits(recipe: Recipe, where: Where) -> None:
+    """Limits may name any stage there is: a recipe that others extend has more than each of them."""
+    if not recipe.limits.stages:
+        return
+    from pipeline.stages.catalogue import STAGES
+
+    known = sorted(stage.name for stage in STAGES)
+    for name in recipe.limits.stages:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise RecipeError(
+                f"there is no stage `{name}`"
+                + (f" - did you mean `{near[0]}`?" if near else f", only: {', '.join(known)}"),
+                where=where("limits", "stages", name),
+            )
 
 
 def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
 from pipeline.errors import RecipeError
 from pipeline.hashing import tagged_digest
@@ -20,12 +22,13 @@ from tests.recipes import FP32, INT8, RTX, write_recipe
 
 def _plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> Plan:
     loaded = load_recipe_file(write_recipe(tmp_path / "recipe.yaml", checkpoint, **changes))
-    source = resolve_source(
-        loaded.recipe.model.source,
-        recipe_directory=tmp_path,
-        memory=DigestMemory(tmp_path / "memory.json"),
-    )
-    return build_plan(loaded.recipe, source)
+    memory = DigestMemory(tmp_path / "memory.json")
+    source = resolve_source(loaded.recipe.model.source, recipe_directory=tmp_path, memory=memory)
+    data = {
+        use: resolve_data(spec, directory=tmp_path, memory=memory)
+        for use, spec in loaded.recipe.data.specs().items()
+    }
+    return build_plan(loaded.recipe, source, data, loaded.where)
 
 
 def _names(plan: Plan) -> list[str]:
@@ -37,7 +40,7 @@ def _keys(plan: Plan) -> dict[str, str]:
     keys: dict[int, str] = {}
     for node in plan.nodes:
         digests = {
-            port: keys[ref.node] if hasattr(ref, "node") else plan.source.group_digest(ref.group)
+            port: keys[ref.node] if hasattr(ref, "node") else plan.group_digest(ref.group)
             for port, ref in node.inputs.items()
         }
         keys[node.index] = tagged_digest(KEY_TAG, node_preimage(node, digests))
@@ -189,3 +192,60 @@ def test_an_unknown_task_names_the_nearest(tmp_path: Path, sentence_encoder: Pat
     model = {"source": str(sentence_encoder), "task": "feature-extractoin"}
     with pytest.raises(RecipeError, match="feature-extraction"):
         _plan(tmp_path, sentence_encoder, model=model)
+
+
+BATCH = {"min": 1, "opt": 2, "max": 4}
+SEQUENCE = {"min": 2, "opt": 8, "max": 16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shapes": {"batch": BATCH}}, r"shapes: `shapes.sequence` is missing"),
+        (
+            {"shapes": {"batch": BATCH, "sequence": SEQUENCE, "num_choices": BATCH}},
+            r"shapes.num_choices: .*feature-extraction` have no axis `num_choices`",
+        ),
+        (
+            {"benchmark": {"shapes": [[1]]}},
+            r"benchmark.shapes\[0\]: \[1\] has 1 sizes, and inputs .* have 2 axes",
+        ),
+        (
+            {"gates": {"parity": {"relative_l2": {"max": 1}}, "quality": {"drop": {"max": 0}}}},
+            r"gates.quality: task `feature-extraction` has no answers",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_task_is_refused_with_its_place(
+    tmp_path: Path, sentence_encoder: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        _plan(tmp_path, sentence_encoder, **changes)
+    assert re.search(message, str(caught.value))
+    assert "recipe.yaml:" in caught.value.where
+
+
+def test_static_quantisation_without_calibration_data_is_refused(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    target = {**INT8, "quantization": {"mode": "static"}}
+    with pytest.raises(RecipeError, match=r"no `data.calibration`") as caught:
+        _plan(tmp_path, sentence_encoder, targets=[target])
+    assert "calibration: {source:" in caught.value.hint
+
+
+def test_calibration_data_is_a_node_of_its_own_shared_by_both_placements(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    builtin = {"source": "builtin:stdlib-docstrings", "samples": 4}
+    static = {**INT8, "quantization": {"mode": "static"}}
+    engine = {**RTX, "name": "rtx-int8", "precision": "int8", "quantization": {"mode": "static"}}
+    plan = _plan(
+        tmp_path,
+        sentence_encoder,
+        targets=[static, engine],
+        data={"evaluation": builtin, "calibration": builtin},
+    )
+    names = _names(plan)
+    assert "samples@calibration" in names
+    assert [node.stage.name for node in plan.nodes].count("calibrate") == 1
