@@ -91,6 +91,7 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     load_time_ns = time.perf_counter_ns() - started
 
     def bind(feeds: Feeds) -> Call:
+        # Ids and pixels alike: each tensor keeps the type and the memory of its array.
         tensors = tuple(torch.from_numpy(feeds[name]) for name in loaded.input_names)
 
         def call() -> object:

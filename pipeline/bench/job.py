@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from pipeline.bench.types import Shape, Shaped
 from pipeline.records import Frozen
 
 Role: TypeAlias = Literal["reference", "candidate"]
@@ -28,17 +29,19 @@ class LaunchJob(Frozen):
 
     Attributes:
         first: The role that is loaded first. Its peak memory is read before the other is loaded.
-        shapes: (batch, sequence) pairs.
-        samples: The `samples.safetensors` that tokens are taken from.
+        axes: Names of the model's free axes, the batch first.
+        shapes: For each shape the sizes of these axes.
+        samples: Directory of the sample set that inputs are taken from.
         seconds_per_shape: About how long one shape is measured; slow models take longer, because
             there is a smallest number of calls.
-        seed: Of the order of shapes and blocks, and of which tokens are taken.
+        seed: Of the order of shapes and blocks, and of which samples are taken.
     """
 
     reference: Contender
     candidate: Contender
     first: Role
-    shapes: tuple[tuple[int, int], ...]
+    axes: tuple[str, ...]
+    shapes: tuple[Shape, ...]
     samples: str
     threads: int
     seconds_per_shape: float
@@ -68,11 +71,9 @@ class PairRecord(Frozen):
     candidate_ns: tuple[int, ...]
 
 
-class ShapeRecord(Frozen):
+class ShapeRecord(Shaped):
     """All pairs of one shape, in the order they were measured."""
 
-    batch: int
-    sequence: int
     pairs: tuple[PairRecord, ...]
 
 

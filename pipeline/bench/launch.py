@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from pipeline.bench.contenders import load_contender
-from pipeline.bench.feeds import TokenStream
+from pipeline.bench.feeds import SampleStream
 from pipeline.bench.job import (
     LaunchJob,
     LaunchRecord,
@@ -25,6 +25,8 @@ from pipeline.bench.job import (
     ShapeRecord,
 )
 from pipeline.bench.schedule import WARM_UP_S, mirrored_orders, plan_blocks
+from pipeline.data.sample_set import load_samples
+from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.bench.contenders import Call, Loaded
 
 FARTHEST_START = 1 << 20
-"""Tokens are taken from a random place below this one in the (endless) stream of samples."""
+"""Inputs begin with a random sample below this one in the (endless) row of samples."""
 
 
 def run_launch(job: LaunchJob) -> LaunchRecord:
@@ -42,7 +44,7 @@ def run_launch(job: LaunchJob) -> LaunchRecord:
         StageError: when the samples do not fit a model.
     """
     random = Random(job.seed)  # noqa: S311  (an order of blocks, not a secret)
-    tokens = TokenStream(Path(job.samples))
+    samples = SampleStream(load_samples(Path(job.samples)), job.axes)
     start = random.randrange(FARTHEST_START)
     second: Role = "candidate" if job.first == "reference" else "reference"
     models: dict[Role, Loaded] = {}
@@ -52,7 +54,7 @@ def run_launch(job: LaunchJob) -> LaunchRecord:
         contender = job.reference if role == "reference" else job.candidate
         model = models[role] = load_contender(contender, threads=job.threads)
         calls[role] = [
-            model.bind(tokens.cut(model.input_names, shape, start)) for shape in job.shapes
+            model.bind(samples.cut(model.input_names, shape, start)) for shape in job.shapes
         ]
         for call in calls[role]:
             call()
@@ -64,11 +66,14 @@ def run_launch(job: LaunchJob) -> LaunchRecord:
     places = list(range(len(job.shapes)))
     random.shuffle(places)
     shapes = {
-        place: _measure_shape(
-            job.shapes[place],
-            {role: calls[role][place] for role in calls},
-            seconds=job.seconds_per_shape,
-            random=random,
+        place: ShapeRecord(
+            axes=job.axes,
+            shape=job.shapes[place],
+            pairs=_measure(
+                {role: calls[role][place] for role in calls},
+                seconds=job.seconds_per_shape,
+                random=random,
+            ),
         )
         for place in places
     }
@@ -79,9 +84,10 @@ def run_launch(job: LaunchJob) -> LaunchRecord:
     )
 
 
-def _measure_shape(
-    shape: tuple[int, int], calls: Mapping[Role, Call], *, seconds: float, random: Random
-) -> ShapeRecord:
+def _measure(
+    calls: Mapping[Role, Call], *, seconds: float, random: Random
+) -> tuple[PairRecord, ...]:
+    """Time both models at one shape, in pairs of blocks."""
     cycle_ns = sum(min(_time_block(call, 2)) for call in calls.values())
     plan = plan_blocks(cycle_ns / 1e9, seconds)
     pairs = []
@@ -100,7 +106,7 @@ def _measure_shape(
             )
     finally:
         gc.enable()
-    return ShapeRecord(batch=shape[0], sequence=shape[1], pairs=tuple(pairs))
+    return tuple(pairs)
 
 
 def _time_block(call: Call, count: int) -> tuple[int, ...]:
@@ -140,7 +146,11 @@ def main(arguments: list[str]) -> None:
     """Read the job, run it, write the record."""
     job_path, record_path = map(Path, arguments)
     job = LaunchJob.model_validate_json(job_path.read_bytes())
-    record_path.write_text(run_launch(job).model_dump_json(), encoding="utf-8")
+    try:
+        record = run_launch(job)
+    except PipelineError as err:
+        sys.exit(str(err))  # the launcher shows it; where it was raised tells the user nothing
+    record_path.write_text(record.model_dump_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Final
 from pipeline.bench.contenders import import_torch_model
 from pipeline.bench.job import LaunchJob
 from pipeline.bench.launch import run_launch
+from pipeline.errors import PipelineError
 
 LARGEST_GAP_PAGES: Final = 4096
 """16 MiB: larger than any cache's reach over virtual addresses, small beside a model."""
@@ -56,6 +57,9 @@ def _run_child(job_path: Path, record_path: Path, log_path: Path) -> int:
         gap = mmap.mmap(-1, pages * mmap.PAGESIZE)
         record_path.write_text(run_launch(job).model_dump_json(), encoding="utf-8")
         gap.close()
+    except PipelineError as err:
+        print(err, file=sys.stderr, flush=True)  # noqa: T201 - the log that the launcher shows
+        return 1
     except BaseException:  # noqa: BLE001 - the launcher reads the log; nothing may escape a fork
         traceback.print_exc()
         sys.stderr.flush()

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from pipeline.bench.types import ShapeResult
+    from pipeline.bench.types import Shape, ShapeResult
     from pipeline.stages.base import StageContext
     from pipeline.stages.benchmark import BenchmarkConfig
-
-SAMPLES_FILE = "samples.safetensors"
 
 
 def measure(
@@ -50,15 +48,15 @@ def _judge(
     config: BenchmarkConfig,
     context: StageContext,
     session: _Session,
-    shapes: tuple[tuple[int, int], ...],
-) -> tuple[dict[tuple[int, int], ShapeResult], tuple[str, ...]]:
+    shapes: tuple[Shape, ...],
+) -> tuple[dict[Shape, ShapeResult], tuple[str, ...]]:
     """Launch, judge, and launch again where it is open; the notes say that."""
     session.launch_round(shapes)
     results = session.judge(shapes)
     still_open = tuple(shape for shape in shapes if results[shape].verdict == "inconclusive")
     notes: list[str] = []
     if still_open:
-        names = ", ".join(f"{batch} x {sequence}" for batch, sequence in still_open)
+        names = " and ".join(results[shape].description for shape in still_open)
         notes.append(
             f"{config.launches} launches left {names} inconclusive, so as many were added there"
         )
@@ -85,7 +83,7 @@ class _Session:
         self._context = context
         self._random = Random(config.seed)  # noqa: S311  (orders, not secrets)
 
-    def launch_round(self, shapes: tuple[tuple[int, int], ...]) -> None:
+    def launch_round(self, shapes: tuple[Shape, ...]) -> None:
         """Launch reference against candidate, and candidate against itself, `launches` times each.
 
         The two kinds take turns, so that both see the same machine.
@@ -102,8 +100,9 @@ class _Session:
                     reference=reference if kind == "ab" else candidate,
                     candidate=candidate,
                     first=orders[kind][turn],
+                    axes=config.axes,
                     shapes=shapes,
-                    samples=str(self._inputs["samples"] / SAMPLES_FILE),
+                    samples=str(self._inputs["samples"].resolve()),
                     threads=config.threads,
                     seconds_per_shape=config.seconds_per_shape,
                     seed=self._random.getrandbits(32),
@@ -115,7 +114,7 @@ class _Session:
                 self.launches.append(Launch(kind=kind, job=job, record=record))
         self._context.progress(total, total, "launches")
 
-    def judge(self, shapes: tuple[tuple[int, int], ...]) -> dict[tuple[int, int], ShapeResult]:
+    def judge(self, shapes: tuple[Shape, ...]) -> dict[Shape, ShapeResult]:
         """The result of each shape, over all launches so far."""
         return {
             shape: summarise_shape(self.launches, shape, margin=self._config.margin)
@@ -140,7 +139,7 @@ def _result(
     config: BenchmarkConfig,
     inputs: Mapping[str, Path],
     launches: list[Launch],
-    results: Mapping[tuple[int, int], ShapeResult],
+    results: Mapping[Shape, ShapeResult],
     notes: tuple[str, ...],
 ) -> BenchmarkResult:
     shapes = tuple(results)

@@ -18,16 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pipeline.bench.job import Launch, Role, ShapeRecord
+    from pipeline.bench.types import Shape
 
 
-def summarise_shape(
-    launches: Sequence[Launch], shape: tuple[int, int], *, margin: float
-) -> ShapeResult:
-    """What all launches together say about one (batch, sequence).
+def summarise_shape(launches: Sequence[Launch], shape: Shape, *, margin: float) -> ShapeResult:
+    """What all launches together say about one shape.
 
     Args:
         launches: Of both kinds; those that left the shape out are passed over.
-        shape: (batch, sequence).
+        shape: The size of each axis of the launches.
         margin: Share within which two speeds count as the same.
 
     Raises:
@@ -40,8 +39,8 @@ def summarise_shape(
     floor = noise_floor([speedup_of(record) for record in itself])
     verdict, reason = judge(interval, margin=margin, floor=floor)
     return ShapeResult(
-        batch=shape[0],
-        sequence=shape[1],
+        axes=versus[0].axes,
+        shape=shape,
         reference=_timing(versus, "reference"),
         candidate=_timing(versus, "candidate"),
         speedup=speedup,
@@ -53,16 +52,14 @@ def summarise_shape(
     )
 
 
-def records_of(
-    launches: Iterable[Launch], kind: str, shape: tuple[int, int]
-) -> tuple[ShapeRecord, ...]:
+def records_of(launches: Iterable[Launch], kind: str, shape: Shape) -> tuple[ShapeRecord, ...]:
     """The records of one shape in all launches of one kind."""
     return tuple(
         record
         for launch in launches
         if launch.kind == kind
         for record in launch.record.shapes
-        if (record.batch, record.sequence) == shape
+        if record.shape == shape
     )
 
 
@@ -92,7 +89,7 @@ def median_peak_rss_mib(
     launches: Iterable[Launch],
     kind: str,
     role: Role | None,
-    shapes: tuple[tuple[int, int], ...],
+    shapes: tuple[Shape, ...],
 ) -> float:
     """Median peak memory of a process that held one model alone and ran all the shapes, MiB.
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self, TypeAlias
+
+from pydantic import model_validator
 
 from pipeline.records import Frozen
+
+Shape: TypeAlias = tuple[int, ...]
+"""The size of each free axis of a model, in the order of its task, the batch first."""
 
 
 class Interval(Frozen):
@@ -25,8 +30,43 @@ class Timing(Frozen):
 SpeedVerdict = Literal["faster", "slower", "same", "inconclusive"]
 
 
-class ShapeResult(Frozen):
-    """Reference and candidate at one (batch, sequence), measured in the same launches.
+class Shaped(Frozen):
+    """What was measured at one shape.
+
+    Attributes:
+        axes: Names of the model's free axes, the batch first.
+        shape: Their sizes.
+    """
+
+    axes: tuple[str, ...]
+    shape: Shape
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if not self.axes or len(self.axes) != len(self.shape):
+            msg = f"shape {list(self.shape)} does not have one size for each of {list(self.axes)}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def batch(self) -> int:
+        """How many samples a call has."""
+        return self.shape[0]
+
+    @property
+    def label(self) -> str:
+        """The sizes alone: `8 x 64`, or `8` when there is one axis."""
+        return " x ".join(map(str, self.shape))
+
+    @property
+    def description(self) -> str:
+        """The sizes with their names: `batch 8, sequence 64`."""
+        pairs = zip(self.axes, self.shape, strict=True)
+        return ", ".join(f"{axis} {size}" for axis, size in pairs)
+
+
+class ShapeResult(Shaped):
+    """Reference and candidate at one shape, measured in the same launches.
 
     Attributes:
         speedup: exp(mean over launches of ln(reference p50 / candidate p50)); above 1 is faster.
@@ -37,8 +77,6 @@ class ShapeResult(Frozen):
         reason: One sentence: why this verdict.
     """
 
-    batch: int
-    sequence: int
     reference: Timing
     candidate: Timing
     speedup: float

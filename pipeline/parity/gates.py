@@ -341,7 +341,7 @@ def _judge_shape(
     return GateResult(
         gate="speed",
         target=target,
-        metric=f"speedup at batch {shape.batch}, sequence {shape.sequence}",
+        metric=f"speedup at {shape.description}",
         measured=shape.speedup if math.isfinite(shape.speedup) else None,
         limit=words,
         verdict="failed" if reason else "passed",

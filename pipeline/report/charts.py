@@ -26,7 +26,7 @@ TOP = 8.0
 
 SPEED_WIDTH = 760.0
 SPEED_ROW = 52.0
-BAR_LEFT, BAR_RIGHT = 78.0, 400.0
+BAR_LEFT, BAR_RIGHT = 100.0, 410.0
 RATIO_LEFT, RATIO_RIGHT = 520.0, 748.0
 
 SIZE_WIDTH = 760.0
@@ -173,6 +173,7 @@ class SpeedChart:
 
     target: str
     height: float
+    left: float
     bottom: float
     margin_low: float
     margin_high: float
@@ -199,6 +200,7 @@ def _speed_chart(target: TargetReport, low: float, high: float) -> SpeedChart:
     return SpeedChart(
         target=target.name,
         height=bottom + 22,
+        left=BAR_LEFT,
         bottom=bottom,
         margin_low=axis.at(1 / (1 + margin)),
         margin_high=axis.at(1 + margin),
@@ -240,7 +242,7 @@ def _speed_row(shape: ShapeResult, y: float, axis: _LogAxis) -> SpeedRow:
     interval, floor = shape.speedup_interval, shape.noise_floor
     return SpeedRow(
         y=y,
-        label=f"{shape.batch} {figures.TIMES} {shape.sequence}",
+        label=figures.times(shape.label),
         reference=_bar(shape.reference, y + 12, scale),
         candidate=_bar(shape.candidate, y + 31, scale),
         ratio_at=axis.at(shape.speedup),

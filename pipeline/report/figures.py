@@ -128,6 +128,11 @@ def per_second(value: float | None) -> str:
     return f"{value:,.{0 if value >= 100 else 1}f} /s"
 
 
+def times(text: str) -> str:
+    """Sizes joined by ` x `, with the sign of multiplication."""
+    return text.replace(" x ", f" {TIMES} ")
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 gate`, `3 gates`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

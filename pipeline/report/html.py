@@ -24,7 +24,9 @@ from pipeline.report.summary import (
     failed_nodes,
     headline,
     is_build_breaking,
+    place,
     problems,
+    shape_heading,
     stage_errors,
     summarise,
 )
@@ -111,6 +113,7 @@ def render_html(report: Report) -> str:
         report=shown,
         headline=headline(shown),
         targets=summarise(shown),
+        shape_heading=shape_heading(shown),
         failed=failed_nodes(shown),
         broken=broken_gates(shown),
         gates=sorted(shown.gates, key=lambda gate: not is_build_breaking(gate)),
@@ -144,7 +147,7 @@ def _environment() -> Environment:
         *(figures.figure, figures.cosine, figures.metric, figures.judged, figures.decibels),
         *(figures.size, figures.mebibytes, figures.milliseconds, figures.seconds),
         *(figures.ratio, figures.percent, figures.per_second, figures.plural, figures.sentence),
-        figures.signed,
+        *(figures.signed, figures.times, place),
     ):
         environment.filters[form.__name__] = form
     environment.globals.update(signs=SIGNS, words=VERDICT_WORDS)

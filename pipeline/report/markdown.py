@@ -22,7 +22,9 @@ from pipeline.report.summary import (
     failed_nodes,
     headline,
     is_build_breaking,
+    place,
     problems,
+    shape_heading,
     stage_errors,
     summarise,
 )
@@ -153,7 +155,7 @@ def _target_row(row: TargetSummary) -> tuple[str, ...]:
     target, slowest = row.target, row.slowest
     speed = "not measured"
     if slowest is not None:
-        at = f" at {slowest.batch} x {slowest.sequence}"
+        at = f" at {escape(place(slowest))}"
         speed = _with_interval(slowest.speedup, slowest.speedup_interval, "ratio") + at
     cosine = figures.cosine(row.cosine.value) if row.cosine else "not measured"
     return (
@@ -250,7 +252,7 @@ def _latency(report: Report) -> Section | None:
     rows = [
         (
             code(target.name),
-            f"{shape.batch} x {shape.sequence}",
+            shape.label,
             _with_interval(
                 shape.reference.latency_p50_ms, shape.reference.latency_p50_ms_interval, "ms"
             ),
@@ -267,7 +269,7 @@ def _latency(report: Report) -> Section | None:
         for shape in target.benchmark.shapes
     ]
     columns = (
-        *("Target", "Batch x sequence", "Torch p50>", "Target p50>", "Speedup>"),
+        *("Target", escape(shape_heading(report)), "Torch p50>", "Target p50>", "Speedup>"),
         *("A/A floor>", "Margin>", "Verdict"),
     )
     return _table("Speed (median and 95 % interval)", columns, rows, folded=True)

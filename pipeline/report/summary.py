@@ -115,6 +115,19 @@ def _held(held: int, total: int) -> str:
     return f"{held:,} of {figures.plural(total, 'gate')} {'holds' if held == 1 else 'hold'}"
 
 
+def shape_heading(report: Report) -> str:
+    """What the sizes of the measured shapes are sizes of: `Batch x sequence`."""
+    shapes = [s for target in report.targets if target.benchmark for s in target.benchmark.shapes]
+    # One task has one set of axes; another one is shown rather than passed over.
+    heading = " or ".join(dict.fromkeys(" x ".join(shape.axes) for shape in shapes))
+    return heading[:1].upper() + heading[1:]
+
+
+def place(shape: ShapeResult) -> str:
+    """Where a figure was measured, in short: `8 x 64`; one size alone has its name, `batch 8`."""
+    return shape.label if len(shape.shape) > 1 else shape.description
+
+
 def summarise(report: Report) -> tuple[TargetSummary, ...]:
     """Every target in one line, in the order of the recipe."""
     return tuple(_summary(report, target) for target in report.targets)

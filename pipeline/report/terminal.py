@@ -13,6 +13,7 @@ from pipeline.report.summary import (
     broken_gates,
     failed_nodes,
     headline,
+    place,
     summarise,
 )
 
@@ -78,7 +79,7 @@ def _speed(row: TargetSummary) -> str:
     return (
         f"{figures.ratio(row.slowest.speedup)} "
         f"({figures.ratio(interval.low)} to {figures.ratio(interval.high)}) "
-        f"at {row.slowest.batch} x {row.slowest.sequence}"
+        f"at {place(row.slowest)}"
     )
 
 

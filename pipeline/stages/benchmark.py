@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.stages.base import Stage, StageConfig
+from pipeline.tasks import BATCH_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,8 @@ class BenchmarkConfig(StageConfig):
     """What is measured, and how carefully.
 
     Attributes:
-        shapes: (batch, sequence) pairs, no two the same.
+        axes: Names of the model's free axes, as the task has them: `batch` first.
+        shapes: For each shape the size of every axis; one that is given twice counts once.
         launches: Processes for each comparison. Twice as many where these leave it open.
         margin: Share within which two speeds count as the same.
         seconds_per_shape: About how long a launch measures one shape.
@@ -34,12 +36,25 @@ class BenchmarkConfig(StageConfig):
     task: str
     component: str
     runtime: Literal["onnxruntime"]
-    shapes: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)]
+    axes: Annotated[tuple[str, ...], Field(min_length=1, max_length=3)]
+    shapes: Annotated[tuple[tuple[Positive, ...], ...], Field(min_length=1)]
     launches: Annotated[int, Field(ge=3, le=50)]
     threads: Positive
     margin: Annotated[float, Field(gt=0, lt=1)]
     seed: int = 0
     seconds_per_shape: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        if self.axes[0] != BATCH_AXIS or len(set(self.axes)) != len(self.axes):
+            msg = f"axes {list(self.axes)} must begin with `{BATCH_AXIS}` and be all different"
+            raise ValueError(msg)
+        for shape in self.shapes:
+            if len(shape) != len(self.axes):
+                wanted = ", ".join(self.axes)
+                msg = f"shape {list(shape)} must have one size for each of: {wanted}"
+                raise ValueError(msg)
+        return self
 
 
 def run(
@@ -49,8 +64,8 @@ def run(
 
     Args:
         config: What to measure.
-        inputs: `checkpoint` (for torch), `model` (holds `model.onnx`) and `samples` (holds
-            `samples.safetensors`).
+        inputs: `checkpoint` (for torch), `model` (holds `model.onnx`) and `samples` (a sample
+            set).
         output: Gets `benchmark.json` and `launches.json`.
         context: Progress counts launches.
 
@@ -63,6 +78,7 @@ def run(
     (output / BENCHMARK_FILE).write_text(result.model_dump_json(indent=1), encoding="utf-8")
     (output / LAUNCHES_FILE).write_text(log.model_dump_json(), encoding="utf-8")
     return {
+        "axes": list(config.axes),
         "shapes": [list(shape) for shape in dict.fromkeys(config.shapes)],
         "threads": config.threads,
         "margin": config.margin,
@@ -71,7 +87,7 @@ def run(
 
 BENCHMARK: Final = Stage(
     name="benchmark",
-    version=1,
+    version=2,
     config_type=BenchmarkConfig,
     run=run,
     packages=("numpy", "onnxruntime", "safetensors", "torch", "transformers"),

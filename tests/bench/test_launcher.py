@@ -10,9 +10,17 @@ import pytest
 from pipeline.bench.job import Contender, LaunchJob
 from pipeline.bench.launcher import launch, launch_environment
 from pipeline.errors import StageError
-from tests.bench.models import write_graph, write_samples
+from tests.bench.models import (
+    write_choice_graph,
+    write_choices,
+    write_graph,
+    write_image_graph,
+    write_images,
+    write_samples,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -22,8 +30,9 @@ def make_job(tmp_path: Path) -> LaunchJob:
         reference=candidate,
         candidate=candidate,
         first="candidate",
+        axes=("batch", "sequence"),
         shapes=((1, 4), (2, 8)),
-        samples=str(write_samples(tmp_path / "samples") / "samples.safetensors"),
+        samples=str(write_samples(tmp_path / "samples")),
         threads=1,
         seconds_per_shape=0.02,
         seed=3,
@@ -39,7 +48,8 @@ def make_folder(tmp_path: Path) -> Path:
 def test_a_launch_measures_both_models_at_every_shape(tmp_path: Path) -> None:
     write_graph(tmp_path / "model")
     record = launch(make_job(tmp_path), make_folder(tmp_path))
-    assert [(shape.batch, shape.sequence) for shape in record.shapes] == [(1, 4), (2, 8)]
+    assert [shape.shape for shape in record.shapes] == [(1, 4), (2, 8)]
+    assert {shape.axes for shape in record.shapes} == {("batch", "sequence")}
     for shape in record.shapes:
         assert len(shape.pairs) >= 4
         for pair in shape.pairs:
@@ -95,8 +105,9 @@ def test_samples_that_do_not_fit_the_model_are_named(tmp_path: Path) -> None:
     write_graph(tmp_path / "model")
     job = make_job(tmp_path)
     (tmp_path / "samples" / "samples.safetensors").unlink()
-    with pytest.raises(StageError, match=r"samples\.safetensors"):
+    with pytest.raises(StageError, match=r"there is no `samples\.safetensors`") as caught:
         launch(job, make_folder(tmp_path))
+    assert "Traceback" not in caught.value.message
 
 
 def test_a_launch_that_is_killed_names_the_signal(
@@ -108,3 +119,42 @@ def test_a_launch_that_is_killed_names_the_signal(
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(StageError, match=r"was killed by SIGSEGV; its last lines:\nout of luck"):
         launch(make_job(tmp_path), make_folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("write_model", "write_data", "axes", "shapes"),
+    [
+        (write_image_graph, write_images, ("batch",), ((1,), (5,))),
+        (
+            write_choice_graph,
+            write_choices,
+            ("batch", "num_choices", "sequence"),
+            ((1, 2, 4), (3, 4, 8)),
+        ),
+    ],
+)
+def test_images_and_choices_are_measured_at_shapes_of_their_own_axes(
+    tmp_path: Path,
+    write_model: Callable[[Path], Path],
+    write_data: Callable[[Path], Path],
+    axes: tuple[str, ...],
+    shapes: tuple[tuple[int, ...], ...],
+) -> None:
+    write_model(tmp_path / "model")
+    samples = str(write_data(tmp_path / "data"))
+    changes = {"axes": axes, "shapes": shapes, "samples": samples}
+    job = make_job(tmp_path).model_copy(update=changes)
+    record = launch(job, make_folder(tmp_path))
+    assert [(shape.axes, shape.shape) for shape in record.shapes] == [
+        (axes, shape) for shape in shapes
+    ]
+    assert all(shape.pairs for shape in record.shapes)
+
+
+def test_an_input_that_the_samples_lack_fails_the_launch_without_a_traceback(
+    tmp_path: Path,
+) -> None:
+    write_image_graph(tmp_path / "model")
+    with pytest.raises(StageError, match="no input `pixel_values`; they have") as caught:
+        launch(make_job(tmp_path), make_folder(tmp_path))
+    assert "Traceback" not in caught.value.message

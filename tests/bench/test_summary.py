@@ -28,6 +28,7 @@ from pipeline.bench.summary import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+AXES = ("batch", "sequence")
 SHAPE = (4, 16)
 CONTENDER = Contender(runtime="onnxruntime", path="model")
 
@@ -49,7 +50,7 @@ def make_shape(random: Random, *, ratio: float, bias: float, drift: float) -> Sh
                 first=first, reference_ns=blocks["reference"], candidate_ns=blocks["candidate"]
             )
         )
-    return ShapeRecord(batch=SHAPE[0], sequence=SHAPE[1], pairs=tuple(pairs))
+    return ShapeRecord(axes=AXES, shape=SHAPE, pairs=tuple(pairs))
 
 
 def make_launch(
@@ -63,7 +64,8 @@ def make_launch(
         reference=CONTENDER,
         candidate=CONTENDER,
         first=first,
-        shapes=((shape.batch, shape.sequence),),
+        axes=shape.axes,
+        shapes=(shape.shape,),
         samples="",
         threads=1,
         seconds_per_shape=1.0,
@@ -113,7 +115,7 @@ def test_a_rare_slow_call_costs_throughput_and_not_the_median() -> None:
         reference_ns=(2_000_000,) * 5,
         candidate_ns=(1_000_000,) * 4 + (6_000_000,),
     )
-    shape = ShapeRecord(batch=4, sequence=16, pairs=(pair,))
+    shape = ShapeRecord(axes=AXES, shape=SHAPE, pairs=(pair,))
     launches = [make_launch(kind, shape) for kind in ("ab", "ab", "aa", "aa")]
     result = summarise_shape(launches, SHAPE, margin=0.05)
     assert result.candidate.latency_p50_ms == 1.0

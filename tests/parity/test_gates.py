@@ -159,8 +159,8 @@ def _benchmark(low: float, high: float, value: float | None = None) -> Benchmark
     )
     verdict: SpeedVerdict = "same"
     shape = ShapeResult(
-        batch=8,
-        sequence=128,
+        axes=("batch", "sequence"),
+        shape=(8, 128),
         reference=timing,
         candidate=timing,
         speedup=math.sqrt(low * high) if value is None else value,

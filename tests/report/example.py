@@ -107,8 +107,8 @@ def shape(
     elif low > 0.95 and high < 1.05:
         verdict = "same"
     return ShapeResult(
-        batch=batch,
-        sequence=sequence,
+        axes=("batch", "sequence"),
+        shape=(batch, sequence),
         reference=timing(reference_ms, batch, 0.024),
         candidate=timing(candidate_ms, batch, 0.018),
         speedup=speedup,
@@ -384,7 +384,7 @@ def speed_gate(target: TargetReport) -> GateResult:
     return GateResult(
         gate="speed",
         target=target.name,
-        metric=f"speedup_over_reference.{worst.batch}x{worst.sequence}",
+        metric=f"speedup at {worst.description}",
         measured=worst.speedup,
         limit=">= 1",
         verdict="passed",

@@ -29,6 +29,7 @@ def make_config(**changes: object) -> BenchmarkConfig:
         "task": "feature-extraction",
         "component": "model",
         "runtime": "onnxruntime",
+        "axes": ("batch", "sequence"),
         "shapes": ((1, 8),),
         "launches": 3,
         "threads": 1,
@@ -172,7 +173,19 @@ def test_a_graph_that_cannot_be_loaded_fails_the_stage_and_writes_nothing(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"launches": 2}, {"margin": 0.0}, {"shapes": ()}, {"shapes": ((0, 8),)}, {"threads": 0}],
+    [
+        {"launches": 2},
+        {"margin": 0.0},
+        {"shapes": ()},
+        {"shapes": ((0, 8),)},
+        {"shapes": ((1, 8), (1,))},
+        {"shapes": ((1, 8, 4),)},
+        {"axes": ()},
+        {"axes": ("sequence", "batch")},
+        {"axes": ("batch", "batch")},
+        {"axes": ("batch", "a", "b", "c"), "shapes": ((1, 2, 3, 4),)},
+        {"threads": 0},
+    ],
 )
 def test_a_config_that_cannot_give_a_verdict_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
