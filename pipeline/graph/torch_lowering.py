@@ -57,6 +57,10 @@ def _lower_node(node: Node, target: torch._ops.OpOverload) -> None:
         _replace_by_copy(node)
     elif name in _ACCUMULATIONS:
         _promote_first_argument(node)
+    elif target == _aten.view.default:
+        # A view needs its source laid out in a certain way, and copies that saw to it are dropped
+        # here: the second trace refuses it then. In ONNX both are `Reshape`.
+        node.target = _aten.reshape.default
 
 
 def _is_idle_dropout(node: Node, name: str) -> bool:

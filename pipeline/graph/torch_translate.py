@@ -139,8 +139,10 @@ def _partial_registry(operators: frozenset[str], opset: int) -> _registration.ON
     for meta in _torchlib_registry.get_torchlib_ops():
         registry._register(meta.fx_target, meta)
     for name in sorted(operators):
+        if name not in registration.default_registry:
+            continue  # torch's own, such as those on sizes: `torch.sym_min`
         overload = _registration._get_overload(name)
-        if overload is None or name not in registration.default_registry:
+        if overload is None:
             continue
         for function in registration.default_registry[name].overloads:
             registry._register(
