@@ -163,6 +163,7 @@ def assemble_report(
         source={
             "source": plan.source.spec,
             "revision": plan.source.revision,
+            **({"notes": list(plan.source.notes)} if plan.source.notes else {}),
             "files": {name: file.sha256 for name, file in plan.source.files.items()},
         },
         environment=describe_environment(tuple(packages)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from pipeline.publish import (
 )
 from pipeline.recipe import dump_recipe
 from pipeline.run.outcomes import NodeOutcome
-from pipeline.source import resolve_source
+from pipeline.source import fetch_source, resolve_source
 from pipeline.store import Store, resolve_store_root
 
 if TYPE_CHECKING:
@@ -103,12 +103,26 @@ def open_store(options: BuildOptions) -> Store:
     return Store(root, is_trusted=options.is_store_trusted)
 
 
-def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = False) -> Plan:
+def prepare_plan(
+    loaded: LoadedRecipe,
+    store: Store,
+    *,
+    must_rehash: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Resolve the checkpoint and the data, and lay out the plan.
+
+    Weights on a hub are not fetched, see `fetch_weights`.
+
+    Args:
+        loaded: The recipe with its positions.
+        store: Where results are, and what is known of files.
+        must_rehash: Ignore the memory of source digests.
+        note: Is told, a line at a time, what is fetched.
 
     Raises:
         RecipeError: what the recipe asks for is impossible.
-        EnvironmentMissing: a package is not installed.
+        EnvironmentMissing: a package is not installed, or a hub cannot be reached.
         ArtifactError: the checkpoint is damaged.
     """
     installed_onnxruntime()
@@ -117,7 +131,10 @@ def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = Fals
         loaded.recipe.model.source,
         recipe_directory=loaded.path.parent,
         memory=memory,
+        revision=loaded.recipe.model.revision,
         where=loaded.where("model", "source"),
+        where_revision=loaded.where("model", "revision"),
+        note=note,
     )
     data = {
         use: resolve_data(
@@ -133,6 +150,21 @@ def prepare_plan(loaded: LoadedRecipe, store: Store, *, must_rehash: bool = Fals
     return plan
 
 
+def fetch_weights(plan: Plan, store: Store) -> Plan:
+    """The plan with every file of its checkpoint on this machine, as executing it needs.
+
+    Raises:
+        EnvironmentMissing: a hub cannot be reached, or does not let us in.
+        ArtifactError: what came is not what the hub announced.
+    """
+    if not plan.source.absent:
+        return plan
+    memory = DigestMemory(store.root / "digests.json")
+    source = fetch_source(plan.source, memory)
+    memory.save()
+    return replace(plan, source=source)
+
+
 def build(
     loaded: LoadedRecipe,
     options: BuildOptions,
@@ -141,6 +173,7 @@ def build(
     on_plan: Callable[[Plan], None] = lambda _: None,
     on_log: Callable[[int, str], None] | None = None,
     early_check: EarlyCheck | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> BuildResult:
     """Build what a recipe asks for, and publish it when it holds its gates.
 
@@ -153,13 +186,14 @@ def build(
         on_plan: Is given the plan before it is executed.
         on_log: Is given (node, line) for every line of a stage's log.
         early_check: A verification of the published artifact that was begun already.
+        note: Is told, a line at a time, what is fetched from a hub.
 
     Raises:
         RecipeError, EnvironmentMissing, ArtifactError: before or instead of a report.
         KeyboardInterrupt: the store is left consistent.
     """
     store = open_store(options)
-    plan = prepare_plan(loaded, store, must_rehash=options.must_rehash)
+    plan = prepare_plan(loaded, store, must_rehash=options.must_rehash, note=note)
     on_plan(plan)
     check = verify_artifact if early_check is None else early_check.problems_of
     statuses = plan_status(plan, store)
@@ -175,6 +209,7 @@ def build(
     if options.has_forecast:
         require_room(forecast(plan, statuses), store=store.root, output=options.output)
 
+    plan = fetch_weights(plan, store)
     executor = LocalExecutor(
         plan=plan,
         store=store,
@@ -219,6 +254,7 @@ def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
                 for outcome in outcomes
             },
             "companions": plan.source.group_digest("companions"),
+            "revision": plan.source.revision,
             "not_run": {target.name: target.chain.not_run_reason for target in plan.targets},
             "gates": code_digest("pipeline.parity.gates"),
         },

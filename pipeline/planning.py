@@ -106,9 +106,10 @@ class Plan:
     targets: tuple[TargetPlan, ...]
     samples: NodeRef
 
-    def group_digest(self, group: str) -> str:
-        """Digest of the contents behind a `SourceRef`."""
-        return group_digest(group, self.source, self.data)
+    def group_content(self, group: str) -> JSON:
+        """What is behind a `SourceRef`, for keys: the digest of data, of a checkpoint each file's."""
+        use = _data_use(group)
+        return self.data[use].digest() if use else dict(self.source.group_files(group))
 
     def materialise(self, group: str, directory: Path) -> None:
         """Make a directory show the files behind a `SourceRef`, and nothing else."""
@@ -557,7 +558,7 @@ def _benchmark_shapes(recipe: Recipe, task: Task) -> tuple[tuple[int, ...], ...]
 # --- keys -----------------------------------------------------------------------------------
 
 
-def node_preimage(node: Node, inputs: Mapping[str, str]) -> dict[str, JSON]:
+def node_preimage(node: Node, inputs: Mapping[str, JSON]) -> dict[str, JSON]:
     """Everything that can change what a node makes.
 
     Args:
@@ -580,23 +581,20 @@ def node_preimage(node: Node, inputs: Mapping[str, str]) -> dict[str, JSON]:
     }
 
 
-def group_digest(group: str, source: Source, data: Mapping[str, DataSource]) -> str:
-    """Digest of the contents of a group: of the checkpoint's files, or `data:USE`."""
-    use = _data_use(group)
-    return data[use].digest() if use else source.group_digest(group)
-
-
 def _data_use(group: str) -> str:
     """The use that a group of data files is for; empty for groups of the checkpoint's files."""
     return group.removeprefix(DATA_GROUP) if group.startswith(DATA_GROUP) else ""
 
 
-def input_digests(plan: Plan, node: Node, trees: Mapping[int, str]) -> dict[str, str] | None:
-    """Port -> content digest; None while one of them is not known (`trees` lacks a parent)."""
-    digests = {}
+def input_digests(plan: Plan, node: Node, trees: Mapping[int, str]) -> dict[str, JSON] | None:
+    """Port -> digest of its content; None while one of them is not known (`trees` lacks a parent).
+
+    A checkpoint has a digest a file, so that `explain` can say which of them changed.
+    """
+    digests: dict[str, JSON] = {}
     for port, ref in node.inputs.items():
         if isinstance(ref, SourceRef):
-            digests[port] = plan.group_digest(ref.group)
+            digests[port] = plan.group_content(ref.group)
         elif ref.node in trees:
             digests[port] = trees[ref.node]
         else:
@@ -627,6 +625,9 @@ def _differences(old: Mapping[str, JSON], new: Mapping[str, JSON], path: str) ->
             yield from _differences(before, after, here)
         elif path == "inputs":
             yield f"input `{name}` has other content"
+        elif path.startswith("inputs."):
+            state = "is new" if before is None else "is gone" if after is None else "has changed"
+            yield f"`{name}` of the checkpoint {state}"
         elif name == "code":
             yield "the code of the stage changed"
         else:

@@ -40,7 +40,7 @@ def _keys(plan: Plan) -> dict[str, str]:
     keys: dict[int, str] = {}
     for node in plan.nodes:
         digests = {
-            port: keys[ref.node] if hasattr(ref, "node") else plan.group_digest(ref.group)
+            port: keys[ref.node] if hasattr(ref, "node") else plan.group_content(ref.group)
             for port, ref in node.inputs.items()
         }
         keys[node.index] = tagged_digest(KEY_TAG, node_preimage(node, digests))

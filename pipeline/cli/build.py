@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import json_option, recipe_argument, store_options
-from pipeline.cli.output import emit
+from pipeline.cli.output import emit, say
 from pipeline.errors import ExitCode
 
 if TYPE_CHECKING:
     from pipeline.build import BuildResult
+    from pipeline.cli.progress import Progress
+    from pipeline.planning import Plan
 
 EXIT_CODES = {
     "passed": ExitCode.OK,
@@ -85,14 +87,22 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
             loaded,
             options,
             listener=progress.listen,
-            on_plan=progress.begin,
+            on_plan=lambda plan: begin(plan, progress),
             on_log=progress.log if verbose else None,
             early_check=early_check,
+            note=(lambda _: None) if quiet else say,
         )
     if is_json:
         emit(json.dumps(_document(result), indent=2))
     _print_summary(result, is_quiet=quiet)
     return int(EXIT_CODES[result.verdict])
+
+
+def begin(plan: Plan, progress: Progress) -> None:
+    """Say what must be known of the checkpoint, even to those who asked for quiet."""
+    for line in plan.source.notes:
+        say(f"note: {line}")
+    progress.begin(plan)
 
 
 def _print_summary(result: BuildResult, *, is_quiet: bool) -> None:

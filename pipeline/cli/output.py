@@ -8,6 +8,12 @@ import sys
 from pipeline.errors import ArtifactError
 
 
+def say(text: str) -> None:
+    """Write a line to standard error, for people."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 def emit(text: str = "") -> None:
     """Write a line to standard output.
 

