@@ -9,13 +9,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.data.sample_set import InputSpec, SampleEntry, SampleIndex, save_samples
+from tests import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 VOCABULARY = 50
-IMAGE_SIZE = (3, 4, 5)
+IMAGE_SIZE = (3, *checkpoints.IMAGE_SIZE)
 
 
 def write_graph(directory: Path, *, width: int = 8, products: int = 1) -> Path:
@@ -37,7 +38,7 @@ def write_graph(directory: Path, *, width: int = 8, products: int = 1) -> Path:
 
 
 def write_image_graph(directory: Path) -> Path:
-    """Write `model.onnx`: float32 `pixel_values` (batch, 3, 4, 5) in, float32 (8, 8) out."""
+    """Write `model.onnx`: float32 `pixel_values` (batch, *IMAGE_SIZE) in, float32 (8, 8) out."""
     nodes = [helper.make_node("Relu", ["pixel_values"], ["numbers"])]
     shape = ["batch", *IMAGE_SIZE]
     inputs = [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, shape)]
@@ -132,7 +133,13 @@ def write_choices(directory: Path) -> Path:
     samples = []
     for ids in ([[1, 2, 3], [4, 0, 0], [5, 6, 7]], [[8, 9], [10, 11], [12, 13]]):
         tokens = np.array(ids, dtype=np.int64)
-        samples.append({"input_ids": tokens, "attention_mask": (tokens > 0).astype(np.int64)})
+        samples.append(
+            {
+                "input_ids": tokens,
+                "attention_mask": (tokens > 0).astype(np.int64),
+                "token_type_ids": np.zeros_like(tokens),
+            }
+        )
     return write_set(directory, samples, ("num_choices", "sequence"))
 
 
