@@ -17,9 +17,11 @@ from pipeline.hashing import JSON, tagged_digest
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
-    r"Constants: (?P<constants>.*?), Outputs: (?P<outputs>.*?), TacticName: (?P<tactic>.*?), "
+    r"(?:Constants: (?P<constants>.*?), )?Outputs: (?P<outputs>.*?), "
+    r"(?:TacticName: (?P<tactic>.*?)|ParameterType: .*?), "
     r"StreamId: (?P<stream>\d+), Metadata: ?(?P<metadata>.*)"
 )
+"""A layer that only brings sizes to the GPU has parameters in place of constants and a tactic."""
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?"
     r"Datatype: (?P<dtype>\w+), Format: (?P<format>.*?) \}"
@@ -112,9 +114,9 @@ def _parse_layer(line: str) -> LayerRow:
         name=match["name"],
         type=match["type"],
         inputs=_parse_tensors(match["inputs"]),
-        constants=_parse_tensors(match["constants"]),
+        constants=_parse_tensors(match["constants"] or ""),
         outputs=_parse_tensors(match["outputs"]),
-        tactic=match["tactic"],
+        tactic=match["tactic"] or "",
         onnx_nodes=tuple(_ONNX_NODE.findall(match["metadata"])),
     )
 

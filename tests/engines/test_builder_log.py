@@ -54,6 +54,22 @@ def test_every_line_of_a_recorded_table_becomes_a_layer() -> None:
     assert merged.inputs[0].dims[-1] == 64
 
 
+SIZES_TO_DEVICE = (
+    "Name: [ShapeHostToDeviceCopy 0], LayerType: ShapeHostToDevice, Inputs: [], Outputs: [ { Name: "
+    "val_86, Location: Device, Dimensions: [], Datatype: Int64, Format: Format not available due to "
+    "dynamic shapes }, { Name: sym_min, Location: Device, Dimensions: [], Datatype: Int64, Format: "
+    "Format not available due to dynamic shapes }], ParameterType: ShapeH2D, shapeValues0: [-11], "
+    "shapeValues1: [-7], TacticValue: 0x0000000000000000, StreamId: 0, Metadata: "
+)
+"""Of a DeBERTa, whose attention span is computed from the length; TensorRT-RTX 1.7.1.116."""
+
+
+def test_a_layer_that_brings_sizes_to_the_gpu_has_neither_constants_nor_a_tactic() -> None:
+    (layer,) = parse_layers(f"Layers:\n{SIZES_TO_DEVICE}\n\n")
+    assert (layer.type, layer.tactic, layer.constants) == ("ShapeHostToDevice", "", ())
+    assert [tensor.dtype for tensor in layer.outputs] == ["Int64", "Int64"]
+
+
 def test_the_fused_attention_of_a_recorded_table_is_one_generated_kernel() -> None:
     fused = [
         layer
