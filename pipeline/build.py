@@ -129,7 +129,7 @@ def prepare_plan(
     memory = DigestMemory(store.root / "digests.json", is_fresh=must_rehash)
     source = resolve_source(
         loaded.recipe.model.source,
-        recipe_directory=loaded.path.parent,
+        recipe_directory=loaded.directory("model", "source"),
         memory=memory,
         revision=loaded.recipe.model.revision,
         where=loaded.where("model", "source"),
@@ -139,7 +139,7 @@ def prepare_plan(
     data = {
         use: resolve_data(
             spec,
-            directory=loaded.path.parent,
+            directory=loaded.directory("data", use, "source"),
             memory=memory,
             where=loaded.where("data", use, "source"),
         )

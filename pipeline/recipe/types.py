@@ -326,8 +326,24 @@ class Benchmark(Strict):
     threads: Positive | None = Field(default=None, description="default: all cores")
 
 
+class StageLimits(Strict):
+    """Limits of one stage in place of those for all; what is left out stays as it is for all."""
+
+    time_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="seconds from start to end"
+    )
+    memory_mib: Positive | None = Field(default=None, description="peak resident memory, MiB")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.time_s is None and self.memory_mib is None:
+            msg = "needs `time_s`, `memory_mib` or both"
+            raise ValueError(msg)
+        return self
+
+
 class Limits(Strict):
-    """Limits of one stage; beyond them it is stopped and has failed."""
+    """Limits of each stage; beyond them it is stopped and has failed."""
 
     time_s: Annotated[float, Field(gt=0)] = Field(
         default=3600.0, description="seconds from start to end"
@@ -335,6 +351,23 @@ class Limits(Strict):
     memory_mib: Positive | None = Field(
         default=None, description="peak resident memory, MiB; unlimited when left out"
     )
+    stages: dict[FactName, StageLimits] = Field(
+        default_factory=dict,
+        description="stage -> limits of its own",
+        examples=[{"export": {"time_s": 600}}],
+    )
+
+    def of(self, stage: str) -> Limits:
+        """The limits that hold for one stage."""
+        own = self.stages.get(stage)
+        if own is None:
+            return self
+        return self.model_copy(update=own.model_dump(exclude_none=True))
+
+    def key(self, stage: str, name: Literal["time_s", "memory_mib"]) -> str:
+        """Where the recipe says, or would say, a limit that holds for one stage."""
+        is_own = getattr(self.stages.get(stage), name, None) is not None
+        return f"limits.stages.{stage}.{name}" if is_own else f"limits.{name}"
 
 
 class Recipe(Strict):

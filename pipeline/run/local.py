@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from pipeline.hashing import JSON
     from pipeline.planning import Node, NodeStatus, Plan
-    from pipeline.recipe.types import Limits
     from pipeline.run.events import Listener
     from pipeline.store import StageRecord, Store
 
@@ -250,7 +249,6 @@ class LocalExecutor:
             )
 
     def _make(self, node: Node, key: str, worker: WorkerProcess) -> StageRecord | NodeFailure:
-        limits = self.plan.recipe.limits
         with self.store.workspace() as workspace:
             job = {
                 "stage": node.stage.name,
@@ -260,7 +258,7 @@ class LocalExecutor:
                 "scratch": str(workspace.scratch),
                 "threads": self.threads,
             }
-            ending = self._watch(node, worker, job, limits)
+            ending = self._watch(node, worker, job)
             if ending.facts is None:
                 return NodeFailure(
                     message=ending.message,
@@ -282,9 +280,9 @@ class LocalExecutor:
                 peak_rss_mib=ending.peak_rss_mib,
             )
 
-    def _watch(
-        self, node: Node, worker: WorkerProcess, job: Mapping[str, object], limits: Limits
-    ) -> Ending:
+    def _watch(self, node: Node, worker: WorkerProcess, job: Mapping[str, object]) -> Ending:
+        stage, all_limits = node.stage.name, self.plan.recipe.limits
+        limits = all_limits.of(stage)
         with self._lock:
             if self._is_stopping:
                 worker.kill()
@@ -295,6 +293,7 @@ class LocalExecutor:
                 job,
                 time_s=limits.time_s,
                 memory_limit_mib=limits.memory_mib,
+                limit_keys=(all_limits.key(stage, "time_s"), all_limits.key(stage, "memory_mib")),
                 on_progress=lambda done, total, unit: self.listener(
                     NodeProgress(node=node.index, done=done, total=total, unit=unit)
                 ),

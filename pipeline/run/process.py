@@ -153,6 +153,7 @@ class WorkerProcess:
         *,
         time_s: float,
         memory_limit_mib: int | None,
+        limit_keys: tuple[str, str] = ("limits.time_s", "limits.memory_mib"),
         on_progress: Callable[[int, int, str], None],
         on_line: Callable[[str], None] | None = None,
     ) -> Ending:
@@ -162,6 +163,7 @@ class WorkerProcess:
             job: Stage name, config, inputs, output, scratch and threads.
             time_s: Longest wall time; the group is killed after it.
             memory_limit_mib: Most resident memory of the process and its children together.
+            limit_keys: Where the recipe has these two limits, for hints.
             on_progress: Called from another thread with (done, total, unit).
             on_line: Called from another thread with each line of the log.
         """
@@ -169,7 +171,7 @@ class WorkerProcess:
         self._on_line = on_line
         started = time.monotonic()
         self._write(json.dumps(job))
-        self._wait(started + time_s, time_s, memory_limit_mib)
+        self._wait(started + time_s, time_s, memory_limit_mib, limit_keys)
         wall_time_s = time.monotonic() - started
         self.kill()  # whatever the stage left running in its group
         for reader in self._readers:
@@ -177,7 +179,14 @@ class WorkerProcess:
         self._close()
         return self._ending(wall_time_s, memory_limit_mib)
 
-    def _wait(self, deadline: float, time_s: float, memory_limit_mib: int | None) -> None:
+    def _wait(
+        self,
+        deadline: float,
+        time_s: float,
+        memory_limit_mib: int | None,
+        limit_keys: tuple[str, str],
+    ) -> None:
+        time_key, memory_key = limit_keys
         pid = self._process.pid
         while True:
             done, status, usage = os.wait4(pid, os.WNOHANG)
@@ -192,13 +201,13 @@ class WorkerProcess:
             if memory_limit_mib and resident_mib > memory_limit_mib:
                 self._stop_reason = (
                     f"it used {resident_mib:,} MiB, more than its limit of {memory_limit_mib:,} MiB",
-                    "raise `limits.memory_mib`, or make `shapes` smaller",
+                    f"raise `{memory_key}`, or make `shapes` smaller",
                 )
                 self.kill()
             elif time.monotonic() > deadline:
                 self._stop_reason = (
                     f"it ran longer than its limit of {time_s:g} s",
-                    "raise `limits.time_s`",
+                    f"raise `{time_key}`",
                 )
                 self.kill()
             else:

@@ -171,7 +171,7 @@ def test_loading_a_dumped_recipe_gives_an_equal_recipe(
 
 def test_a_dump_has_all_defaults_filled_in() -> None:
     dumped = dump_recipe(load_recipe(QUICKSTART))
-    assert dumped["limits"] == {"time_s": 3600.0, "memory_mib": None}
+    assert dumped["limits"] == {"time_s": 3600.0, "memory_mib": None, "stages": {}}
     assert dumped["benchmark"]["launches"] == 5  # type: ignore[index,call-overload]
     json.dumps(dumped, allow_nan=False)
 

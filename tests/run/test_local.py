@@ -138,6 +138,34 @@ def test_a_stage_past_its_memory_is_stopped(tmp_path: Path, sentence_encoder: Pa
     assert "limits.memory_mib" in failure.hint
 
 
+def test_a_stage_with_limits_of_its_own_is_stopped_by_them(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    limits = {"memory_mib": 60_000, "stages": {"export": {"time_s": 0.2}}}
+    outcomes = _Run(tmp_path, sentence_encoder, limits=limits).execute()
+    failures = {name: each.failure for name, each in outcomes.items() if each.failure}
+    assert list(failures) == ["export"]  # all others keep the hour that is the default
+    assert "longer than its limit of 0.2 s" in failures["export"].message
+    assert failures["export"].hint == "raise `limits.stages.export.time_s`"
+
+    limits = {"time_s": 600, "stages": {"export": {"memory_mib": 60}}}
+    outcomes = _Run(tmp_path, sentence_encoder, limits=limits).execute()
+    failure = outcomes["export"].failure
+    assert failure is not None
+    assert "more than its limit of 60 MiB" in failure.message
+    assert "limits.stages.export.memory_mib" in failure.hint
+
+
+def test_a_stage_with_larger_limits_of_its_own_is_not_stopped_by_those_for_all(
+    tmp_path: Path, sentence_encoder: Path, store: Path
+) -> None:
+    forget(store, "fuse")
+    limits = {"time_s": 0.01, "stages": {"fuse": {"time_s": 600}}}
+    run = _Run(tmp_path, sentence_encoder, limits=limits)
+    run.execute()
+    assert run.names(NodeFinished) == ["fuse"]
+
+
 def test_a_failure_is_tried_again_never_remembered(
     tmp_path: Path, sentence_encoder: Path, store: Path
 ) -> None:
