@@ -28,7 +28,7 @@ LAYERS = (
     ("stages",),
     ("bench", "engines", "report"),
     ("parity",),
-    ("data", "graph", "runtimes", "store", "source"),
+    ("calibration", "data", "graph", "runtimes", "store", "source"),
     ("stages.base",),
     ("tasks", "manifest", "source_checks", "digest_memory", "environment"),
     ("errors", "hashing", "records"),

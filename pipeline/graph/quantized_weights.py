@@ -7,7 +7,7 @@ Runtime 1.31.1 has them, whose kernels are made for them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -38,16 +38,16 @@ class WeightType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedWeight:
-    """A matrix in 8 bits.
+    """A weight in 8 bits.
 
     Attributes:
-        values: int8 or uint8, the shape of the matrix.
-        scale: float32; (columns,), or () when there is one for all.
+        values: int8 or uint8, the shape of the weight.
+        scale: (channels,), or () when there is one for all; float32 unless asked for.
         zero_point: Of the type of `values` and the shape of `scale`.
     """
 
     values: NDArray[np.int8 | np.uint8]
-    scale: NDArray[np.float32]
+    scale: NDArray[np.floating[Any]]
     zero_point: NDArray[np.int8 | np.uint8]
 
 
@@ -67,30 +67,63 @@ class QuantizedRows:
 def quantize_columns(
     matrix: NDArray[np.float32], kind: WeightType, *, per_channel: bool
 ) -> QuantizedWeight:
-    """Quantise a weight (inputs, columns), with one scale a column or one for all of it.
+    """Quantise a weight (inputs, columns), with one scale a column or one for all of it."""
+    return quantize_weight(
+        matrix, kind, axis=1 if per_channel else None, scale_dtype=np.dtype(np.float32)
+    )
 
-    The error of each value is at most half its scale. A column of zeros gets the scale 1.
+
+def quantize_weight(
+    weight: NDArray[np.floating[Any]],
+    kind: WeightType,
+    *,
+    axis: int | None,
+    scale_dtype: np.dtype[np.floating[Any]],
+) -> QuantizedWeight:
+    """Quantise a weight of any shape.
+
+    The error of each value is at most half its scale (and what the scale loses in `scale_dtype`).
+    A channel of zeros gets the scale 1.
+
+    Args:
+        weight: float32 or float16.
+        kind: Of the integers.
+        axis: The axis with one scale for each index; None for one scale for all of it.
+        scale_dtype: Type of the scales; the weight is quantised with the scales as rounded to it.
     """
     low, high = _RANGES[kind.dtype, kind.bits]
-    axis = 0 if per_channel else None
+    numbers = weight.astype(np.float32, copy=False)
+    others = None if axis is None else tuple(n for n in range(numbers.ndim) if n != axis)
     # Zero must be among the values, so that it is kept exactly.
-    least = np.minimum(matrix.min(axis=axis), 0.0)
-    most = np.maximum(matrix.max(axis=axis), 0.0)
+    least = np.minimum(numbers.min(axis=others, keepdims=True), 0.0)
+    most = np.maximum(numbers.max(axis=others, keepdims=True), 0.0)
     if kind.dtype == "int8":
         most = np.maximum(most, -least)
         least = -most
-    scale = ((most - least) / (high - low)).astype(np.float32)
-    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-    zero_point = np.rint(low - least / scale)
+    width = ((most - least) / (high - low)).astype(np.float32)
+    stored = rounded_scale(
+        np.where(width < np.finfo(np.float32).tiny, np.float32(1), width), scale_dtype
+    )
+    scale = stored.astype(np.float32)
+    zero_point = np.clip(np.rint(low - least / scale), low, high)
     if kind.dtype == "int8":
         zero_point = np.zeros_like(zero_point)
-    values = np.clip(np.rint(matrix / scale) + zero_point, low, high)
+    values = np.clip(np.rint(numbers / scale) + zero_point, low, high)
     dtype = np.int8 if kind.dtype == "int8" else np.uint8
+    shape = () if axis is None else (-1,)
     return QuantizedWeight(
         values=values.astype(dtype),
-        scale=scale.astype(np.float32),
-        zero_point=zero_point.astype(dtype),
+        scale=stored.reshape(shape),
+        zero_point=zero_point.astype(dtype).reshape(shape),
     )
+
+
+def rounded_scale(
+    scale: NDArray[np.floating[Any]], dtype: np.dtype[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
+    """Positive scales in another type; what would become zero becomes its smallest number."""
+    smallest = np.finfo(dtype).smallest_subnormal if dtype == np.float16 else np.finfo(dtype).tiny
+    return np.maximum(scale.astype(dtype), smallest)
 
 
 def quantize_rows(table: NDArray[np.float32]) -> QuantizedRows:

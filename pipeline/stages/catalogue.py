@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.stages.benchmark import BENCHMARK
+from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
+from pipeline.stages.quantize_static import QUANTIZE_STATIC
 from pipeline.stages.reference import REFERENCE
 from pipeline.stages.samples import SAMPLES
 from pipeline.stages.simplify import SIMPLIFY
@@ -24,8 +26,10 @@ STAGES: tuple[AnyStage, ...] = (
     EXPORT,
     SIMPLIFY,
     FUSE,
+    CALIBRATE,
     QUANTIZE_DYNAMIC,
     CAST,
+    QUANTIZE_STATIC,
     ENGINE,
     VALIDATE,
     BENCHMARK,

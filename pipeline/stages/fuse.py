@@ -45,7 +45,7 @@ def _run(
 
 FUSE = Stage(
     name="fuse",
-    version=1,
+    version=2,
     config_type=FuseConfig,
     coverage=("fused_attention",),
     run=_run,

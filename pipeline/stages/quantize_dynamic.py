@@ -77,7 +77,7 @@ def _size_bytes(directory: Path) -> int:
 
 QUANTIZE_DYNAMIC = Stage(
     name="quantize_dynamic",
-    version=1,
+    version=2,
     config_type=QuantizeDynamicConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
     run=_run,

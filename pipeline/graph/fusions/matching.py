@@ -58,12 +58,18 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Make every reader of `old` read `new`; an output of the graph keeps its name and shape.
+    """Make every reader of `old` read `new`, which takes over its name.
 
-    Both are outputs of nodes, and that of `new` stands before all readers of `old`.
+    So a tensor is found again under its name, such as its range after the graph was fused. An
+    output of the graph keeps its shape too. Both are outputs of nodes, and that of `new` stands
+    before all readers of `old`.
     """
     if not old.is_graph_output():
         ir.convenience.replace_all_uses_with(old, new)
+        if new.producer() is not None and not new.is_graph_output():
+            name = old.name
+            old.name = f"{name}_replaced"
+            new.name = name
         return
     graph, name = old.graph, old.name
     producer = old.producer()

@@ -1,0 +1,1 @@
+"""Ranges of activations: streaming statistics, and the methods that choose a range by them."""

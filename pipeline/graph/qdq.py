@@ -1,0 +1,398 @@
+"""Static quantisation: quantise/dequantise pairs around the layers with weights.
+
+    x W  ->  DequantizeLinear(QuantizeLinear(x)) DequantizeLinear(W8)
+
+The graph stays a float graph that says where integers may be used; a runtime fuses the pairs into
+integer kernels. Only the layers themselves read the pairs: whatever else reads `x`, such as the
+residual connection, keeps the unrounded numbers. Where pairs go is `pipeline.graph.qdq_placements`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+
+from pipeline.errors import QuantizationError
+from pipeline.graph.fusions.matching import (
+    GraphEditor,
+    consumers,
+    input_of,
+    int_attribute,
+    replace_value,
+)
+from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
+from pipeline.graph.quantized_embeddings import quantize_embeddings
+from pipeline.graph.quantized_weights import WeightType, quantize_weight, rounded_scale
+from pipeline.graph.weighted_layers import (
+    WeightedLayer,
+    find_weighted_layers,
+    gemm_obstacle,
+    value_classes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.calibration.methods import Range
+    from pipeline.graph.qdq_placements import EightBits, OperatorRule, Placement
+
+INT32_MAX: Final = 2**31 - 1
+
+FIRST_OPSET_WITH_HALF: Final = 19
+"""QuantizeLinear takes float16 since then."""
+
+_NUMPY: Final[Mapping[ir.DataType, np.dtype[np.floating[Any]]]] = {
+    ir.DataType.FLOAT: np.dtype(np.float32),
+    ir.DataType.FLOAT16: np.dtype(np.float16),
+}
+_IR: Final = {"int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
+_SHOWN_NAMES: Final = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QdqOptions:
+    """As `pipeline.stages.quantize_static.QuantizeStaticConfig`, which explains each."""
+
+    per_channel: bool
+    activation_dtype: EightBits
+    weight_dtype: EightBits
+    reduce_range: bool
+    quantize_embeddings: bool
+    op_types: tuple[str, ...]
+    exclude_nodes: tuple[str, ...]
+
+
+def quantize_static(
+    model: ir.Model,
+    placement: Placement,
+    ranges: Mapping[str, Range],
+    options: QdqOptions,
+) -> QuantizationResult:
+    """Quantises the layers of a model's main graph in place.
+
+    Args:
+        model: Opset 13 or later; 19 or later when it holds float16.
+        placement: Where pairs go.
+        ranges: Name of a value -> its range; the graph's own names, or those of values with the
+            same numbers.
+        options: How to quantise; types that the placement allows.
+
+    Raises:
+        QuantizationError: when a tensor has no range, a pattern matches nothing, or the opset is
+            too old; the model may be half changed then.
+    """
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    layers = find_weighted_layers(model.graph)
+    reasons = _reasons(layers, placement, options)
+    record = LayerRecord(layers, reasons)
+    chosen = [layer for layer in layers if layer not in reasons]
+    _require_opset(model, chosen)
+    # All ranges are found before the first edit, which takes values out of the graph.
+    finder = _RangeFinder(model.graph, ranges)
+    work = [finder.plan(layer, placement.operators[layer.node.op_type]) for layer in chosen]
+    writer = _Writer(model.graph, options)
+    for planned in work:
+        writer.quantize(planned)
+    # What read the tables of tied weights is gone before the tables' readers are counted.
+    RemoveUnusedNodesPass()(model)
+    embeddings: tuple[str, ...] = ()
+    if options.quantize_embeddings:
+        embeddings = quantize_embeddings(model.graph, GraphEditor(model.graph))
+        RemoveUnusedNodesPass()(model)
+    return record.result(embeddings)
+
+
+def _reasons(
+    layers: Sequence[WeightedLayer], placement: Placement, options: QdqOptions
+) -> dict[WeightedLayer, str]:
+    """Why layers stay float."""
+    excluded = _excluded(layers, options.exclude_nodes)
+    reasons = {}
+    for layer in layers:
+        operator = layer.node.op_type
+        reason = layer.reason
+        if not reason and operator not in options.op_types:
+            reason = f"{operator} is not among op_types"
+        if not reason and layer in excluded:
+            reason = f"excluded by `{excluded[layer]}`"
+        if not reason and placement.operators[operator].becomes_matmul:
+            reason = gemm_obstacle(layer.node)
+        if reason:
+            reasons[layer] = reason
+    return reasons
+
+
+def _excluded(
+    layers: Sequence[WeightedLayer], patterns: Sequence[str]
+) -> dict[WeightedLayer, str]:
+    """Layer -> the first pattern that matches its name.
+
+    Raises:
+        QuantizationError: for a pattern that matches no layer with a weight.
+    """
+    found: dict[WeightedLayer, str] = {}
+    candidates = [layer for layer in layers if not layer.reason]
+    for pattern in patterns:
+        matching = [layer for layer in candidates if fnmatchcase(layer.name, pattern)]
+        if not matching:
+            names = [f"`{layer.name}`" for layer in candidates]
+            more = ", ..." if len(names) > _SHOWN_NAMES else ""
+            raise QuantizationError(
+                f"exclude_nodes: `{pattern}` matches no layer with a weight; there are "
+                f"{', '.join(names[:_SHOWN_NAMES]) or 'none'}{more}",
+                hint="`convert inspect` lists nodes; take the pattern out if nothing is to stay",
+            )
+        for layer in matching:
+            found.setdefault(layer, pattern)
+    return found
+
+
+def _require_opset(model: ir.Model, layers: Sequence[WeightedLayer]) -> None:
+    opset = model.opset_imports[""]
+    if opset < FIRST_OPSET_WITH_HALF and any(
+        layer.weight is not None and layer.weight.dtype == ir.DataType.FLOAT16 for layer in layers
+    ):
+        raise QuantizationError(
+            f"float16 cannot be quantised in opset {opset}, only since {FIRST_OPSET_WITH_HALF}",
+            hint=f"set `export.opset` to {FIRST_OPSET_WITH_HALF} or more",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PlannedLayer:
+    """A layer that will be quantised, with the ranges it needs."""
+
+    layer: WeightedLayer
+    rule: OperatorRule
+    activation: Range
+    result: Range | None
+
+
+class _RangeFinder:
+    """Finds the range of a value under its own name or that of a value with the same numbers."""
+
+    def __init__(self, graph: ir.Graph, ranges: Mapping[str, Range]) -> None:
+        self._classes = value_classes(graph)
+        self._ranges = ranges
+
+    def plan(self, layer: WeightedLayer, rule: OperatorRule) -> _PlannedLayer:
+        if layer.activation is None:
+            raise ValueError(f"`{layer.name}` has no weight")
+        return _PlannedLayer(
+            layer=layer,
+            rule=rule,
+            activation=self._find(layer.activation, f"read by `{layer.name}`"),
+            result=self._find(layer.result, f"the result of `{layer.name}`")
+            if rule.quantizes_result
+            else None,
+        )
+
+    def _find(self, value: ir.Value, role: str) -> Range:
+        others = sorted(other.name or "" for other in self._classes[value])
+        for name in (value.name or "", *others):
+            if name in self._ranges:
+                return self._ranges[name]
+        raise QuantizationError(
+            f"tensor `{value.name}`, {role}, has no range",
+            hint="calibrate the graph that this one was made from, before it was fused or cast",
+        )
+
+
+class _Writer:
+    """Writes the pairs; activations and weights that are shared are quantised once."""
+
+    def __init__(self, graph: ir.Graph, options: QdqOptions) -> None:
+        self._graph = graph
+        self._editor = GraphEditor(graph)
+        self._options = options
+        self._type = WeightType(dtype=options.weight_dtype, bits=7 if options.reduce_range else 8)
+        self._pairs: dict[ir.Value, ir.Value] = {}
+        self._scales: dict[ir.Value, NDArray[np.floating[Any]]] = {}
+        self._transposed: dict[ir.Value, ir.Value] = {}
+        self._weights: dict[tuple[ir.Value, int], ir.Value] = {}
+
+    def quantize(self, planned: _PlannedLayer) -> None:
+        """Lets one layer read 8-bit numbers, and write them where the rule says so."""
+        layer, rule = planned.layer, planned.rule
+        # The result is asked for before the nodes around it change.
+        result = layer.result
+        if rule.becomes_matmul and layer.node.op_type == "Gemm":
+            layer = self._as_matmul(layer)
+        node, weight = layer.node, layer.weight
+        activation = input_of(node, 0)  # not `layer.activation`, which may have been replaced
+        if activation is None or weight is None:
+            raise ValueError(f"`{layer.name}` has no weight")
+        kind = weight.dtype or ir.DataType.FLOAT
+        source = self._activation(activation, planned.activation, node, kind)
+        stored = self._weight(weight, layer.axis, node)
+        bias = input_of(node, 2)
+        node.replace_input_with(0, source)
+        node.replace_input_with(1, stored)
+        if rule.quantizes_bias and bias is not None:
+            scales = self._scales[source] * self._scales[stored]
+            node.replace_input_with(2, self._bias(bias, scales, layer))
+        if planned.result is not None:
+            self._quantize_result(result, planned.result, kind)
+
+    def _as_matmul(self, layer: WeightedLayer) -> WeightedLayer:
+        """Gemm -> MatMul and Add, in its place."""
+        node, weight = layer.node, layer.weight
+        if weight is None or weight.const_value is None:
+            raise ValueError(f"`{layer.name}` has no weight")
+        matrix = weight
+        if int_attribute(node, "transB", 0):
+            if weight not in self._transposed:
+                array = np.ascontiguousarray(weight.const_value.numpy().T)
+                self._transposed[weight] = self._store(f"{weight.name}_transposed", array)
+            matrix = self._transposed[weight]
+        kind = weight.dtype or ir.DataType.FLOAT
+        result = product = self._insert(
+            node, "MatMul", [node.inputs[0], matrix], f"{layer.name}_product", kind
+        )
+        bias = input_of(node, 2)
+        if bias is not None:
+            result = self._insert(node, "Add", [product, bias], f"{layer.name}_biased", kind)
+        replace_value(node.outputs[0], result)
+        made = product.producer()
+        if made is None:
+            raise ValueError(f"`{product.name}` is no result")
+        return WeightedLayer(
+            node=made, activation=node.inputs[0], weight=matrix, axis=1, reason=""
+        )
+
+    def _activation(
+        self, value: ir.Value, found: Range, before: ir.Node, kind: ir.DataType
+    ) -> ir.Value:
+        if value in self._scales:  # the pair behind another layer
+            return value
+        if value not in self._pairs:
+            self._pairs[value] = self._pair(value, found, before, kind)
+        return self._pairs[value]
+
+    def _pair(self, value: ir.Value, found: Range, before: ir.Node, kind: ir.DataType) -> ir.Value:
+        """A pair that reads `value`, just before a node."""
+        dtype = self._options.activation_dtype
+        scale, zero_point = activation_scale(found, dtype, _NUMPY[kind])
+        parameters = [
+            self._store(f"{value.name}_scale", scale),
+            self._store(f"{value.name}_zero_point", zero_point),
+        ]
+        quantized = self._insert(
+            before, "QuantizeLinear", [value, *parameters], f"{value.name}_quantized", _IR[dtype]
+        )
+        result = self._insert(
+            before, "DequantizeLinear", [quantized, *parameters], f"{value.name}_dequantized", kind
+        )
+        quantized.shape = result.shape = value.shape
+        self._scales[result] = scale
+        return result
+
+    def _weight(self, value: ir.Value, axis: int, before: ir.Node) -> ir.Value:
+        """The dequantised weight."""
+        key = (value, axis)
+        if key not in self._weights:
+            if value.const_value is None:
+                raise ValueError(f"`{value.name}` is not constant")
+            kind = value.dtype or ir.DataType.FLOAT
+            along = axis if self._options.per_channel else None
+            made = quantize_weight(
+                value.const_value.numpy(),
+                self._type,
+                axis=along,
+                scale_dtype=_NUMPY[kind],
+            )
+            inputs = [
+                self._store(f"{value.name}_quantized", made.values),
+                self._store(f"{value.name}_scale", made.scale),
+                self._store(f"{value.name}_zero_point", made.zero_point),
+            ]
+            attributes = {} if along is None else {"axis": along}
+            name = f"{value.name}_dequantized"
+            result = self._insert(before, "DequantizeLinear", inputs, name, kind, attributes)
+            result.shape = value.shape
+            self._scales[result] = made.scale
+            self._weights[key] = result
+        return self._weights[key]
+
+    def _bias(
+        self, bias: ir.Value, scales: NDArray[np.floating[Any]], layer: WeightedLayer
+    ) -> ir.Value:
+        """A constant bias in int32, in units of the products' scales."""
+        if bias.const_value is None:
+            raise QuantizationError(
+                f"the bias `{bias.name}` of `{layer.name}` is computed, so it cannot be int32",
+                hint=f"exclude_nodes: [{layer.name}]",
+            )
+        values = bias.const_value.numpy().astype(np.float64)
+        scale = np.broadcast_to(scales, values.shape).astype(np.float32)
+        integers = np.clip(np.rint(values / scale), -INT32_MAX, INT32_MAX).astype(np.int32)
+        inputs = [
+            self._store(f"{bias.name}_quantized", integers),
+            self._store(f"{bias.name}_scale", scale),
+        ]
+        kind = bias.dtype or ir.DataType.FLOAT
+        name = f"{bias.name}_dequantized"
+        return self._insert(layer.node, "DequantizeLinear", inputs, name, kind, {"axis": 0})
+
+    def _quantize_result(self, value: ir.Value, found: Range, kind: ir.DataType) -> None:
+        """A pair behind a layer; all that read its result read the pair."""
+        producer = value.producer()
+        if producer is None:
+            raise ValueError(f"`{value.name}` is no result")
+        readers, is_output = consumers(value), value.is_graph_output()
+        result = self._pair(value, found, producer, kind)
+        pair = [node for node in consumers(value) if node not in readers]
+        pair += list(consumers(pair[0].outputs[0]))
+        # Written before the producer, where nodes can be put by name; they belong behind it.
+        self._graph.remove(pair)
+        self._graph.insert_after(producer, pair)
+        for reader in readers:
+            for index, source in enumerate(reader.inputs):
+                if source is value:
+                    reader.replace_input_with(index, result)
+        if is_output:
+            name = value.name
+            value.name, result.name = f"{name}_unrounded", name
+            outputs = self._graph.outputs
+            for index, output in enumerate(outputs):
+                if output is value:
+                    outputs[index] = result
+
+    def _store(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        return self._editor.constant(self._editor.name(name), array)
+
+    def _insert(
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        output: str,
+        dtype: ir.DataType,
+        attributes: Mapping[str, int] | None = None,
+    ) -> ir.Value:
+        return self._editor.insert(
+            before, op_type, inputs, output=output, attributes=attributes, dtype=dtype
+        )
+
+
+def activation_scale(
+    found: Range, dtype: EightBits, scale_dtype: np.dtype[np.floating[Any]]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int8 | np.uint8]]:
+    """Scale and zero point of an activation, both of shape (); the scale is never zero.
+
+    int8: `magnitude / 127` and 0. uint8: 255 steps from `low` to `high`, of which one is at 0.
+    """
+    is_symmetric = dtype == "int8"
+    width = found.magnitude / 127 if is_symmetric else (found.high - found.low) / 255
+    scale = rounded_scale(np.array(width or 1.0), scale_dtype)
+    if is_symmetric:
+        return scale, np.array(0, dtype=np.int8)
+    zero_point = np.clip(np.rint(-found.low / scale.astype(np.float64)), 0, 255)
+    return scale, np.array(zero_point, dtype=np.uint8)

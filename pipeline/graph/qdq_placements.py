@@ -1,0 +1,80 @@
+"""Where quantise/dequantise pairs go, by runtime: rules as data.
+
+| rule                  | onnxruntime-cpu                       | tensorrt                          |
+|-----------------------|---------------------------------------|-----------------------------------|
+| activation of a layer | uint8 with a zero point, or int8      | int8, zero point 0                |
+| weight                | int8 or uint8                         | int8, zero point 0                |
+| result of a layer     | of Conv only                          | never                             |
+| bias                  | int32, of Conv only                   | never                             |
+| everything else       | float; token tables int8 when asked   | float                             |
+
+ONNX Runtime 1.31.1 has kernels from 8 bits to float for MatMul (`MatMulIntegerToFloat`), and from 8
+bits to 8 bits alone for Conv (`QLinearConv`). TensorRT fuses pairs before a product into it, and a
+pair behind it costs accuracy and breaks fusions; attention stays one kernel only when its products
+of two activations stay float. Source: NVIDIA, "Working with Quantized Types", explicit
+quantization; builds with TensorRT-RTX 1.7.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 - of a dataclass field
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+PlacementName: TypeAlias = Literal["onnxruntime-cpu", "tensorrt"]
+EightBits: TypeAlias = Literal["int8", "uint8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorRule:
+    """What is quantised around one operator, besides its activation and its weight.
+
+    Attributes:
+        quantizes_result: Whether a pair follows its result too.
+        quantizes_bias: Whether its bias becomes int32, with the scale of the product.
+        becomes_matmul: Whether a Gemm is taken apart into MatMul and Add.
+    """
+
+    quantizes_result: bool = False
+    quantizes_bias: bool = False
+    becomes_matmul: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The rules of one runtime.
+
+    Attributes:
+        operators: By operator; others stay float.
+        activation_dtypes: That may be asked for. int8 is symmetric around the zero point 0.
+        weight_dtypes: Likewise.
+        allows_embeddings: Whether token tables may be stored in 8 bits, one scale a row.
+    """
+
+    operators: Mapping[str, OperatorRule]
+    activation_dtypes: tuple[EightBits, ...]
+    weight_dtypes: tuple[EightBits, ...]
+    allows_embeddings: bool
+
+
+PLACEMENTS: Final[Mapping[PlacementName, Placement]] = MappingProxyType(
+    {
+        "onnxruntime-cpu": Placement(
+            operators={
+                "MatMul": OperatorRule(),
+                "Gemm": OperatorRule(becomes_matmul=True),
+                "Conv": OperatorRule(quantizes_result=True, quantizes_bias=True),
+            },
+            activation_dtypes=("uint8", "int8"),
+            weight_dtypes=("int8", "uint8"),
+            allows_embeddings=True,
+        ),
+        "tensorrt": Placement(
+            operators={"MatMul": OperatorRule(), "Gemm": OperatorRule(), "Conv": OperatorRule()},
+            activation_dtypes=("int8",),
+            weight_dtypes=("int8",),
+            allows_embeddings=False,
+        ),
+    }
+)
