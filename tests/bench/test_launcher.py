@@ -107,7 +107,7 @@ def test_samples_that_do_not_fit_the_model_are_named(tmp_path: Path) -> None:
     (tmp_path / "samples" / "samples.safetensors").unlink()
     with pytest.raises(StageError, match=r"there is no `samples\.safetensors`") as caught:
         launch(job, make_folder(tmp_path))
-    assert "Traceback" not in caught.value.message
+    assert 'File "' not in caught.value.message
 
 
 def test_a_launch_that_is_killed_names_the_signal(
@@ -157,4 +157,4 @@ def test_an_input_that_the_samples_lack_fails_the_launch_without_a_traceback(
     write_image_graph(tmp_path / "model")
     with pytest.raises(StageError, match="no input `pixel_values`; they have") as caught:
         launch(make_job(tmp_path), make_folder(tmp_path))
-    assert "Traceback" not in caught.value.message
+    assert 'File "' not in caught.value.message

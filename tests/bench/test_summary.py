@@ -148,3 +148,23 @@ def test_load_time_is_the_median_over_launches_against_the_reference() -> None:
     launches = [make_launch("ab", shape), make_launch("ab", shape), make_launch("aa", shape)]
     assert median_load_time_ms(launches, "candidate") == 30
     assert median_load_time_ms(launches, "reference") == 900
+
+
+def test_each_shape_is_judged_by_its_own_records() -> None:
+    launches = []
+    for launch in make_launches(1.5, seed=2):
+        (shape,) = launch.record.shapes
+        # The same figures under another shape, with the models' parts swapped.
+        pairs = tuple(
+            pair.model_copy(
+                update={"reference_ns": pair.candidate_ns, "candidate_ns": pair.reference_ns}
+            )
+            for pair in shape.pairs
+        )
+        other = ShapeRecord(axes=("batch", "sequence"), shape=(16, 4), pairs=pairs)
+        record = launch.record.model_copy(update={"shapes": (shape, other)})
+        launches.append(launch.model_copy(update={"record": record}))
+    one, two = (summarise_shape(launches, shape, margin=0.08) for shape in (SHAPE, (16, 4)))
+    assert (one.shape, one.verdict) == (SHAPE, "faster")
+    assert (two.shape, two.verdict) == ((16, 4), "slower")
+    assert two.speedup == pytest.approx(1 / one.speedup)
