@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from pipeline.api import Artifact, convert, load_recipe, plan
+from pipeline.api import Artifact, convert, convert_all, load_recipe, plan
 from pipeline.errors import (
     ArtifactError,
     DigestMismatch,
@@ -35,6 +35,7 @@ __all__ = [
     "StageError",
     "StoreError",
     "convert",
+    "convert_all",
     "load_recipe",
     "plan",
 ]

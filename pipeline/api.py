@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ArtifactError, GateFailed, StageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.build import BuildOptions, BuildResult
     from pipeline.planning import NodeStatus, Plan
+    from pipeline.recipe.parts import Scalar
     from pipeline.recipe.types import Recipe
     from pipeline.report.schema import Report
 
@@ -79,7 +82,10 @@ class Artifact:
 
 
 def plan(
-    recipe: str | Path, *, store: str | Path | None = None
+    recipe: str | Path,
+    *,
+    store: str | Path | None = None,
+    variables: Mapping[str, Scalar] | None = None,
 ) -> tuple[Plan, tuple[NodeStatus, ...]]:
     """The plan of a recipe, and for each node whether its result is there, or why it must run.
 
@@ -90,7 +96,7 @@ def plan(
     from pipeline.recipe import load_recipe_file
 
     opened = open_store(_options(None, store))
-    made = prepare_plan(load_recipe_file(recipe), opened)
+    made = prepare_plan(load_recipe_file(recipe, variables), opened)
     return made, plan_status(made, opened)
 
 
@@ -99,6 +105,7 @@ def convert(
     *,
     output: str | Path | None = None,
     store: str | Path | None = None,
+    variables: Mapping[str, Scalar] | None = None,
 ) -> Artifact:
     """Build what a recipe asks for, and return the artifact once it holds its gates.
 
@@ -106,9 +113,11 @@ def convert(
         recipe: Path of the recipe.
         output: Where artifacts go; `artifacts` under the current directory when None.
         store: Root of the store; `$CONVERT_STORE` or the user's cache directory when None.
+        variables: Values for variables of the recipe.
 
     Raises:
-        RecipeError: the recipe is wrong, or asks for what cannot be.
+        RecipeError: the recipe is wrong, asks for what cannot be, or has a matrix that makes several
+            recipes.
         GateFailed: a gate does not hold; `where` is the directory with the report.
         StageError: a stage failed; `where` is the directory with the report.
         ArtifactError: the checkpoint, the store or the artifact is damaged or cannot be written.
@@ -117,12 +126,40 @@ def convert(
     from pipeline.build import build
     from pipeline.recipe import load_recipe_file
 
-    result = build(load_recipe_file(recipe), _options(output, store))
+    result = build(load_recipe_file(recipe, variables), _options(output, store))
     raise_for_verdict(result)
     return Artifact.open(result.directory)
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def convert_all(
+    recipe: str | Path,
+    *,
+    output: str | Path | None = None,
+    store: str | Path | None = None,
+    variables: Mapping[str, Scalar] | None = None,
+) -> tuple[Artifact, ...]:
+    """Build every recipe that the matrix of a recipe makes, and return their artifacts in order.
+
+    All are planned before the first one is built. Args and errors as `convert`; what fails ends the
+    call, and what was built before stays published.
+    """
+    from pipeline.build import build, open_store, prepare_plan
+    from pipeline.recipe import load_recipes
+
+    loaded = load_recipes(recipe, variables)
+    options = _options(output, store)
+    opened = open_store(options)
+    for each in loaded:
+        prepare_plan(each, opened)
+    artifacts = []
+    for each in loaded:
+        result = build(each, options)
+        raise_for_verdict(result)
+        artifacts.append(Artifact.open(result.directory))
+    return tuple(artifacts)
+
+
+def load_recipe(path: str | Path, variables: Mapping[str, Scalar] | None = None) -> Recipe:
     """Read and check a recipe.
 
     Raises:
@@ -130,7 +167,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     from pipeline.recipe import load_recipe as load
 
-    return load(path)
+    return load(path, variables)
 
 
 def raise_for_verdict(result: BuildResult) -> None:

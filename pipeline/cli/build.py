@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.options import json_option, recipe_argument, store_options
+from pipeline.cli.options import (
+    json_option,
+    recipe_argument,
+    store_options,
+    variables_option,
+)
 from pipeline.cli.output import emit, say
 from pipeline.errors import ExitCode
 
 if TYPE_CHECKING:
-    from pipeline.build import BuildResult
+    from pipeline.build import BuildOptions, BuildResult
     from pipeline.cli.progress import Progress
     from pipeline.planning import Plan
+    from pipeline.publish import EarlyCheck
+    from pipeline.recipe import LoadedRecipe
 
 EXIT_CODES = {
     "passed": ExitCode.OK,
@@ -40,6 +48,7 @@ EXIT_CODES = {
     is_flag=True,
     help="Start even when memory or disk is forecast not to do.",
 )
+@variables_option
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the verdict.")
 @click.option("-v", "--verbose", is_flag=True, help="Also every line that a stage logs.")
@@ -50,6 +59,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     jobs: int | None,
     threads: int | None,
     no_forecast: bool,
+    variables: dict[str, str],
     is_json: bool,
     quiet: bool,
     verbose: bool,
@@ -63,15 +73,16 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     Examples:
       convert recipe.yaml
       convert recipe.yaml --output /srv/models --json > result.json
+      convert recipe.yaml --var length=256
       python -m pipeline recipe.yaml          # where another `convert` is on the PATH
     """  # noqa: D301 - \b is click's own
     from pipeline.publish import EarlyCheck
-    from pipeline.recipe import load_recipe_file
+    from pipeline.recipe import load_recipes
 
-    loaded = load_recipe_file(recipe)
-    early_check = EarlyCheck(output, loaded.recipe.name)  # while the rest is still being imported
-    from pipeline.build import BuildOptions, build
-    from pipeline.cli.progress import make_progress
+    loaded = load_recipes(recipe, variables)
+    # Verifies while the rest is still being imported.
+    early_check = EarlyCheck(output, loaded[0].recipe.name) if len(loaded) == 1 else None
+    from pipeline.build import BuildOptions
 
     options = BuildOptions(
         output=output,
@@ -82,20 +93,50 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
         threads=threads,
         has_forecast=not no_forecast,
     )
-    with make_progress(is_quiet=quiet, is_verbose=verbose) as progress:
-        result = build(
+    shown = Shown(is_quiet=quiet, is_verbose=verbose)
+    if len(loaded) > 1:
+        from pipeline.cli.build_several import build_several
+
+        return build_several(loaded, options, shown, is_json=is_json)
+    result = build_one(loaded[0], options, shown, early_check)
+    if is_json:
+        emit(json.dumps(result_document(result), indent=2))
+    print_summary(result, is_quiet=quiet)
+    return int(EXIT_CODES[result.verdict])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """How much is shown while building."""
+
+    is_quiet: bool
+    is_verbose: bool
+
+
+def build_one(
+    loaded: LoadedRecipe,
+    options: BuildOptions,
+    shown: Shown,
+    early_check: EarlyCheck | None = None,
+) -> BuildResult:
+    """Build one recipe and show what happens.
+
+    Raises:
+        PipelineError: as `pipeline.build.build`.
+    """
+    from pipeline.build import build
+    from pipeline.cli.progress import make_progress
+
+    with make_progress(is_quiet=shown.is_quiet, is_verbose=shown.is_verbose) as progress:
+        return build(
             loaded,
             options,
             listener=progress.listen,
             on_plan=lambda plan: begin(plan, progress),
-            on_log=progress.log if verbose else None,
+            on_log=progress.log if shown.is_verbose else None,
             early_check=early_check,
-            note=(lambda _: None) if quiet else say,
+            note=(lambda _: None) if shown.is_quiet else say,
         )
-    if is_json:
-        emit(json.dumps(_document(result), indent=2))
-    _print_summary(result, is_quiet=quiet)
-    return int(EXIT_CODES[result.verdict])
 
 
 def begin(plan: Plan, progress: Progress) -> None:
@@ -105,7 +146,8 @@ def begin(plan: Plan, progress: Progress) -> None:
     progress.begin(plan)
 
 
-def _print_summary(result: BuildResult, *, is_quiet: bool) -> None:
+def print_summary(result: BuildResult, *, is_quiet: bool) -> None:
+    """The verdict and where the report is, on standard error."""
     if is_quiet:
         click.echo(f"{result.verdict}: {result.directory}", err=True)
         for reason in result.reasons:
@@ -127,7 +169,8 @@ def _print_summary(result: BuildResult, *, is_quiet: bool) -> None:
     click.echo(f"report: {result.directory / 'report.html'}", err=True)
 
 
-def _document(result: BuildResult) -> dict[str, object]:
+def result_document(result: BuildResult) -> dict[str, object]:
+    """What `--json` says of a build."""
     return {
         "verdict": result.verdict,
         "exit_code": int(EXIT_CODES[result.verdict]),

@@ -8,9 +8,11 @@ from pipeline.report.figures import size
 from pipeline.report.printable import printable_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["columns", "counted", "one_line", "size"]
+    from pipeline.recipe.parts import Scalar
+
+__all__ = ["columns", "counted", "one_line", "size", "values_text"]
 
 MAX_COLUMN = 72
 
@@ -23,6 +25,13 @@ def one_line(text: object, limit: int = 300) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun, such as `1 layer` or `2 layers`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def values_text(values: Mapping[str, Scalar]) -> str:
+    """A combination of a matrix, such as `model=a, length=8`."""
+    from pipeline.recipe.schema import flow_text
+
+    return one_line(", ".join(f"{name}={flow_text(value)}" for name, value in values.items()))
 
 
 def columns(rows: Iterable[Sequence[object]], *, indent: str = "  ") -> Iterator[str]:

@@ -13,7 +13,7 @@ import click
 
 from pipeline.cli.build import build_command
 from pipeline.cli.lazy import LazyCommand, LazyGroup
-from pipeline.cli.output import emit
+from pipeline.cli.output import emit, error_document
 from pipeline.errors import ArtifactError, ExitCode, PipelineError, RecipeError
 
 if TYPE_CHECKING:
@@ -89,7 +89,11 @@ def _run(arguments: list[str]) -> int:
 
 def _with_command(arguments: list[str]) -> list[str]:
     """Put `run` first where the first word is no command: `convert recipe.yaml`."""
-    words = [argument for argument in arguments if not argument.startswith("-")]
+    words = [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if not argument.startswith("-") and before != "--var"
+    ]
     if not words or words[0] in cli.commands:
         return arguments
     near = difflib.get_close_matches(words[0], cli.commands, n=1)
@@ -111,19 +115,8 @@ def _tell(error: PipelineError, code: int, *, is_json: bool, kind: str = "") -> 
 
 
 def _emit_error(kind: str, error: PipelineError, code: int) -> None:
-    document = {
-        "verdict": "error",
-        "exit_code": code,
-        "artifact": None,
-        "error": {
-            "kind": kind,
-            "message": error.message,
-            "where": error.where,
-            "hint": error.hint,
-        },
-    }
     with contextlib.suppress(ArtifactError):  # the exit code says it all the same
-        emit(json.dumps(document, indent=2))
+        emit(json.dumps(error_document(kind, error, code), indent=2))
 
 
 def _defect(error: Exception) -> PipelineError:

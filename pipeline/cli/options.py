@@ -13,6 +13,31 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., object]")
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+
+
+def _variables(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    """`name=value` of every `--var`; whether there are such variables is the recipe's to say."""
+    variables: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"`{text}` is not name=value")
+        if name in variables:
+            raise click.BadParameter(f"`{name}` is given twice")
+        variables[name] = value
+    return variables
+
+
+variables_option = click.option(
+    "--var",
+    "variables",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_variables,
+    help="A value for a variable of the recipe; may be repeated.",
+)
 json_option = click.option("--json", "is_json", is_flag=True, help="One JSON document on stdout.")
 output_option = click.option(
     "--output",

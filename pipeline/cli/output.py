@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, PipelineError
 
 
 def say(text: str) -> None:
@@ -31,3 +31,18 @@ def emit(text: str = "") -> None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ArtifactError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def error_document(kind: str, error: PipelineError, code: int) -> dict[str, object]:
+    """What `--json` says where there is no artifact."""
+    return {
+        "verdict": "error",
+        "exit_code": code,
+        "artifact": None,
+        "error": {
+            "kind": kind,
+            "message": error.message,
+            "where": error.where,
+            "hint": error.hint,
+        },
+    }

@@ -7,29 +7,43 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.options import json_option, recipe_argument, store_options
+from pipeline.cli.lines import counted, values_text
+from pipeline.cli.options import (
+    json_option,
+    recipe_argument,
+    store_options,
+    variables_option,
+)
 from pipeline.cli.output import emit, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from pipeline.planning import NodeStatus
+    from pipeline.planning import NodeStatus, Plan
+    from pipeline.recipe import LoadedRecipe
+
+    Planned = tuple[LoadedRecipe, Plan, tuple[NodeStatus, ...]]
 
 
 @click.command("plan")
 @recipe_argument
 @click.option("--explain", is_flag=True, help="Say for each node why it must run.")
+@variables_option
 @json_option
 @store_options
 def plan_command(
     recipe: Path,
     explain: bool,
+    variables: dict[str, str],
     is_json: bool,
     store: Path | None,
     is_store_trusted: bool,
     must_rehash: bool,
 ) -> None:
     """Show what converting RECIPE would do: for each node hit, or that it must run.
+
+    A recipe with a matrix is shown with every recipe and target that it makes.
 
     \b
     Examples:
@@ -39,37 +53,102 @@ def plan_command(
     """  # noqa: D301 - \b is click's own
     from pipeline.build import BuildOptions, open_store, prepare_plan
     from pipeline.planning import plan_status
-    from pipeline.recipe import load_recipe_file
+    from pipeline.recipe import load_recipes
 
     options = BuildOptions(store=store, is_store_trusted=is_store_trusted)
     opened = open_store(options)
-    plan = prepare_plan(load_recipe_file(recipe), opened, must_rehash=must_rehash, note=say)
-    for line in plan.source.notes:
-        say(f"note: {line}")
-    statuses = plan_status(plan, opened)
+    planned: list[Planned] = []
+    for loaded in load_recipes(recipe, variables):
+        plan = prepare_plan(loaded, opened, must_rehash=must_rehash, note=say)
+        for line in plan.source.notes:
+            say(f"note: {line}")
+        planned.append((loaded, plan, plan_status(plan, opened)))
     if is_json:
-        emit(json.dumps({"nodes": [_node_json(status) for status in statuses]}, indent=2))
+        emit(json.dumps(_document(planned), indent=2))
         return
+    makers: dict[str, str] = {}
+    for loaded, plan, statuses in planned:
+        if len(planned) > 1 or loaded.values:
+            emit(f"{loaded.recipe.name}: {values_text(loaded.values)}")
+        _print_targets(loaded)
+        _print_nodes(plan, statuses, makers, must_explain=explain)
+        if len(planned) > 1:
+            emit()
+    all_statuses = [status for _, _, statuses in planned for status in statuses]
+    to_run = sum(status.record is None for status in all_statuses)
+    total = counted(len(all_statuses), "node")
+    if len(planned) == 1:
+        emit()
+    else:
+        total = f"{len(planned)} recipes, {total}"
+    emit(f"{total}: {len(all_statuses) - to_run} hit, {to_run} to run")
+    if to_run and not explain:
+        emit("--explain says why")
+
+
+def _print_targets(loaded: LoadedRecipe) -> None:
+    """The targets that a matrix made, with its values; those that are written out go without."""
+    for target, values in zip(loaded.recipe.targets, loaded.target_values, strict=False):
+        if values:
+            emit(f"      target {target.name}: {values_text(values)}")
+
+
+def _print_nodes(
+    plan: Plan,
+    statuses: Sequence[NodeStatus],
+    makers: dict[str, str],
+    *,
+    must_explain: bool,
+) -> None:
+    """One line a node; `makers` remembers, from recipe to recipe, who makes a key first."""
     width = max(len(status.node.name) for status in statuses)
     for status in statuses:
         inputs = ", ".join(plan.nodes[parent].name for parent in status.node.parents())
         line = f"{_state(status):4}  {status.node.name:{width}}"
         emit(f"{line}  <- {inputs}" if inputs else line.rstrip())
-        if explain:
-            for reason in status.reasons:
-                emit(f"      because {reason}")
-    to_run = sum(status.record is None for status in statuses)
-    emit(f"\n{len(statuses)} nodes: {len(statuses) - to_run} hit, {to_run} to run")
-    if to_run and not explain:
-        emit("--explain says why")
+        maker = makers.setdefault(status.key, plan.recipe.name) if status.key else ""
+        if not must_explain:
+            continue
+        for reason in status.reasons:
+            emit(f"      because {reason}")
+        if status.record is None and maker not in {"", plan.recipe.name}:
+            emit(f"      but `{maker}` makes it before")
 
 
 def _state(status: NodeStatus) -> str:
     return "run" if status.record is None else "hit"
 
 
-def _node_json(status: NodeStatus) -> dict[str, object]:
+def _document(planned: Sequence[Planned]) -> dict[str, object]:
     return {
+        "recipes": [
+            {
+                "name": loaded.recipe.name,
+                "values": dict(loaded.values),
+                "targets": _targets_json(loaded),
+            }
+            for loaded, _, _ in planned
+        ],
+        "nodes": [
+            _node_json(status, plan.recipe.name)
+            for _, plan, statuses in planned
+            for status in statuses
+        ],
+    }
+
+
+def _targets_json(loaded: LoadedRecipe) -> list[dict[str, object]]:
+    targets = loaded.recipe.targets
+    values = loaded.target_values or ({},) * len(targets)
+    return [
+        {"name": target.name, "values": dict(each)}
+        for target, each in zip(targets, values, strict=True)
+    ]
+
+
+def _node_json(status: NodeStatus, recipe: str) -> dict[str, object]:
+    return {
+        "recipe": recipe,
         "name": status.node.name,
         "stage": status.node.stage.name,
         "component": status.node.component,
