@@ -24,6 +24,7 @@ from pipeline.environment import (
 )
 from pipeline.errors import EnvironmentMissing
 from pipeline.package_checks import Check, State, check_imports, check_packages
+from pipeline.source import HubSettings
 from pipeline.store_trial import examine_store
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def examine(store_root: Path) -> tuple[Check, ...]:
             Check(area="store", name=t.name, state=t.state, detail=t.detail, hint=t.hint)
             for t in examine_store(store_root)
         ),
+        check_hub(),
         *check_targets(),
     )
 
@@ -181,6 +183,24 @@ def _nvidia_smi() -> list[str]:
     if done.returncode != 0:
         return [f"nvidia-smi ended with status {done.returncode}: {done.stdout.strip()[:200]}"]
     return done.stdout.strip().splitlines()
+
+
+def check_hub() -> Check:
+    """Where checkpoints of hubs come from; the hub itself is not asked."""
+    try:
+        settings = HubSettings.from_environment()
+    except EnvironmentMissing as error:
+        return Check(
+            area="hub", name="hub", state="missing", detail=error.message, hint=error.hint
+        )
+    asked = "never asked (HF_HUB_OFFLINE)" if settings.is_offline else "asked when needed"
+    token = "with a token" if settings.has_token else "without a token: public checkpoints only"
+    return Check(
+        area="hub",
+        name="hub",
+        state="ok",
+        detail=f"{settings.endpoint}, {asked}, {token}; cache {settings.cache}",
+    )
 
 
 # --- targets --------------------------------------------------------------------------------

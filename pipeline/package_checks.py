@@ -41,7 +41,7 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        area: `python`, `packages`, `cpu`, `memory`, `gpu`, `store` or `targets`.
+        area: `python`, `packages`, `cpu`, `memory`, `gpu`, `store`, `hub` or `targets`.
         name: What was looked at.
         state: `ok`; `note`, which nobody needs to act on; `missing`, which some targets need; or
             `problem`, which every target suffers from.

@@ -7,6 +7,7 @@ A kind of source is a module here that turns what the recipe says into a `Locati
 `package`, `hub`. A new kind is a new module and a line in `resolve.RESOLVERS`.
 """
 
+from pipeline.source.hub_settings import HubSettings
 from pipeline.source.resolve import fetch_source, resolve_source
 from pipeline.source.selection import (
     CONFIG_FILES,
@@ -21,6 +22,7 @@ __all__ = [
     "PROCESSOR_FILES",
     "TOKENIZER_FILES",
     "TOKENIZER_VOCABULARIES",
+    "HubSettings",
     "Source",
     "SourceFile",
     "fetch_source",

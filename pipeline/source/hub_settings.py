@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import EnvironmentMissing
+
 CACHE_LAYOUT = "models--{}"
 """Folder of a repository in the cache; `/` in its name becomes `--`."""
 
@@ -31,8 +33,18 @@ class HubSettings:
 
     @classmethod
     def from_environment(cls) -> HubSettings:
-        """What `huggingface_hub` made of the environment when it was imported."""
-        from huggingface_hub import constants
+        """What `huggingface_hub` made of the environment when it was imported.
+
+        Raises:
+            EnvironmentMissing: it is not installed.
+        """
+        try:
+            from huggingface_hub import constants
+        except ImportError as error:
+            raise EnvironmentMissing(
+                f"checkpoints of hubs need the package huggingface_hub: {error}",
+                hint="pip install huggingface_hub",
+            ) from error
 
         return cls(
             endpoint=constants.ENDPOINT,
