@@ -114,11 +114,12 @@ def _slice(shapes: SymbolicShapes, node: ir.Node) -> tuple[Dim | None, ...] | No
 
 
 def _slice_length(length: Dim, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
-    if start is None or end is None or step != ONE:
+    if start is None or end is None or step is None:
         return None
-    if length.is_constant and start.is_constant and end.is_constant:
-        return Dim(len(range(*slice(start.factor, end.factor).indices(length.factor))))
-    if start != Dim(0):
+    if all(dim.is_constant for dim in (length, start, end, step)):
+        taken = slice(start.factor, end.factor, step.factor)
+        return Dim(len(range(*taken.indices(length.factor)))) if step.factor > 0 else None
+    if start != Dim(0) or step != ONE:
         return None
     if end == length or (end.is_constant and end.factor >= 2**31 - 1):
         return length
@@ -191,6 +192,78 @@ def _shape_of(shapes: SymbolicShapes, node: ir.Node) -> Shape | None:
     return None if content is None else (Dim(len(content)),)
 
 
+def _tile(shapes: SymbolicShapes, node: ir.Node) -> tuple[Dim | None, ...] | None:
+    shape, repeats = shapes.of(input_of(node, 0)), shapes.content(input_of(node, 1))
+    if shape is None or repeats is None or len(shape) != len(repeats):
+        return None
+    return tuple(
+        None if repeat is None else dim * repeat
+        for dim, repeat in zip(shape, repeats, strict=True)
+    )
+
+
+def _indices(shapes: SymbolicShapes, node: ir.Node) -> Shape | None:
+    return shapes.of(input_of(node, 1))
+
+
+def _conv(shapes: SymbolicShapes, node: ir.Node) -> tuple[Dim | None, ...] | None:
+    image, weight = shapes.of(input_of(node, 0)), shapes.of(input_of(node, 1))
+    if image is None or weight is None or len(image) != len(weight):
+        return None
+    kernel = _ints(node, "kernel_shape") or _constants(weight[2:])
+    return (image[0], weight[0], *_windows(node, image[2:], kernel))
+
+
+def _pool(shapes: SymbolicShapes, node: ir.Node) -> tuple[Dim | None, ...] | None:
+    image = shapes.of(input_of(node, 0))
+    if image is None:
+        return None
+    return (*image[:2], *_windows(node, image[2:], _ints(node, "kernel_shape")))
+
+
+def _global_pool(shapes: SymbolicShapes, node: ir.Node) -> Shape | None:
+    image = shapes.of(input_of(node, 0))
+    return None if image is None else (*image[:2], *(ONE for _ in image[2:]))
+
+
+def _windows(
+    node: ir.Node, sizes: Shape, kernel: tuple[int, ...] | None
+) -> tuple[Dim | None, ...]:
+    """How often a window fits into each axis, by the formula of ONNX's Conv and MaxPool."""
+    unknown = (None,) * len(sizes)
+    auto_pad = node.attributes.get("auto_pad")
+    is_automatic = auto_pad is not None and auto_pad.as_string() not in {"NOTSET", "VALID"}
+    if kernel is None or is_automatic or int_attribute(node, "ceil_mode", 0):
+        return unknown
+    ones = (1,) * len(sizes)
+    strides, dilations = _ints(node, "strides") or ones, _ints(node, "dilations") or ones
+    pads = _ints(node, "pads") or (0,) * (2 * len(sizes))
+    return tuple(
+        Dim((size.factor + pads[axis] + pads[axis + len(sizes)] - reach) // strides[axis] + 1)
+        if size.is_constant
+        else None
+        for axis, size in enumerate(sizes)
+        for reach in [dilations[axis] * (kernel[axis] - 1) + 1]
+    )
+
+
+def split_part(shapes: SymbolicShapes, node: ir.Node, index: int) -> tuple[Dim | None, ...] | None:
+    """The shape of one output of a `Split`."""
+    shape = shapes.of(input_of(node, 0))
+    if shape is None:
+        return None
+    axis = int_attribute(node, "axis", 0) % len(shape)
+    return (*shape[:axis], _part_length(shapes, node, index, shape[axis]), *shape[axis + 1 :])
+
+
+def _part_length(shapes: SymbolicShapes, node: ir.Node, index: int, length: Dim) -> Dim | None:
+    if input_of(node, 1) is not None:
+        lengths = shapes.content(input_of(node, 1))
+        return None if lengths is None else lengths[index]
+    # Only a length that divides evenly has parts of one size; else the last one is smaller.
+    return length.divided_by(Dim(len(node.outputs)))
+
+
 def _first(shapes: SymbolicShapes, node: ir.Node) -> Shape | None:
     return shapes.of(input_of(node, 0))
 
@@ -260,12 +333,18 @@ def _content_mul(shapes: SymbolicShapes, node: ir.Node) -> Content | None:
 
 
 SHAPE_RULES: dict[str, Callable[[SymbolicShapes, ir.Node], tuple[Dim | None, ...] | None]] = {
+    "AveragePool": _pool,
     "Concat": _concat,
+    "Conv": _conv,
     "Expand": _expand,
     "Gather": _gather,
+    "GatherElements": _indices,
     "GatherND": _gather_nd,
     "Gemm": _gemm,
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
     "MatMul": _matmul,
+    "MaxPool": _pool,
     "MultiHeadAttention": _attention,
     "Range": _range,
     "ReduceL2": _reduce,
@@ -278,6 +357,7 @@ SHAPE_RULES: dict[str, Callable[[SymbolicShapes, ir.Node], tuple[Dim | None, ...
     "SkipLayerNormalization": _first,
     "Slice": _slice,
     "Squeeze": _squeeze,
+    "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

@@ -16,17 +16,18 @@ from pipeline.graph.fusions.shape_rules import (
     SHAPE_RULES,
     fresh,
     resolve_reshape,
+    split_part,
 )
 
 LARGEST_SHAPE_TENSOR = 32
 """Integer constants with more elements than this are no shapes."""
 
 _SAME_SHAPE = frozenset({
-    "Abs", "BatchNormalization", "BiasGelu", "Cast", "CastLike", "Ceil", "Clip", "CumSum",
-    "Dropout", "Elu", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "HardSigmoid", "Identity",
-    "InstanceNormalization", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu", "Log",
-    "LogSoftmax", "Mish", "Neg", "Not", "QuickGelu", "Reciprocal", "Relu", "Round", "Selu",
-    "Sigmoid", "Sign", "SimplifiedLayerNormalization", "Softmax", "Softplus", "Sqrt", "Tanh",
+    "Abs", "BatchNormalization", "BiasGelu", "Cast", "CastLike", "Ceil", "Clip", "Cos", "CumSum",
+    "Dropout", "Elu", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu",
+    "Log", "LogSoftmax", "Mish", "Neg", "Not", "QuickGelu", "Reciprocal", "Relu", "Round", "Selu",
+    "Sigmoid", "Sign", "SimplifiedLayerNormalization", "Sin", "Softmax", "Softplus", "Sqrt", "Tanh",
 })  # fmt: skip
 _BROADCASTING = frozenset({
     "Add", "And", "BitwiseAnd", "BitwiseOr", "Div", "Equal", "Greater", "GreaterOrEqual", "Less",
@@ -103,6 +104,8 @@ class SymbolicShapes:
 
     def _by_operator(self, node: ir.Node, value: ir.Value) -> tuple[Dim | None, ...] | None:
         operator = node.op_type
+        if operator == "Split":
+            return split_part(self, node, node.outputs.index(value))
         if value is not node.outputs[0]:
             return None
         if operator in _SAME_SHAPE:
