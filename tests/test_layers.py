@@ -28,7 +28,7 @@ LAYERS = (
     ("stages",),
     ("bench", "engines", "report"),
     ("parity",),
-    ("calibration", "data", "graph", "runtimes", "store", "source"),
+    ("calibration", "data", "graph", "runtimes", "store", "source", "data_source"),
     ("stages.base",),
     ("tasks", "manifest", "source_checks", "digest_memory", "environment"),
     ("errors", "hashing", "records"),

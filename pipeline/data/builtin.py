@@ -108,7 +108,7 @@ def _take(candidates: Sequence[str], count: int, kind: str) -> list[str]:
         raise StageError(
             f"the standard library holds {len(candidates)} {kind}, {count} are wanted",
             where=SOURCE,
-            hint="ask for fewer in `data.evaluation.samples`",
+            hint="ask for fewer `samples`",
         )
     return list(candidates[:count])
 
@@ -129,7 +129,7 @@ def _join_long(sentences: Sequence[str], count: int, max_tokens: int) -> list[st
                 raise StageError(
                     f"the standard library holds too few sentences for {count} long texts",
                     where=SOURCE,
-                    hint="ask for fewer in `data.evaluation.samples`",
+                    hint="ask for fewer `samples`",
                 )
             parts.append(part)
             words += len(part.split())

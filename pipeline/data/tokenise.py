@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 import tokenizers
@@ -18,13 +18,24 @@ import tokenizers
 from pipeline.errors import StageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 TOKENIZER_FILE = "tokenizer.json"
 
-SLOW_TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+Cut: TypeAlias = Literal["longest_first", "only_second"]
+"""Which of two texts is cut when both are too long together; a question must stay whole."""
+
+SLOW_TOKENIZER_FILES = (
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 """Vocabularies from which `AutoTokenizer` can build what `tokenizer.json` would have said."""
 
 
@@ -38,6 +49,35 @@ class _Encoding(Protocol):
     @property
     def type_ids(self) -> list[int]: ...
 
+    @property
+    def offsets(self) -> list[tuple[int, int]]: ...
+
+    @property
+    def sequence_ids(self) -> list[int | None]: ...
+
+    @property
+    def special_tokens_mask(self) -> list[int]: ...
+
+    @property
+    def overflowing(self) -> Sequence[_Encoding]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sample with what is needed to find its words among its tokens.
+
+    Attributes:
+        inputs: int64 (sequence,) by input name, not padded.
+        offsets: For each token, its first and last + 1 character in the text it is of.
+        parts: For each token, which text it is of: 0, 1; None for special tokens.
+        is_cut: Something was left out, because the sample was too long.
+    """
+
+    inputs: dict[str, NDArray[np.int64]]
+    offsets: list[tuple[int, int]]
+    parts: list[int | None]
+    is_cut: bool
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
@@ -46,11 +86,13 @@ class TokenizerSettings:
     Attributes:
         pad_token: The padding token's text; None when the checkpoint names none.
         pad_token_id: Its id by `config.json`; None when it is not there.
+        mask_token: The text of the token that hides a word; None when the checkpoint names none.
         has_token_types: The model takes `token_type_ids`.
     """
 
     pad_token: str | None
     pad_token_id: int | None
+    mask_token: str | None
     has_token_types: bool
 
 
@@ -58,12 +100,17 @@ class CheckpointTokenizer:
     """Text to model inputs, one sample at a time, special tokens included, cut at a length."""
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings, max_length: int
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        settings: TokenizerSettings,
+        max_length: int,
+        cut: Cut = "longest_first",
     ) -> None:
         # The file may carry the padding and truncation of its author's last call (MiniLM's says
         # 128 tokens, padded); neither may leak into our samples.
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
+        tokenizer.enable_truncation(max_length, strategy=cut)
+        self.max_length = max_length
         self._tokenizer = tokenizer
         self._settings = settings
 
@@ -84,22 +131,62 @@ class CheckpointTokenizer:
         """The padding token's text, or None when the checkpoint names none."""
         return self._settings.pad_token
 
-    def encode(self, text: str) -> dict[str, NDArray[np.int64]]:
-        """The inputs of one sample: int64 (sequence,) by input name, not padded."""
-        encoding: _Encoding = self._tokenizer.encode(text)
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the token that hides a word, or None when the checkpoint names none."""
+        named = self._settings.mask_token
+        known: int | None = None if named is None else self._tokenizer.token_to_id(named)
+        return known
+
+    def encode(self, text: str, pair: str | None = None) -> dict[str, NDArray[np.int64]]:
+        """The inputs of one sample: int64 (sequence,) by input name, not padded.
+
+        Args:
+            text: The text, or the first of two.
+            pair: The second text.
+
+        Raises:
+            StageError: when the text that may not be cut leaves no room for the other.
+        """
+        return self.encode_with_offsets(text, pair).inputs
+
+    def encode_with_offsets(self, text: str, pair: str | None = None) -> Encoded:
+        """As `encode`, with the place of each token in the texts."""
+        encoding: _Encoding
+        try:
+            encoding = self._tokenizer.encode(text, pair)
+        # What the library raises has no type of its own.
+        except Exception as err:
+            raise StageError(
+                f"the text cannot be cut to {self.max_length} tokens: {err}",
+                hint="raise `shapes.sequence.max`, or leave the row out",
+            ) from err
         columns = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask}
         if self._settings.has_token_types:
             columns["token_type_ids"] = encoding.type_ids
-        return {name: np.asarray(values, dtype=np.int64) for name, values in columns.items()}
+        special = encoding.special_tokens_mask
+        return Encoded(
+            inputs={name: np.asarray(values, dtype=np.int64) for name, values in columns.items()},
+            offsets=encoding.offsets,
+            parts=[
+                None if is_special else part
+                for part, is_special in zip(encoding.sequence_ids, special, strict=True)
+            ],
+            is_cut=bool(encoding.overflowing),
+        )
 
 
-def load_tokenizer(directory: Path, max_length: int) -> CheckpointTokenizer:
+def load_tokenizer(
+    directory: Path, max_length: int, *, is_pair: bool = False, cut: Cut = "longest_first"
+) -> CheckpointTokenizer:
     """The tokenizer of a checkpoint.
 
     Args:
         directory: Holds `tokenizer.json`, or a vocabulary that `AutoTokenizer` reads, and best
             also `tokenizer_config.json` and `config.json`.
         max_length: Longest sample in tokens, special tokens included.
+        is_pair: Samples are of two texts, which takes more special tokens.
+        cut: Which of two texts is cut.
 
     Raises:
         StageError: when there is no tokenizer, its file is damaged, or `max_length` leaves no
@@ -117,13 +204,13 @@ def load_tokenizer(directory: Path, max_length: int) -> CheckpointTokenizer:
             hint="put the tokenizer beside the weights: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(CHECKPOINT)",
         )
-    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    special = tokenizer.num_special_tokens_to_add(is_pair=is_pair)
     if max_length <= special:
         raise StageError(
             f"max_length is {max_length}, and {special} of it are special tokens",
             hint="raise `shapes.sequence.max`",
         )
-    return CheckpointTokenizer(tokenizer, read_settings(directory), max_length)
+    return CheckpointTokenizer(tokenizer, read_settings(directory), max_length, cut)
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
@@ -168,6 +255,8 @@ def read_settings(directory: Path) -> TokenizerSettings:
     return TokenizerSettings(
         pad_token=_token_text(tokenizer.get("pad_token")) or _token_text(special.get("pad_token")),
         pad_token_id=pad_id if isinstance(pad_id, int) else None,
+        mask_token=_token_text(tokenizer.get("mask_token"))
+        or _token_text(special.get("mask_token")),
         has_token_types=isinstance(types, int) and types > 1,
     )
 

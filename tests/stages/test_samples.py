@@ -14,7 +14,9 @@ from tests.stages.context import RecordingContext
 
 def _config(**changes: int) -> SamplesConfig:
     fields = {"samples": 30, "seed": 0, "max_length": 48} | changes
-    return SamplesConfig(source="builtin:stdlib-docstrings", **fields)
+    return SamplesConfig(
+        source="builtin:stdlib-docstrings", kind="builtin", task="feature-extraction", **fields
+    )
 
 
 def _run(tmp_path: Path, name: str, config: SamplesConfig) -> tuple[Path, dict[str, object]]:

@@ -1,0 +1,1 @@
+"""Rows to samples, one way for each kind of task."""
