@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.batching import mix_lengths, pad_batch
+from pipeline.data.sample_set import InputSpec
 
 lengths = st.lists(st.integers(1, 40), max_size=40)
 
@@ -35,7 +36,11 @@ def test_rows_are_filled_on_the_right_with_each_inputs_own_value() -> None:
         {"input_ids": np.array([1, 2, 3]), "attention_mask": np.ones(3, np.int64)},
         {"input_ids": np.array([4]), "attention_mask": np.ones(1, np.int64)},
     ]
-    feeds = pad_batch(samples, {"input_ids": 7, "attention_mask": 0})
+    inputs = {
+        "input_ids": InputSpec(dtype="int64", axes=("sequence",), fill=7),
+        "attention_mask": InputSpec(dtype="int64", axes=("sequence",)),
+    }
+    feeds = pad_batch(samples, inputs)
     assert feeds["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
     assert feeds["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 

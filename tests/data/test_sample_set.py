@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline.data.sample_set import (
     INDEX_FILE,
     TENSOR_FILE,
+    InputSpec,
     SampleEntry,
     SampleIndex,
     load_samples,
@@ -26,9 +27,12 @@ def _write(directory: Path) -> str:
         use="evaluation",
         seed=0,
         max_length=8,
-        padding={"input_ids": 9, "attention_mask": 0},
+        inputs={
+            "input_ids": InputSpec(dtype="int64", axes=("sequence",), fill=9),
+            "attention_mask": InputSpec(dtype="int64", axes=("sequence",)),
+        },
         samples=tuple(
-            SampleEntry(index=i, text=f"text ü {i}", tokens=length)
+            SampleEntry(index=i, text=f"text ü {i}", extents={"sequence": length})
             for i, length in enumerate(LENGTHS)
         ),
     )
@@ -43,7 +47,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     _write(tmp_path)
     samples = load_samples(tmp_path)
     assert len(samples) == 3
-    assert samples.lengths == LENGTHS
+    assert tuple(entry.extents["sequence"] for entry in samples.entries) == LENGTHS
     assert samples.input_names == ("attention_mask", "input_ids")
     assert samples.index.samples[1].text == "text ü 1"
     second, first = samples.read([1, 0])
@@ -73,8 +77,8 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_another_version_is_refused(tmp_path: Path) -> None:
     _write(tmp_path)
     path = tmp_path / INDEX_FILE
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(StageError, match="version 1"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(StageError, match="version 2"):
         load_samples(tmp_path)
 
 

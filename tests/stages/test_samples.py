@@ -32,7 +32,7 @@ def _run(tmp_path: Path, name: str, config: SamplesConfig) -> tuple[Path, dict[s
 def test_samples_are_written_with_facts_about_their_lengths(tmp_path: Path) -> None:
     output, facts = _run(tmp_path, "a", _config())
     samples = load_samples(output)
-    lengths = sorted(samples.lengths)
+    lengths = sorted(entry.extents["sequence"] for entry in samples.entries)
     assert len(samples) == facts["samples"] == 30
     assert lengths[-1] == 48
     assert facts["tokens"] == {
