@@ -5,13 +5,13 @@
 The rule works backwards from each Softmax between two products. Conditions, in this order:
 
 1. the softmax is taken over the last axis;
-2. what stands between the products is: factors that are one constant number, at most one added
-   mask of (batch|1, heads|1, length|1, length|1), or a fill with a value so negative that addition
+2. what stands between the products is: factors that are one constant number; added masks and
+   biases of (batch|1, heads|1, length|1, length|1), or fills with a value so negative that addition
    gives the same; a guard that turns NaN rows into zeros; changes of shape that keep the order;
 3. Q, K and V are views of (batch, length, heads * size), with equal batch, heads and lengths;
 4. the result is only used with its heads merged back, in (batch, length, heads * size) order.
 
-The mask goes in as `attention_bias`, which ONNX Runtime adds to the scaled scores just as the graph
+The sum of the masks goes in as `attention_bias`, which ONNX Runtime adds to the scaled scores just as the graph
 does, so a fully masked row gives what it gave before: the mean of the values for a finite mask, NaN
 for an infinite one, zeros for an infinite one behind a guard.
 
@@ -194,7 +194,7 @@ class _Emitter:
         query = self._merged(found.query, before)
         key = self._merged(found.key, before)
         inputs: list[ir.Value | None] = [query, key, self._merged(found.value, before)]
-        if found.scores.mask is not None:
+        if found.scores.masks:
             bias = self._masks.bias(
                 found.scores, (query, key), before, is_guarded=found.is_guarded
             )

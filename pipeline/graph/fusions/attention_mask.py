@@ -13,7 +13,7 @@ from pipeline.graph.fusions.outcome import Refused
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.graph.fusions.attention_scores import Fill, Scores
+    from pipeline.graph.fusions.attention_scores import Fill, Mask, Scores
     from pipeline.graph.fusions.matching import GraphEditor
     from pipeline.graph.fusions.shapes import SymbolicShapes
 
@@ -22,10 +22,10 @@ LOWEST_FLOAT = float(np.finfo(np.float32).min)
 
 
 def check_mask(scores: Scores, full: Shape, shapes: SymbolicShapes, *, is_guarded: bool) -> None:
-    """Requires the mask to broadcast to the scores in a way that the fused operator can follow.
+    """Requires masks to broadcast to the scores in a way that the fused operator can follow.
 
     Args:
-        scores: What the mask is added to.
+        scores: What the masks are added to.
         full: (batch, heads, length of the query, length of the key).
         shapes: Of the graph.
         is_guarded: Whether NaN rows become zeros.
@@ -33,22 +33,24 @@ def check_mask(scores: Scores, full: Shape, shapes: SymbolicShapes, *, is_guarde
     Raises:
         Refused: with the reason.
     """
-    mask = scores.mask
-    if mask is None:
-        if is_guarded:
-            raise Refused("a guard against NaN stands behind scores without a mask")
-        return
-    shape = shapes.of(mask)
+    if is_guarded and not scores.masks:
+        raise Refused("a guard against NaN stands behind scores without a mask")
+    for mask in scores.masks:
+        _check_one(mask, full, shapes, is_guarded=is_guarded)
+
+
+def _check_one(mask: Mask, full: Shape, shapes: SymbolicShapes, *, is_guarded: bool) -> None:
+    name, shape = mask.value.name, shapes.of(mask.value)
     if shape is None:
-        raise Refused(f"the shape of the mask `{mask.name}` is not known")
-    if scores.mask_rank != 4 and any(dim != ONE for dim in shape[:-2]):
+        raise Refused(f"the shape of the mask `{name}` is not known")
+    if mask.rank != 4 and any(dim != ONE for dim in shape[:-2]):
         raise Refused("the mask is added while batch and heads share an axis")
     padded = (ONE,) * (4 - len(shape)) + shape
     if len(padded) != 4 or any(
         dim not in {ONE, wanted} for dim, wanted in zip(padded, full, strict=True)
     ):
         raise Refused(
-            f"the mask `{mask.name}` of ({_text(shape)}) is not known to broadcast to ({_text(full)})"
+            f"the mask `{name}` of ({_text(shape)}) is not known to broadcast to ({_text(full)})"
         )
     if is_guarded and padded[1] != ONE:
         raise Refused("a guard against NaN stands behind a mask that differs between heads")
@@ -75,10 +77,10 @@ class MaskBuilder:
         self, scores: Scores, operands: tuple[ir.Value, ir.Value], before: ir.Node,
         *, is_guarded: bool,
     ) -> ir.Value:  # fmt: skip
-        """The float mask (batch|1, heads|1, length, length), for which `check_mask` holds.
+        """The sum of the masks (batch|1, heads|1, length, length), for which `check_mask` holds.
 
         Args:
-            scores: Holds the mask.
+            scores: Holds the masks, one at least.
             operands: Query and key, (batch, length, heads * size).
             before: Where to insert.
             is_guarded: Whether infinite entries must become finite, see `zero_masked_rows`.
@@ -111,12 +113,24 @@ class MaskBuilder:
         return self._made[key]
 
     def _additive(self, scores: Scores, before: ir.Node) -> ir.Value:
-        mask, fill = scores.mask, scores.fill
-        if mask is None:
-            raise Refused("there is no mask")
+        # Scores are too small to change a mask's lowest number, so the order of sums is free.
+        total, *others = (self._addend(mask, before) for mask in scores.masks)
+        for other in others:
+            total = self._sum(total, other, before)
+        return total
+
+    def _sum(self, left: ir.Value, right: ir.Value, before: ir.Node) -> ir.Value:
+        def add() -> ir.Value:
+            name = f"{left.name}_{right.name}"
+            return self._editor.insert(before, "Add", [left, right], output=name)
+
+        return self._once(("sum", left, right), add)
+
+    def _addend(self, mask: Mask, before: ir.Node) -> ir.Value:
+        value, fill = mask.value, mask.fill
         if fill is None:
-            return mask
-        return self._once(("filled", mask, fill), lambda: self._filled(mask, fill, before))
+            return value
+        return self._once(("filled", value, fill), lambda: self._filled(value, fill, before))
 
     def _filled(self, condition: ir.Value, fill: Fill, before: ir.Node) -> ir.Value:
         branches = [self._editor.float_scalar(fill.number), self._editor.float_scalar(0.0)]

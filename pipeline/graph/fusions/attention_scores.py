@@ -41,22 +41,33 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """Something that is added to the scores: a padding mask, a bias of relative positions.
+
+    Attributes:
+        value: What is added, or the condition of `fill`.
+        rank: Number of axes the scores have where it is applied.
+        fill: Set when the value is the condition of a `Where`.
+    """
+
+    value: ir.Value
+    rank: int
+    fill: Fill | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """`product * scale + mask`, as it enters the softmax.
+    """`product * scale + masks`, as it enters the softmax.
 
     Attributes:
         product: The node that multiplies query and key.
-        scale: The constant factor between product and mask.
-        mask: What is added, or the condition of `fill`; None when there is no mask.
-        mask_rank: Number of axes the scores have where the mask is applied.
-        fill: Set when the mask is the condition of a `Where`.
+        scale: The constant factor between product and masks.
+        masks: All that is added, the first one first.
     """
 
     product: ir.Node
     scale: float
-    mask: ir.Value | None
-    mask_rank: int
-    fill: Fill | None
+    masks: tuple[Mask, ...]
 
 
 class _Reader:
@@ -65,9 +76,7 @@ class _Reader:
     def __init__(self, shapes: SymbolicShapes) -> None:
         self._shapes = shapes
         self._scale = 1.0
-        self._mask: ir.Value | None = None
-        self._mask_rank = 0
-        self._fill: Fill | None = None
+        self._masks: list[Mask] = []
 
     def read(self, value: ir.Value) -> Scores:
         """Walks up from the softmax's input."""
@@ -77,13 +86,7 @@ class _Reader:
             if node is None:
                 raise Refused(f"the scores come from `{current.name}`, which no product makes")
             if is_standard(node, "MatMul"):
-                return Scores(
-                    product=node,
-                    scale=self._scale,
-                    mask=self._mask,
-                    mask_rank=self._mask_rank,
-                    fill=self._fill,
-                )
+                return Scores(product=node, scale=self._scale, masks=tuple(self._masks[::-1]))
             current = self._step(node, current)
 
     def _step(self, node: ir.Node, current: ir.Value) -> ir.Value:
@@ -115,7 +118,7 @@ class _Reader:
             count = "both inputs" if leading else "neither input"
             raise Refused(f"{count} of `{node_name(node)}` can be the scores")
         mask = sides[1] if sides[0] is leading[0] else sides[0]
-        self._set_mask(mask, current)
+        self._add_mask(mask, current)
         return leading[0]
 
     def _through_where(self, node: ir.Node, current: ir.Value) -> ir.Value:
@@ -127,18 +130,15 @@ class _Reader:
             # Not `number > LARGEST_FILL`: NaN must be refused as well.
             if not number <= LARGEST_FILL:
                 raise Refused(f"masked scores are set to {number:g}, which adding cannot give")
-            self._set_mask(condition, current)
-            self._fill = Fill(number=number, where_true=where_true)
+            self._add_mask(condition, current, Fill(number=number, where_true=where_true))
             return scores
         raise Refused(f"`{node_name(node)}` chooses between two computed scores")
 
-    def _set_mask(self, mask: ir.Value, current: ir.Value) -> None:
-        if self._mask is not None:
-            raise Refused("more than one term is added to the scores")
+    def _add_mask(self, mask: ir.Value, current: ir.Value, fill: Fill | None = None) -> None:
         if self._scale != 1.0:
             raise Refused("the mask is multiplied together with the scores")
-        self._mask = mask
-        self._mask_rank = len(self._shapes.of(current) or ())
+        rank = len(self._shapes.of(current) or ())
+        self._masks.append(Mask(value=mask, rank=rank, fill=fill))
 
 
 def _leads_to_product(value: ir.Value | None) -> bool:

@@ -222,8 +222,8 @@ class _Layer:
             lengths = [g.shape_of(x, 1, 2), g.shape_of(memory, 1, 2)]
             scores = g.node("Reshape", scores, g.node("Concat", batch, *lengths, axis=0))
         scores = self.with_mask(scores, x)
-        if self.changes.get("second_mask"):
-            scores = g.node("Add", scores, g.input("second", ["batch", 1, 1, self.keys()]))
+        if "second_mask" in self.changes:
+            scores = g.node("Add", scores, g.input("second", self.changes["second_mask"]))
         if self.changes.get("scaled_after_mask"):
             scores = g.node("Mul", scores, g.constant(0.5))
         if batch is not None:

@@ -40,6 +40,26 @@ def test_every_spelling_fuses_to_the_same_numbers(name: str, masked_row: bool) -
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mask", ["full", "infinite", "fill", "fill_infinite", "per_head"])
+@pytest.mark.parametrize(
+    "second", [(1, 4, "sequence", "sequence"), ("batch", 1, 1, "sequence")], ids=["heads", "keys"]
+)
+@pytest.mark.parametrize("masked_row", [False, True], ids=["padded", "one_row_masked_in_full"])
+def test_a_bias_besides_the_mask_is_added_to_it(
+    mask: str, second: tuple[int | str, ...], masked_row: bool
+) -> None:
+    proto = attention_model(replace(PLAIN, mask=mask), second_mask=list(second))
+    model = ir.from_proto(proto)
+
+    report = fuse_for_onnxruntime_cpu(model)
+
+    assert (report.outcomes["attention"].fired, report.outcomes["attention"].refused) == (1, [])
+    feeds = feeds_for(proto, SIZES, masked_row=masked_row)
+    np.testing.assert_allclose(
+        run(ir.to_proto(model), feeds)[0], run(proto, feeds)[0], rtol=1e-4, atol=1e-5
+    )
+
+
 def test_constants_may_be_nodes() -> None:
     proto = attention_model(SPELLINGS["sdpa"])
     constants = [
@@ -126,7 +146,11 @@ NEAR_MISSES = {
         PLAIN,
         {"bias_per_head": True},
     ),
-    "more than one term is added to the scores": (PLAIN, {"second_mask": True}),
+    "the mask `second` of (batch, 1, 1, positions) is not known to broadcast to "
+    "(batch, 4, sequence, sequence)": (
+        PLAIN,
+        {"second_mask": ["batch", 1, 1, "positions"]},
+    ),
     "the mask is multiplied together with the scores": (PLAIN, {"scaled_after_mask": True}),
     "the attention weights are an output of the graph": (PLAIN, {"weights_are_output": True}),
     "`Mul` stands between the product and the softmax": (
