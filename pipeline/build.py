@@ -206,10 +206,10 @@ def build(
     from pipeline.forecast import forecast, require_room
     from pipeline.run.local import LocalExecutor
 
+    plan = fetch_weights(plan, store)  # the forecast reads the headers of weights
     if options.has_forecast:
         require_room(forecast(plan, statuses), store=store.root, output=options.output)
 
-    plan = fetch_weights(plan, store)
     executor = LocalExecutor(
         plan=plan,
         store=store,
