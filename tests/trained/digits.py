@@ -106,5 +106,3 @@ def _accuracy(
     with torch.inference_mode():
         predicted = model(pixel_values=pixels).logits.argmax(-1)
     return float((predicted == targets).double().mean())
-
-

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import BertTokenizer, PreTrainedModel
 
     from tests.trained.standard_library import SourceText
     from tests.trained.training import Batch
@@ -60,6 +60,7 @@ def train(folder: Path) -> Outcome:
         lowercase=True,
         max_length=MAX_TOKENS,
     )
+    tokenizer.save_pretrained(folder / "checkpoint")  # before batches change its settings
     model = BertForSequenceClassification(bert_config(tokenizer, LABELS))
     fit(
         model,
@@ -68,7 +69,6 @@ def train(folder: Path) -> Outcome:
         peak_rate=PEAK_RATE,
     )
     model.save_pretrained(folder / "checkpoint")
-    tokenizer.save_pretrained(folder / "checkpoint")
     counts = {
         "train": len(training),
         "test": len(test),
@@ -117,16 +117,14 @@ def _read_node(node: ast.AST) -> Iterator[Sample]:
             yield (ast.get_docstring(node) or "").split("\n\n")[0], "docstring"
         case ast.Raise(exc=ast.Call(args=[ast.Constant(value=str(message)), *_])):
             yield message, "error"
-        case ast.Raise(
-            exc=ast.Call(args=[ast.BinOp(left=ast.Constant(value=str(message))), *_])
-        ):
+        case ast.Raise(exc=ast.Call(args=[ast.BinOp(left=ast.Constant(value=str(message))), *_])):
             yield message, "error"
         case ast.Expr(value=ast.Call() as call):
             yield ast.unparse(call), "call"
 
 
 def _batches(
-    tokenizer: PreTrainedTokenizerFast, samples: list[Sample], *, shuffled: bool
+    tokenizer: BertTokenizer, samples: list[Sample], *, shuffled: bool
 ) -> Iterator[Batch]:
     lengths = [len(text) for text, _ in samples]
     for indices in batch_by_length(lengths, BATCH_SIZE, shuffled=shuffled):
@@ -140,9 +138,7 @@ def _batches(
         yield {**encoded, "labels": labels}
 
 
-def _accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
-) -> float:
+def _accuracy(model: PreTrainedModel, tokenizer: BertTokenizer, samples: list[Sample]) -> float:
     right = 0
     with torch.inference_mode():
         for batch in _batches(tokenizer, samples, shuffled=False):

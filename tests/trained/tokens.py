@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import BertTokenizer, PreTrainedModel
 
     from tests.trained.training import Batch
 
@@ -82,6 +82,7 @@ def train(folder: Path) -> Outcome:
         lowercase=False,
         max_length=MAX_TOKENS,
     )
+    tokenizer.save_pretrained(folder / "checkpoint")  # before batches change its settings
     model = BertForTokenClassification(bert_config(tokenizer, LABELS))
     fit(
         model,
@@ -90,7 +91,6 @@ def train(folder: Path) -> Outcome:
         peak_rate=PEAK_RATE,
     )
     model.save_pretrained(folder / "checkpoint")
-    tokenizer.save_pretrained(folder / "checkpoint")
     counts = {"train": len(training), "test": len(test), "calibration": CALIBRATION_SAMPLES}
     accuracy, by_label = _accuracy(model, tokenizer, test)
     facts = {"samples": counts, "labels": list(LABELS), "recall": by_label}
@@ -150,9 +150,7 @@ def _is_usable(line: Sequence[tokenize.TokenInfo]) -> bool:
     )
 
 
-def _batches(
-    tokenizer: PreTrainedTokenizerFast, samples: list[Line], *, shuffled: bool
-) -> Iterator[Batch]:
+def _batches(tokenizer: BertTokenizer, samples: list[Line], *, shuffled: bool) -> Iterator[Batch]:
     lengths = [sum(map(len, line.tokens)) for line in samples]
     for indices in batch_by_length(lengths, BATCH_SIZE, shuffled=shuffled):
         encoded = tokenizer(
@@ -174,7 +172,7 @@ def _batches(
 
 
 def _accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Line]
+    model: PreTrainedModel, tokenizer: BertTokenizer, samples: list[Line]
 ) -> tuple[float, dict[str, float]]:
     """The share of tokens that are right, of all and of each label."""
     right = torch.zeros(len(LABELS), dtype=torch.int64)

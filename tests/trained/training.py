@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import BertTokenizer, PreTrainedModel
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 IGNORED = -100
@@ -118,7 +118,7 @@ def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def train_tokenizer(
     texts: Sequence[str], *, vocabulary: int, lowercase: bool, max_length: int
-) -> PreTrainedTokenizerFast:
+) -> BertTokenizer:
     """A WordPiece tokenizer that is trained on these texts, with the template of BERT.
 
     Args:
@@ -128,37 +128,25 @@ def train_tokenizer(
         max_length: Longest sequence of the model, special tokens included.
     """
     from tokenizers import Tokenizer
-    from tokenizers.decoders import WordPiece as WordPieceDecoder
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
-    from tokenizers.processors import TemplateProcessing
     from tokenizers.trainers import WordPieceTrainer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import BertTokenizer
 
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.decoder = WordPieceDecoder()
+    learner = Tokenizer(WordPiece(unk_token="[UNK]"))
+    learner.normalizer = BertNormalizer(lowercase=lowercase)
+    learner.pre_tokenizer = BertPreTokenizer()
     trainer = WordPieceTrainer(
         vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    marks = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
+    learner.train_from_iterator(texts, trainer)
+    return BertTokenizer(
+        vocab=learner.get_vocab(), do_lower_case=lowercase, model_max_length=max_length
     )
 
 
-def bert_config(
-    tokenizer: PreTrainedTokenizerFast, labels: Sequence[str] = (), **changes: Any
-) -> Any:
+def bert_config(tokenizer: BertTokenizer, labels: Sequence[str] = (), **changes: Any) -> Any:
     """The config of a BERT of hidden size 128 for a tokenizer and named labels."""
     from transformers import BertConfig
 
