@@ -120,7 +120,8 @@ def require_packages(stage: AnyStage) -> dict[str, PackageFact]:
                 hint=f"pip install '{wanted}'",
             )
         facts[actual] = fact
-    return facts
+    optional = {name: find_package(name) for name in stage.optional_packages}
+    return facts | {name: fact for name, fact in optional.items() if fact is not None}
 
 
 # --- code -----------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ class Stage(Generic[C]):
         packages: Distributions whose version can change the output; part of the key.
         extra: The extra of `convert-pipeline` that installs what `packages` needs and the base
             does not, such as `rtx`; named in the hint when one is missing.
+        optional_packages: Distributions that some configs need; those that are installed are part
+            of the key, and the stage itself says which one it lacks.
         machine: Which facts about the machine the output depends on, names of
             `pipeline.environment.MACHINE_FACTS`; part of the key. Empty: the output is the same
             everywhere.
@@ -104,6 +106,7 @@ class Stage(Generic[C]):
     run: Callable[[C, Mapping[str, Path], Path, StageContext], Mapping[str, JSON]]
     packages: tuple[str, ...] = ()
     extra: str = ""
+    optional_packages: tuple[str, ...] = ()
     machine: tuple[str, ...] = ()
     coverage: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()

@@ -331,6 +331,7 @@ SAMPLES = Stage(
     run=run,
     # transformers is imported for images, and for checkpoints without tokenizer.json.
     packages=("numpy", "tokenizers", "transformers"),
+    optional_packages=("datasets", "pillow", "pyarrow"),
     # The built-in source reads the standard library's docstrings, which differ between patch releases.
     machine=("python_version",),
 )
