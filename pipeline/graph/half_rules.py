@@ -53,6 +53,8 @@ _ELEMENTWISE: Final = frozenset(
         *("Reciprocal", "Reshape", "Sqrt", "Squeeze", "Sub", "Unsqueeze"),
     }
 )
+_LOOKUPS: Final = frozenset({"Gather", "GatherElements", "GatherND"})
+_INTEGERS: Final = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 _INFINITY_IS_FINE: Final = frozenset({"Add", "Clip", "Max", "Min", "Mul", "Pad", "Sub", "Where"})
 
 
@@ -93,6 +95,8 @@ def nodes_to_keep(graph: ir.Graph, opset: int) -> Mapping[ir.Node, Kept]:
                 for power in _powers_before(node)
                 if power not in reasons
             }
+    for node, reason in _exact_nodes(graph):
+        reasons.setdefault(node, reason)
     for node in graph:  # in topological order, so one pass is enough
         if node not in reasons and _is_tail(node, reasons):
             reasons[node] = "only continues what is computed in float32, element by element"
@@ -164,6 +168,47 @@ def _allows_half(node: ir.Node, opset: int) -> bool:
             if is_float(value) and "tensor(float16)" not in types:
                 return False
     return True
+
+
+def _exact_nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
+    """Nodes whose float inputs must be exact, with all that computes these from integers."""
+    for node in graph:
+        exact = _exact_reason(node)
+        if exact:
+            for member in (node, *_positions_before(node)):
+                yield member, f"{_label(node)} {exact}"
+
+
+def _exact_reason(node: ir.Node) -> str:
+    """Why what a node reads must not be rounded; empty when it may be."""
+    if not node.inputs or not is_float(node.inputs[0]):
+        return ""
+    if node.op_type in {"Cos", "Sin"}:
+        return "is of an angle, of which float16 has no fraction beyond 2048"
+    if node.op_type == "Cast" and node.outputs[0].dtype in _INTEGERS:
+        return "makes integers, and a rounded bit makes another one, such as another bucket"
+    return ""
+
+
+def _positions_before(node: ir.Node) -> tuple[ir.Node, ...]:
+    """The nodes that compute what a node reads, if that is computed from integers alone.
+
+    Positions, distances and their logarithms are; what has weights or pixels in it is not, and is
+    rounded anyway.
+    """
+    found: dict[ir.Node, None] = {}
+    frontier = [value for value in node.inputs if is_float(value)]
+    while frontier:
+        value = frontier.pop()
+        if value is None or value.const_value is not None:
+            continue
+        producer = value.producer()
+        if producer is None or (producer.op_type in _LOOKUPS and is_float(producer.inputs[0])):
+            return ()
+        if producer not in found:
+            found[producer] = None
+            frontier += [source for source in producer.inputs if is_float(source)]
+    return tuple(found)
 
 
 def _powers_before(node: ir.Node) -> Iterator[ir.Node]:

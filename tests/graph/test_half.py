@@ -62,6 +62,34 @@ scores (float[n, 4] x, bool[n, 4] mask) => (float[n, 4] y)
 """
 
 
+BUCKETS = """
+positions (int64[n] distance) => (float[n, 1] y)
+{
+    real = Cast<to = 1>(distance)
+    factor = Constant<value = float {12.7}>()
+    log = Log(real)
+    scaled = Mul(log, factor)
+    bucket = Cast<to = 7>(scaled)
+    y = Gather(table, bucket)
+}
+"""
+ROTARY = """
+rotary (int64[n, 1] position) => (float[n, 3] y)
+{
+    real = Cast<to = 1>(position)
+    angle = MatMul(real, frequency)
+    y = Cos(angle)
+}
+"""
+ROUNDED = """
+rounded (float[n, 4] x) => (int64[n, 4] y)
+{
+    hidden = MatMul(x, w)
+    y = Cast<to = 7>(hidden)
+}
+"""
+
+
 def run(path: Path, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Outputs of the reference implementation, in the very types the graph says.
 
@@ -148,6 +176,31 @@ def test_the_fill_of_a_mask_is_finite_and_the_mask_stays_in_float16(tmp_path: Pa
     np.testing.assert_allclose(output[0], expected[0], atol=2e-3)
     assert np.isfinite(output).all()  # the second row is masked altogether
     assert (output[0, 2:] == 0).all()
+
+
+def test_buckets_of_distances_are_those_of_float32(tmp_path: Path) -> None:
+    table = np.arange(128, dtype=np.float32).reshape(128, 1)
+    model = parse(BUCKETS, {"table": table})
+    expected, ours, naive, result = both(model, {"distance": np.arange(1, 4000)}, tmp_path)
+    assert (naive != expected).any()
+    np.testing.assert_array_equal(ours, expected)
+    assert {"Log", "Mul"} <= set(reasons(result))
+    assert "makes integers" in reasons(result)["Log"]
+
+
+def test_angles_of_far_positions_keep_their_fraction(tmp_path: Path) -> None:
+    model = parse(ROTARY, {"frequency": np.array([[1.0, 0.3, 0.01]], dtype=np.float32)})
+    positions = np.arange(4000, 4100).reshape(-1, 1)
+    expected, ours, naive, result = both(model, {"position": positions}, tmp_path)
+    assert np.abs(naive - expected).max() > 0.5
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+    assert "is of an angle" in reasons(result)["MatMul"]
+
+
+def test_integers_made_of_activations_do_not_keep_the_model_in_float32(tmp_path: Path) -> None:
+    model = parse(ROUNDED, {"w": random(4, 4)})
+    _, result = cast(model, tmp_path)
+    assert list(reasons(result)) == ["Cast"]
 
 
 def test_a_weight_that_float16_cannot_hold_is_an_error_that_names_it(tmp_path: Path) -> None:
