@@ -46,6 +46,8 @@ class FakeHub:
         body: Name -> the bytes that are sent instead of the file's.
         announced_size: Name -> the size that is said of a file when it is fetched.
         breaks: Name -> how many times its transfer breaks off half-way.
+        stalls: Names of which only half is ever sent, over a connection that stays open.
+        has_stalled: Set once that has happened.
         requests: `METHOD path` of every request.
         fetched: Names of all files of which content was asked for.
         tokens: Place (`hub` or `storage`) -> tokens that were seen there.
@@ -58,6 +60,8 @@ class FakeHub:
     body: dict[str, bytes] = field(default_factory=dict)
     announced_size: dict[str, int] = field(default_factory=dict)
     breaks: dict[str, int] = field(default_factory=dict)
+    stalls: set[str] = field(default_factory=set)
+    has_stalled: threading.Event = field(default_factory=threading.Event)
     requests: list[str] = field(default_factory=list)
     fetched: set[str] = field(default_factory=set)
     tokens: dict[str, list[str]] = field(default_factory=lambda: {"hub": [], "storage": []})
@@ -65,6 +69,7 @@ class FakeHub:
     def __enter__(self) -> Self:
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), _Handler) for _ in range(2)]
         self._threads = []
+        self.is_over = threading.Event()
         for server, place in zip(self._servers, ("hub", "storage"), strict=True):
             server.hub, server.place, server.daemon_threads = self, place, True  # type: ignore[attr-defined]
             thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -73,6 +78,7 @@ class FakeHub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.is_over.set()
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             server.server_close()
@@ -202,4 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.breaks[name] -= 1
             body = body[: len(body) // 2]
             self.close_connection = True
+        if self.command == "GET" and name in self.hub.stalls:
+            body = body[: len(body) // 2]
         self._send(status, body, headers)
+        if self.command == "GET" and name in self.hub.stalls:
+            self.hub.has_stalled.set()
+            self.hub.is_over.wait(60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -580,21 +581,24 @@ def test_revisions_that_git_does_not_allow_are_refused_here(
 # --- as a user meets it ---------------------------------------------------------------------
 
 
-def _convert(
-    tmp_path: Path, endpoint: str, *arguments: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def _environment(tmp_path: Path, endpoint: str) -> dict[str, str]:
     variables = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "0",
         "CONVERT_STORE": str(tmp_path / "store"),
-        **environment,
     }
     variables.pop("HF_TOKEN", None)
+    return variables
+
+
+def _convert(
+    tmp_path: Path, endpoint: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipeline", *arguments],
-        env=variables,
+        env=_environment(tmp_path, endpoint) | environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -620,17 +624,23 @@ def _write_recipe(tmp_path: Path, **model: Any) -> Path:
 
 
 def test_a_build_from_a_hub_records_the_commit_and_a_moved_branch_is_explained(
-    tmp_path: Path, hub: FakeHub, sentence_encoder: Path
+    tmp_path: Path, hub: FakeHub, sentence_encoder: Path, store: Path
 ) -> None:
+    from tests.recipes import forget
+
+    forget(store, "fuse")  # the others are hits: results of the same files in a directory
     first = hub.push(_hub_files(sentence_encoder))
     recipe = str(_write_recipe(tmp_path))
 
-    planned = _convert(tmp_path, hub.endpoint, "plan", recipe)
+    planned = _convert(tmp_path, hub.endpoint, "plan", recipe, "--explain")
     assert planned.returncode == 0, planned.stderr
+    assert "run   fuse" in planned.stdout
+    assert "hit   export" in planned.stdout
     assert WEIGHTS not in hub.fetched
 
     built = _convert(tmp_path, hub.endpoint, recipe, "--json")
     assert built.returncode == 0, built.stderr
+    assert WEIGHTS in hub.fetched
     assert "of org/tiny at" in built.stderr
     assert json.loads(built.stdout)["report"]["source"]["revision"] == first
 
@@ -643,19 +653,40 @@ def test_a_build_from_a_hub_records_the_commit_and_a_moved_branch_is_explained(
 
     changed = _hub_files(sentence_encoder)
     changed["tokenizer_config.json"] += b"\n"
-    second = hub.push(changed)
+    changed["generation_config.json"] = b"{}"
+    del changed["special_tokens_map.json"]
+    assert hub.push(changed) != first
     explained = _convert(tmp_path, hub.endpoint, "plan", recipe, "--explain")
-    assert second != first
     assert "because `tokenizer_config.json` of the checkpoint has changed" in explained.stdout
+    assert "because `generation_config.json` of the checkpoint is new" in explained.stdout
+    assert "because `special_tokens_map.json` of the checkpoint is gone" in explained.stdout
     assert "`model.safetensors` of the checkpoint" not in explained.stdout
 
     # A commit that changes no file that is used needs no stage again, and yet is another artifact.
     hub.push(_hub_files(sentence_encoder) | {"README.md": b"news"})
     built = _convert(tmp_path, hub.endpoint, recipe, "--json")
     document = json.loads(built.stdout)
-    assert "all 5 results were in the store" in built.stderr
+    assert "results were in the store" in built.stderr
     assert document["is_up_to_date"] is False
     assert document["report"]["source"]["revision"] == hub.branches["main"]
+
+
+def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(tmp_path: Path, hub: FakeHub) -> None:
+    hub.stalls = {"tokenizer.json"}
+    recipe = str(_write_recipe(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "plan", recipe],
+        env=_environment(tmp_path, hub.endpoint),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert hub.has_stalled.wait(30)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
 
 
 def test_errors_have_their_exit_codes_and_no_traceback(tmp_path: Path, hub: FakeHub) -> None:
