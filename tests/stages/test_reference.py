@@ -26,7 +26,14 @@ def _prepare(tmp_path: Path) -> dict[str, Path]:
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     samples = tmp_path / "samples"
     samples.mkdir()
-    config = SamplesConfig(source="builtin:stdlib-docstrings", samples=6, seed=0, max_length=32)
+    config = SamplesConfig(
+        source="builtin:stdlib-docstrings",
+        kind="builtin",
+        task="feature-extraction",
+        samples=6,
+        seed=0,
+        max_length=32,
+    )
     SAMPLES.run(config, {"tokenizer": checkpoint}, samples, RecordingContext(tmp_path))
     return {"checkpoint": checkpoint, "samples": samples}
 
