@@ -53,13 +53,13 @@ class Range:
     magnitude: float
 
 
-def choose_range(statistics: TensorStatistics, method: Method, percentile: float) -> Range:
+def choose_range(statistics: TensorStatistics, method: Method, percentile: float | None) -> Range:
     """The range of one tensor.
 
     Args:
         statistics: Of at least one number; with a histogram unless the method is `minmax`.
         method: See the module.
-        percentile: For `percentile` alone: percent of the numbers that are kept, above 50.
+        percentile: For method `percentile`: percent of the numbers that are kept, above 50.
 
     Raises:
         ValueError: when statistics lack what the method needs.
@@ -74,6 +74,8 @@ def choose_range(statistics: TensorStatistics, method: Method, percentile: float
         raise ValueError(f"method {method} needs a histogram")
     bins = statistics.histogram.finish()
     if method == "percentile":
+        if percentile is None:
+            raise ValueError("method percentile needs a percentile")
         return _percentile(bins, whole, percentile / 100)
     return _entropy(bins, whole) if method == "entropy" else _mse(bins, whole)
 

@@ -131,7 +131,9 @@ def _unknown_key(fault: Fault) -> str:
 def _home(key: str, fault: Fault) -> str:
     """The mapping that has this key: one inside the mapping where it stands, or the recipe."""
     for name, inner in schemas.properties(fault.parent_schema).items():
-        if key in schemas.properties(schemas.resolve(inner)):
+        whole = schemas.resolve(inner)
+        forms = [whole, *map(schemas.resolve, whole.get("oneOf", ()))]
+        if any(key in schemas.properties(form) for form in forms):
             return f"`{format_key_path((*fault.path[:-1], name))}`"
     root = schemas.locate(()).schema
     return "the recipe itself, not indented" if key in schemas.properties(root) else ""

@@ -6,9 +6,9 @@ Output: `ranges.json`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
 
@@ -25,21 +25,34 @@ if TYPE_CHECKING:
 MODEL_PORT = "model"
 SAMPLES_PORT = "samples"
 
-_WIDEST = 5
-_PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
+DEFAULT_PERCENTILE: Final = 99.999
+
+_WIDEST: Final = 5
+_PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
 
 class CalibrateConfig(StageConfig):
     """How ranges are chosen."""
 
     method: Literal["minmax", "entropy", "percentile", "mse"] = Field(
-        default="minmax",
-        description="how an activation's range follows from what the samples show: `minmax` all of "
-        "it, `percentile` without the rarest, `entropy` and `mse` where clipping loses least",
+        default="mse",
+        description="how a range follows from what the samples show: `minmax` all of it, "
+        "`percentile` without the rarest, `entropy` and `mse` where clipping loses least. Figures: "
+        "MiniLM, worst token of real sentences against torch, cosine for ONNX Runtime / TensorRT: "
+        "mse 0.97 / 0.92, minmax 0.95 / 0.81, percentile 0.95 / 0.82, entropy 0.73 / 0.73",
     )
-    percentile: Annotated[float, Field(gt=50, le=100)] = Field(
-        default=99.99, description="for method percentile: percent of the numbers that are kept"
+    percentile: Annotated[float, Field(gt=50, le=100)] | None = Field(
+        default=None,
+        description="for method percentile: percent of the numbers that are kept, 99.999 unless "
+        "said; 99.99 gives MiniLM 0.72",
     )
+
+    @model_validator(mode="after")
+    def _percentile_fits_method(self) -> Self:
+        if self.percentile is not None and self.method != "percentile":
+            msg = f"method {self.method} takes no `percentile`"
+            raise ValueError(msg)
+        return self
 
 
 def run(
@@ -93,7 +106,7 @@ def _choose(
 
     return Ranges(
         method=config.method,
-        percentile=config.percentile if config.method == "percentile" else None,
+        percentile=_percentile(config),
         samples=samples,
         tensors=tuple(_range(tensor, statistics[tensor.name], config) for tensor in needed),
     )
@@ -108,7 +121,7 @@ def _range(
 
     if not statistics.count:
         raise QuantizationError(f"no sample has a single element in tensor `{tensor.name}`")
-    chosen = choose_range(statistics, config.method, config.percentile)
+    chosen = choose_range(statistics, config.method, _percentile(config))
     bins = None if statistics.histogram is None else statistics.histogram.finish()
     return TensorRange(
         names=tensor.names,
@@ -121,6 +134,12 @@ def _range(
         clipped=0.0 if bins is None else bins.share_beyond(chosen.magnitude),
         histogram=None if bins is None else summarize(bins, _PERCENTILES),
     )
+
+
+def _percentile(config: CalibrateConfig) -> float | None:
+    if config.method != "percentile":
+        return None
+    return DEFAULT_PERCENTILE if config.percentile is None else config.percentile
 
 
 def _facts(ranges: Ranges) -> dict[str, JSON]:

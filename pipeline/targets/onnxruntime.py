@@ -1,18 +1,24 @@
-"""ONNX Runtime on the CPU: fp32 and dynamic INT8."""
+"""ONNX Runtime on the CPU: fp32, and INT8 with scales taken at run time or beforehand."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.fuse import FUSE, FuseConfig
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC, QuantizeDynamicConfig
+from pipeline.stages.quantize_static import (
+    QUANTIZE_STATIC,
+    OnnxRuntimeStaticOptions,
+    QuantizeStaticConfig,
+)
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
 
 if TYPE_CHECKING:
-    from pipeline.targets.base import ChainBuilder
+    from pipeline.targets.base import ChainBuilder, NodeRef
 
 
 class DynamicQuantization(QuantizeDynamicConfig):
@@ -21,12 +27,21 @@ class DynamicQuantization(QuantizeDynamicConfig):
     mode: Literal["dynamic"]
 
 
+class StaticQuantization(CalibrateConfig, OnnxRuntimeStaticOptions):
+    """INT8 weights; activation scales are taken beforehand, from `data.calibration`."""
+
+    mode: Literal["static"]
+
+
+Quantization = Annotated[DynamicQuantization | StaticQuantization, Field(discriminator="mode")]
+
+
 class OnnxRuntimeTarget(TargetBase):
     """A model for ONNX Runtime's CPU execution provider."""
 
     runtime: Literal["onnxruntime"]
     precision: Literal["fp32", "int8"]
-    quantization: DynamicQuantization | None = Field(default=None, description="for int8")
+    quantization: Quantization | None = Field(default=None, description="for int8")
     simplify: SimplifyConfig = SimplifyConfig()
     fuse: FuseConfig = FuseConfig()
 
@@ -34,7 +49,7 @@ class OnnxRuntimeTarget(TargetBase):
     def _quantization_fits_precision(self) -> Self:
         if (self.precision == "int8") != (self.quantization is not None):
             msg = (
-                "precision int8 needs `quantization: {mode: dynamic}`"
+                "precision int8 needs `quantization: {mode: dynamic}` or `{mode: static}`"
                 if self.precision == "int8"
                 else f"precision {self.precision} takes no `quantization`"
             )
@@ -58,10 +73,30 @@ class OnnxRuntimeTarget(TargetBase):
                 ModelLink(node=last, optimizations="all"),
             ]
             if self.quantization is not None:
-                options = self.quantization.model_dump(exclude={"mode"})
-                config = QuantizeDynamicConfig(**options)
-                last = builder.add(QUANTIZE_DYNAMIC, config, {"model": last}, component=component)
+                last = self._quantized(builder, component, simplified, last)
                 links.append(ModelLink(node=last, optimizations="all"))
             models[component] = tuple(links)
             deliverables[component] = (Deliverable(node=last),)
         return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")
+
+    def _quantized(
+        self, builder: ChainBuilder, component: str, simplified: NodeRef, fused: NodeRef
+    ) -> NodeRef:
+        options = self.quantization
+        if isinstance(options, StaticQuantization):
+            calibrate, quantize = _static_configs(options)
+            ports = {"model": simplified, "samples": builder.calibration_samples()}
+            # Of the simplified graph, so that every target of one recipe shares the ranges.
+            ranges = builder.add(CALIBRATE, calibrate, ports, component=component)
+            ports = {"model": fused, "ranges": ranges}
+            return builder.add(QUANTIZE_STATIC, quantize, ports, component=component)
+        if options is None:
+            raise ValueError("this target is not quantised")
+        config = QuantizeDynamicConfig(**options.model_dump(exclude={"mode"}))
+        return builder.add(QUANTIZE_DYNAMIC, config, {"model": fused}, component=component)
+
+
+def _static_configs(options: StaticQuantization) -> tuple[CalibrateConfig, QuantizeStaticConfig]:
+    fields = options.model_dump(exclude={"mode"})
+    ranges = {name: fields.pop(name) for name in CalibrateConfig.model_fields}
+    return CalibrateConfig(**ranges), QuantizeStaticConfig(placement="onnxruntime-cpu", **fields)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.engines.targets import check_target, require_builder
 from pipeline.environment import nvidia_driver_version
+from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.engine import ENGINE, EngineConfig
+from pipeline.stages.quantize_static import (
+    QUANTIZE_STATIC,
+    QuantizeStaticConfig,
+    StaticOptions,
+)
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
 
 if TYPE_CHECKING:
-    from pipeline.targets.base import ChainBuilder
+    from pipeline.targets.base import ChainBuilder, NodeRef
 
 ComputeCapability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
 
@@ -27,19 +33,37 @@ def _without_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+class TensorRTStaticQuantization(CalibrateConfig, StaticOptions):
+    """INT8 products with scales from `data.calibration`; all else stays fp16."""
+
+    mode: Literal["static"]
+
+
 class TensorRTRTXTarget(TargetBase):
     """One engine for each compute capability, with the ONNX graph it was built from."""
 
     runtime: Literal["tensorrt-rtx"]
-    precision: Literal["fp16"]
+    precision: Literal["fp16", "int8"]
+    quantization: TensorRTStaticQuantization | None = Field(default=None, description="for int8")
     compute_capability: Annotated[
         tuple[ComputeCapability, ...], Field(min_length=1), AfterValidator(_without_repeats)
     ]
     simplify: SimplifyConfig = SimplifyConfig()
     cast: CastConfig = CastConfig()
 
+    @model_validator(mode="after")
+    def _quantization_fits_precision(self) -> Self:
+        if (self.precision == "int8") != (self.quantization is not None):
+            msg = (
+                "precision int8 needs `quantization: {mode: static}`"
+                if self.precision == "int8"
+                else f"precision {self.precision} takes no `quantization`"
+            )
+            raise ValueError(msg)
+        return self
+
     def chain(self, builder: ChainBuilder) -> TargetChain:
-        """Export, simplify, cast, and one engine for each compute capability."""
+        """Export, simplify, cast, quantise when asked to, and one engine for each compute capability."""
         for capability in self.compute_capability:
             check_target(capability, self.precision)
         require_builder()
@@ -50,13 +74,16 @@ class TensorRTRTXTarget(TargetBase):
             simplified = builder.add(
                 SIMPLIFY, self.simplify, {"model": exported}, component=component
             )
-            cast = builder.add(CAST, self.cast, {"model": simplified}, component=component)
+            last = builder.add(CAST, self.cast, {"model": simplified}, component=component)
+            nodes = [exported, simplified, last]
+            if self.quantization is not None:
+                last = _quantized(self.quantization, builder, component, nodes)
+                nodes.append(last)
             # The engine is strongly typed, so the graph as it is written is its nearest stand-in.
             models[component] = tuple(
-                ModelLink(node=node, optimizations="disabled")
-                for node in (exported, simplified, cast)
+                ModelLink(node=node, optimizations="disabled") for node in nodes
             )
-            made = [Deliverable(node=cast)]
+            made = [Deliverable(node=last)]
             for capability in self.compute_capability:
                 config = EngineConfig(
                     compute_capability=capability,
@@ -64,7 +91,7 @@ class TensorRTRTXTarget(TargetBase):
                     profile=dict(builder.profile),
                 )
                 engine = builder.add(
-                    ENGINE, config, {"model": cast}, component=component, label=capability
+                    ENGINE, config, {"model": last}, component=component, label=capability
                 )
                 renames = {
                     "model.engine": f"model.{capability}.engine",
@@ -78,6 +105,27 @@ class TensorRTRTXTarget(TargetBase):
             not_run_reason=_not_run_reason(),
             proxy="onnxruntime-cpu",
         )
+
+
+def _quantized(
+    options: TensorRTStaticQuantization,
+    builder: ChainBuilder,
+    component: str,
+    nodes: list[NodeRef],
+) -> NodeRef:
+    """Quantise the cast graph, the last of `nodes`, with ranges of the simplified one before it."""
+    _, simplified, cast = nodes
+    fields = options.model_dump(exclude={"mode"})
+    calibrate = CalibrateConfig(
+        **{name: fields.pop(name) for name in CalibrateConfig.model_fields}
+    )
+    ports = {"model": simplified, "samples": builder.calibration_samples()}
+    ranges = builder.add(CALIBRATE, calibrate, ports, component=component)
+    quantize = QuantizeStaticConfig(
+        placement="tensorrt", activation_dtype="int8", quantize_embeddings=False, **fields
+    )
+    ports = {"model": cast, "ranges": ranges}
+    return builder.add(QUANTIZE_STATIC, quantize, ports, component=component)
 
 
 def _not_run_reason() -> str:
