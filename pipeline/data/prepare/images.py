@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.errors import EnvironmentMissing, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from PIL import Image
 
@@ -94,7 +94,8 @@ class ImagePreparation:
             case bytes() if value:
                 source = io.BytesIO(value)
             case str() if value:
-                source, name = self._find(value, row), PurePosixPath(value).as_posix()
+                source = self._find(value, row)
+                name = source.relative_to(self._root).as_posix()
             case _:
                 raise StageError(
                     f"column `{column}` holds {describe(value)}, an image is needed: its path, or "
@@ -116,19 +117,21 @@ class ImagePreparation:
                 hint="save it again as PNG or JPEG, or leave it out",
             ) from err
 
-    def _find(self, name: str, row: Row) -> str:
+    @property
+    def _root(self) -> Path:
+        assert self._setting.data is not None
+        return self._setting.data
+
+    def _find(self, name: str, row: Row) -> Path:
         """The file of this name below the source's own directory."""
-        root = self._setting.data
-        parts = PurePosixPath(name).parts
-        if root is not None and name.startswith(f"{root}/"):
-            return name  # a reader that gives whole paths gives them below its root
-        if root is None or ".." in parts or name.startswith("/"):
+        # The library `datasets` gives whole paths; those below the directory are as good.
+        path = self._root / name
+        if not path.is_relative_to(self._root) or ".." in path.parts:
             raise StageError(
                 f"the image's path `{name}` leads out of the folder of the data",
                 where=row.where,
                 hint="give paths relative to the file that names them",
             )
-        path = root.joinpath(*parts)
         if not path.is_file():
             raise StageError(
                 f"there is no image `{name}`",
@@ -136,7 +139,7 @@ class ImagePreparation:
                 hint="paths are relative to the file that names them; name the column in the "
                 f"recipe, so that images are looked for: `image: {self._setting.fields.image}`",
             )
-        return str(path)
+        return path
 
 
 def _load_processor(setting: Setting) -> Any:

@@ -30,7 +30,9 @@ def read_delimited(request: Request) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with path.open(encoding="utf-8-sig", newline="") as file:
         # Quotes have no meaning in most .tsv files, but Excel's and pandas' write them.
-        records = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        # Not strict, a quote that is never closed would swallow the rest of the file unseen.
+        records = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = _check_header(next(records, []), request.columns, path)
             for record in records:
@@ -44,9 +46,19 @@ def read_delimited(request: Request) -> Iterator[Row]:
                         hint="put values with commas, quotes or line breaks into double quotes",
                     )
                 yield Row(where, dict(zip(header, record, strict=True)))
-        except (csv.Error, UnicodeDecodeError) as err:
-            where = f"{path.name}:{records.line_num + 1}"
-            raise StageError(f"the row cannot be read: {err}", where=where) from err
+        except UnicodeDecodeError as err:
+            raise StageError(
+                f"the file is not UTF-8: {err.reason}",
+                where=f"{path.name}: after line {records.line_num}",
+                hint="save it as UTF-8",
+            ) from err
+        except csv.Error as err:
+            raise StageError(
+                f"the row cannot be read: {err}",
+                where=f"{path.name}:{records.line_num}",
+                hint="put values with commas, quotes or line breaks into double quotes, and write "
+                "a quote inside them twice",
+            ) from err
 
 
 def _check_header(header: list[str], columns: tuple[str, ...], path: Path) -> list[str]:

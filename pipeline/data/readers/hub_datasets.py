@@ -68,9 +68,19 @@ def _load(datasets: Any, request: Request) -> Any:
                 hint="leave `subset` out, or name the subset's own folder",
             )
         return datasets.load_from_disk(root)
-    return datasets.load_dataset(
-        root, name=request.subset, streaming=True, cache_dir=str(request.scratch)
+    builder = datasets.load_dataset_builder(
+        root, name=request.subset, cache_dir=str(request.scratch)
     )
+    # The data set's card may name files; only those that the key knows may be read.
+    for files in (builder.config.data_files or {}).values():
+        for file in files:
+            if not file.startswith(f"{root}/"):
+                raise StageError(
+                    f"the data set's card names a file outside it: `{file}`",
+                    where=request.source,
+                    hint="put the file into the folder of the data set, or leave it out of the card",
+                )
+    return builder.as_streaming_dataset()
 
 
 def _pick_split(loaded: Any, request: Request) -> Any:
