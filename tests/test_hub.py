@@ -641,6 +641,9 @@ def test_a_build_from_a_hub_records_the_commit_and_a_moved_branch_is_explained(
     built = _convert(tmp_path, hub.endpoint, recipe, "--json")
     assert built.returncode == 0, built.stderr
     assert WEIGHTS in hub.fetched
+    asked = [request for request in hub.requests if "/api/" in request]
+    assert set(asked) == {f"GET /api/models/{REPOSITORY}/revision/main?blobs=true"}
+    assert len(asked) == 2  # one a command
     assert "of org/tiny at" in built.stderr
     assert json.loads(built.stdout)["report"]["source"]["revision"] == first
 

@@ -38,6 +38,8 @@ class HubSettings:
         Raises:
             EnvironmentMissing: it is not installed.
         """
+        # What is installed here, and who runs it, is no business of a hub.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         try:
             from huggingface_hub import constants
         except ImportError as error:
