@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+pytest_plugins = ("tests.trained_models",)
+
 # How fast examples come says something about the machine, which is shared, and nothing about the
 # code. In CI the examples are the same every time.
 settings.register_profile(

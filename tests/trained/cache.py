@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import ArtifactError, StageError
 from pipeline.hashing import sha256_file
-from tests.trained.catalogue import FACTS_FILE, content_key, find_entry
+from tests.trained.catalogue import FACTS_FILE, KEY_DIGITS, content_key, find_entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 VARIABLE: Final = "CONVERT_FIXTURES"
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-KEY_DIGITS: Final = 16
-"""Hex digits of a key in a directory's name; `training.json` has all of them."""
+
 
 TIME_LIMIT_S: Final = 900
 """Of one training; they take about a minute. Waiting for another process has twice as long."""

@@ -13,6 +13,9 @@ from pipeline.hashing import sha256_file, tagged_digest
 
 SEED: Final = 0
 FACTS_FILE: Final = "training.json"
+KEY_DIGITS: Final = 16
+"""Hex digits of a key in a directory's name; `training.json` has all of them."""
+
 PACKAGES: Final = (
     "numpy",
     "pillow",

@@ -1,0 +1,99 @@
+"""The checkpoints work for somebody who only has the files: loaded by `Auto...`, from the disk."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.trained_models import TrainedModel
+
+# Few samples, so that the file is fast; the share that must be right leaves room for that.
+SAMPLES = 100
+LEAST_RIGHT = 0.85
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_digits_are_read_from_image_files(trained_digits: TrainedModel) -> None:
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    processor = AutoImageProcessor.from_pretrained(trained_digits.checkpoint)
+    model = AutoModelForImageClassification.from_pretrained(trained_digits.checkpoint)
+    paths = sorted(trained_digits.test.glob("*/*.png"))
+    assert len(paths) == trained_digits.facts["samples"]["test"]
+    paths = paths[:: len(paths) // SAMPLES]
+    with torch.inference_mode():
+        inputs = processor([Image.open(path) for path in paths], return_tensors="pt")
+        predicted = model(**inputs).logits.argmax(-1).tolist()
+    right = [
+        model.config.id2label[p] == path.parent.name
+        for p, path in zip(predicted, paths, strict=True)
+    ]
+    assert sum(right) / len(right) >= LEAST_RIGHT
+
+
+def test_snippets_are_classified(trained_snippets: TrainedModel) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(trained_snippets.checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(trained_snippets.checkpoint)
+    rows = _rows(trained_snippets.test)[:SAMPLES]
+    with torch.inference_mode():
+        inputs = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+        predicted = model(**inputs).logits.argmax(-1).tolist()
+    right = [
+        model.config.id2label[p] == row["label"] for p, row in zip(predicted, rows, strict=True)
+    ]
+    assert sum(right) / len(right) >= LEAST_RIGHT
+
+
+def test_tokens_are_classified_one_line_at_a_time(trained_tokens: TrainedModel) -> None:
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(trained_tokens.checkpoint)
+    model = AutoModelForTokenClassification.from_pretrained(trained_tokens.checkpoint)
+    right = []
+    with torch.inference_mode():
+        for row in _rows(trained_tokens.test)[:SAMPLES]:
+            inputs = tokenizer(row["tokens"], is_split_into_words=True, return_tensors="pt")
+            predicted = model(**inputs).logits[0].argmax(-1).tolist()
+            first = [inputs.word_ids().index(word) for word in range(len(row["tokens"]))]
+            labels = [model.config.id2label[predicted[place]] for place in first]
+            right += [a == b for a, b in zip(labels, row["labels"], strict=True)]
+    assert sum(right) / len(right) >= LEAST_RIGHT
+
+
+@pytest.mark.parametrize("name", ["digits", "snippets", "tokens"])
+def test_calibration_samples_are_no_test_samples(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    trained: TrainedModel = request.getfixturevalue(f"trained_{name}")
+    splits = []
+    for path in (trained.test, trained.calibration):
+        if path.is_dir():
+            splits.append({image.name for image in path.glob("*/*.png")})
+        else:
+            splits.append(set(path.read_text(encoding="utf-8").splitlines()))
+    test, calibration = splits
+    assert test.isdisjoint(calibration)
+    assert len(calibration) == trained.facts["samples"]["calibration"]
+
+
+@pytest.mark.parametrize("name", ["snippets", "tokens"])
+def test_the_saved_tokenizer_neither_pads_nor_cuts(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    checkpoint = request.getfixturevalue(f"trained_{name}").checkpoint
+    settings = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    assert settings["padding"] is None
+    assert settings["truncation"] is None
+    assert len(settings["model"]["vocab"]) == 4000
