@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.build import open_store, prepare_plan
 from pipeline.cli.build import EXIT_CODES, build_one, print_summary, result_document
-from pipeline.cli.lines import columns, values_text
+from pipeline.cli.lines import columns
 from pipeline.cli.output import emit, error_document, say
 from pipeline.errors import ExitCode, PipelineError
+from pipeline.recipe.written import values_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

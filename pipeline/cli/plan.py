@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.lines import counted, values_text
 from pipeline.cli.options import (
     json_option,
     recipe_argument,
@@ -66,6 +65,8 @@ def plan_command(
     if is_json:
         emit(json.dumps(_document(planned), indent=2))
         return
+    from pipeline.recipe.written import values_text
+
     makers: dict[str, str] = {}
     for loaded, plan, statuses in planned:
         if len(planned) > 1 or loaded.values:
@@ -76,7 +77,7 @@ def plan_command(
             emit()
     all_statuses = [status for _, _, statuses in planned for status in statuses]
     to_run = sum(status.record is None for status in all_statuses)
-    total = counted(len(all_statuses), "node")
+    total = f"{len(all_statuses)} nodes"
     if len(planned) == 1:
         emit()
     else:
@@ -88,6 +89,8 @@ def plan_command(
 
 def _print_targets(loaded: LoadedRecipe) -> None:
     """The targets that a matrix made, with its values; those that are written out go without."""
+    from pipeline.recipe.written import values_text
+
     for target, values in zip(loaded.recipe.targets, loaded.target_values, strict=False):
         if values:
             emit(f"      target {target.name}: {values_text(values)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.recipe.combined import grouped
 from pipeline.recipe.extending import read_extended
 from pipeline.recipe.language import LANGUAGE_KEYS, Entry, Language
 from pipeline.recipe.matrix import Combination, combinations, label
@@ -89,7 +90,8 @@ def expand(
             "variables and matrices make more text than a recipe may have"
         ) from None
     if expander.problems:
-        raise recipe_error(file, _distinct(expander.problems))
+        documents = [each.document for each in expanded]
+        raise recipe_error(file, grouped(expander.problems, documents))
     return expanded, merged.files
 
 
@@ -131,7 +133,10 @@ class _Expander:
             self._require_not_above()
             found = combinations(scope.replaced(self.matrix), self.problems)
         return tuple(
-            self._one(scope.within(combination) if combination else scope, combination)
+            self._one(
+                scope.within(combination, label(combination)) if combination else scope,
+                combination,
+            )
             for combination in found
         )
 
@@ -185,8 +190,8 @@ class _Expander:
         template = replace(entry, content=body)
         for combination in combinations(scope.replaced(entry.entries["matrix"]), self.problems):
             self._take(template)
-            part = scope.within(combination).replaced(template)
             name = ", ".join(filter(None, (above, label(combination))))
+            part = scope.within(combination, name).replaced(template)
             yield replace(part, combination=name), _plain(combination)
 
     def _take(self, part: Part) -> None:
@@ -210,13 +215,14 @@ class _Expander:
                 each.combination or "one outside the matrix" for each in (other, target)
             )
             text = f"two targets are named `{name.content}`: {made}"
+            variable = (target.combination or other.combination).rpartition(", ")[2]
             self.problems.append(
                 Problem(
                     position=name.position,
                     path=name.path,
                     text=lambda text=text: text,  # type: ignore[misc]
                     hint="put a variable of the matrix into the name, such as "
-                    f"`name: {name.content}-${{precision}}`",
+                    f"`name: {name.content}-${{{variable.partition('=')[0]}}}`",
                     kind="name",
                 )
             )
@@ -259,11 +265,3 @@ def _names(matrix: Part | None) -> Iterable[tuple[str, Part]]:
 
 def _plain(combination: Combination) -> dict[str, Scalar]:
     return {name: part.scalar for name, part in combination.items()}
-
-
-def _distinct(problems: Iterable[Problem]) -> list[Problem]:
-    """Each cause once, however many combinations meet it."""
-    first: dict[object, Problem] = {}
-    for problem in problems:
-        first.setdefault((problem.position, problem.path, problem.kind), problem)
-    return list(first.values())

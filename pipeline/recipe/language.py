@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,9 @@ OPENING = "${"
 
 MAX_COMBINATIONS = 256
 """Of one matrix; more is a mistake, or an attack."""
+
+NOT_WRITTEN: Any = None
+"""For keys that may be left out, and yet hold something where they are written."""
 
 Scalar = str | int | float | bool
 Values = Annotated[dict[FactName, Scalar], Field(min_length=1)]
@@ -61,8 +64,8 @@ class Language(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
-    extends: Printable | Annotated[tuple[Printable, ...], Field(min_length=1)] | None = Field(
-        default=None,
+    extends: Printable | Annotated[tuple[Printable, ...], Field(min_length=1)] = Field(
+        default=NOT_WRITTEN,
         description="recipes that this one builds on, by paths relative to this file; mappings "
         "merge, other values and lists replace",
         examples=["base.yaml"],
@@ -73,8 +76,8 @@ class Language(BaseModel):
         "`${`; one without a value must be given with `--var name=value`",
         examples=[{"length": 128}],
     )
-    matrix: Matrix | None = Field(
-        default=None,
+    matrix: Matrix = Field(
+        default=NOT_WRITTEN,
         description="makes one recipe for each combination of values; the names must differ",
         examples=[{"axes": {"model": ["small", "large"]}}],
     )
@@ -85,8 +88,8 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
-    matrix: Matrix | None = Field(
-        default=None,
+    matrix: Matrix = Field(
+        default=NOT_WRITTEN,
         description="makes one target for each combination of values; the names must differ",
         examples=[{"axes": {"precision": ["fp32", "fp16"]}}],
     )

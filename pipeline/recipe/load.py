@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,7 +23,7 @@ from pipeline.recipe.read import decode_text, read_bytes
 from pipeline.recipe.types import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pipeline.hashing import JSON
     from pipeline.recipe.parts import Scalar
@@ -166,7 +166,7 @@ def _validated(documents: Sequence[Document], file: str) -> list[Recipe]:
     """The recipes of documents that were made from one file."""
     recipes: list[Recipe] = []
     problems: list[Problem] = []
-    for document in documents:
+    for place, document in enumerate(documents, 1):
         try:
             # As JSON, so that lists become tuples and yet `3` stays no text and `1` no boolean.
             recipes.append(Recipe.model_validate_json(json.dumps(document.value)))
@@ -177,33 +177,13 @@ def _validated(documents: Sequence[Document], file: str) -> list[Recipe]:
         else:
             problems += document.problems
         if len(problems) > MAX_SHOWN_PROBLEMS * 10:
-            break  # more of the same, from the next combination
+            documents = documents[:place]
+            break  # the rest is more of the same, from other combinations
     if problems:
-        raise recipe_error(file, _grouped(problems, documents))
+        from pipeline.recipe.combined import grouped
+
+        raise recipe_error(file, grouped(problems, documents))
     return recipes
-
-
-def _grouped(problems: Iterable[Problem], documents: Sequence[Document]) -> list[Problem]:
-    """Each cause once; which combinations of a matrix have it is said where not all have it."""
-    groups: dict[object, list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault((problem.position, problem.path, problem.kind), []).append(problem)
-    combinations: dict[KeyPath, set[str]] = {}
-    for document in documents:
-        for origin in document.origins.values():
-            combinations.setdefault(origin.path, set()).add(origin.combination)
-    return [_with_combination(group, combinations) for group in groups.values()]
-
-
-def _with_combination(
-    group: Sequence[Problem], combinations: Mapping[KeyPath, set[str]]
-) -> Problem:
-    problem = group[0]
-    having = list(dict.fromkeys(each.combination for each in group))
-    if not problem.combination or len(having) == len(combinations.get(problem.path, having)):
-        return problem
-    others = f" and {len(having) - 1} more" if len(having) > 1 else ""
-    return replace(problem, text=lambda: f"{problem.text()}, with {having[0]}{others}")
 
 
 def _require_own_names(

@@ -146,4 +146,6 @@ def _problem(part: Part, text: str, kind: str) -> Problem:
 
 
 def _shown(part: Part) -> str:
-    return shorten(part.text or str(part.content))
+    from pipeline.recipe.schema import flow_text
+
+    return shorten(part.text or flow_text(part.scalar))

@@ -145,7 +145,10 @@ def expected(schema: Schema) -> str:
     if options := choices(schema):
         return " or ".join(f"`{flow_text(option)}`" for option in options)
     if options := schema.get("anyOf", ()) or schema.get("oneOf", ()):
-        return " or ".join(dict.fromkeys(expected(resolve(option)) for option in options))
+        words = dict.fromkeys(expected(resolve(option)) for option in options)
+        if "a number" in words:  # whole ones are numbers too
+            words.pop("a whole number", None)
+        return " or ".join(words)
     if schema.get("type") == "array" and schema.get("maxItems", -1) == schema.get("minItems"):
         return f"a list of {schema['minItems']}"
     return _TYPE_WORDS.get(str(schema.get("type")), "something else")

@@ -63,6 +63,9 @@ _SYNTAX: tuple[tuple[str, str, str], ...] = (
     ("cannot start any token", "this character cannot start a value", _QUOTE),
 )
 
+_OF_BRACES = frozenset({"expected ',' or ']'", "expected ',' or '}'", "did not find expected"})
+_QUOTE_VARIABLES = "within braces and brackets, put text with `${name}` in quotes"
+
 _OPENING_CONTEXTS = (
     "while parsing a tag",
     "while scanning an a",
@@ -99,6 +102,9 @@ def explain_syntax(error: Exception, text: str, file: str) -> RecipeError:
     )
     for part, message, hint in _SYNTAX:
         if part in context or part in problem:
+            line = text.split("\n")[position.line - 1 : position.line]
+            if part in _OF_BRACES and "${" in "".join(line):
+                hint = _QUOTE_VARIABLES  # noqa: PLW2901 - a better one
             return _error(file, position, message, hint)
     return _error(file, position, shorten(problem.splitlines()[0]), "")
 

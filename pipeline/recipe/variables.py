@@ -8,6 +8,7 @@ use other variables. Nothing is evaluated: there are no expressions and no envir
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import ChainMap
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import RecipeError
 from pipeline.recipe.language import OPENING
 from pipeline.recipe.problems import Problem, format_where, shorten
-from pipeline.recipe.scalars import resolve_plain
+from pipeline.recipe.scalars import INTEGER_LIMIT, resolve_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +34,9 @@ MAX_ALL_TEXT = 500_000
 
 COST = 16
 
+MAX_DEEP = 20
+"""Variables within variables."""
+
 MAX_NOTED = 3
 """Variables of one text that a message about it names."""
 
@@ -41,6 +45,9 @@ MAX_NAMED = 50
 
 # `$${` first, so that it is not read as a `$` before a variable.
 _TOKEN = re.compile(r"\$\$\{|\$\{([a-z][a-z0-9_]*)\}|\$\{")
+
+# Control characters, and what bytes that are no UTF-8 become on the command line.
+_NOT_IN_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,11 @@ def overridden(
     for name, value in given.items():
         if name not in variables:
             raise RecipeError(_unknown(name, variables), where=f"--var {shorten(name)}")
+        if not _is_sayable(value):
+            raise RecipeError(
+                "needs text without control characters, a finite number or a boolean",
+                where=f"--var {name}",
+            )
         old = variables[name]
         stays_text = isinstance(old.value, str) and OPENING not in old.value
         read: Scalar = value
@@ -140,6 +152,21 @@ def overridden(
     return result
 
 
+def _is_sayable(value: object) -> bool:
+    """Whether a recipe could have this value; anything may come from a program."""
+    match value:
+        case bool():
+            return True
+        case int():
+            return -INTEGER_LIMIT <= value < INTEGER_LIMIT
+        case float():
+            return math.isfinite(value)
+        case str():
+            return not _NOT_IN_TEXT.search(value)
+        case _:
+            return False
+
+
 @dataclass(slots=True, kw_only=True)
 class Scope:
     """The variables that may be used at some place.
@@ -148,21 +175,24 @@ class Scope:
         variables: Name -> variable.
         problems: Where causes are collected.
         allowance: How much text may still be made.
+        combination: The values of the matrices that it is within, in words.
     """
 
     variables: Mapping[str, Variable]
     problems: list[Problem]
     allowance: Allowance
+    combination: str = ""
     _known: dict[str, Variable | None] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list)
 
-    def within(self, combination: Mapping[str, Part]) -> Scope:
+    def within(self, combination: Mapping[str, Part], label: str) -> Scope:
         """The scope with the values of a combination of a matrix, which come first."""
         own = {name: variable_of(part) for name, part in combination.items()}
         return Scope(
             variables=ChainMap(own, self.variables),  # type: ignore[arg-type]  # only read
             problems=self.problems,
             allowance=self.allowance,
+            combination=label,
         )
 
     def replaced(self, part: Part) -> Part:
@@ -254,6 +284,10 @@ class Scope:
             circle = [*self._open[self._open.index(name) :], name]
             self._problem(variable.position, variable.path, "circle", lambda: _circle(circle))
             return None
+        if len(self._open) == MAX_DEEP:
+            message = f"variables refer to each other more than {MAX_DEEP} deep"
+            self._problem(variable.position, variable.path, "deep", lambda: message)
+            return None
         self._open.append(name)
         self._known[name] = self._filled(variable)
         self._open.pop()
@@ -280,7 +314,14 @@ class Scope:
         hint: str = "",
     ) -> None:
         self.problems.append(
-            Problem(position=position, path=path, text=text, hint=hint, kind=kind)
+            Problem(
+                position=position,
+                path=path,
+                text=text,
+                hint=hint,
+                kind=kind,
+                combination=self.combination,
+            )
         )
 
 

@@ -38,13 +38,14 @@ def written_out(
     lines = [f"# Written out by convert from {names}."]
     for said, given in (("With", values), ("Given", variables)):
         if given:
-            # `flow_text` has no line breaks: nothing of it can end the comment.
-            shown = ", ".join(
-                f"{name}={shorten(flow_text(value))}" for name, value in given.items()
-            )
-            lines.append(f"# {said}: {shown}")
+            lines.append(f"# {said}: {values_text(given)}")
     lines.append("# Relative paths start where they were written.")
     return "\n".join([*lines, *_block(document.value, ""), ""]).encode()
+
+
+def values_text(values: Mapping[str, Scalar]) -> str:
+    """Values of variables on one line, such as `model=a, length=8`; nothing in it ends the line."""
+    return ", ".join(f"{name}={shorten(flow_text(value))}" for name, value in values.items())
 
 
 def _block(value: Value, indent: str) -> Iterator[str]:

@@ -102,7 +102,8 @@ class _Writer:
         """The schemas of keys that are free names."""
         value = schema.get(key)
         if key == "patternProperties" and value is not None:
-            return {key: {name: self.written(inner) for name, inner in value.items()}}
+            written = {name: self.written(inner) for name, inner in value.items()}
+            return {key: written, "additionalProperties": False}
         return {key: self.written(value)} if isinstance(value, dict) else {}
 
 
@@ -110,4 +111,6 @@ def _without_default(schema: Schema) -> Schema:
     """The language's keys are left out, never null."""
     options = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
     rest = {key: value for key, value in schema.items() if key not in {"default", "anyOf"}}
+    if "patternProperties" in rest:
+        rest["additionalProperties"] = False
     return rest | ({"anyOf": options} if options else {})

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import load_recipe
+from pipeline.recipe import load_recipes
 
 ADDRESS_SPACE_BYTES = 200 << 20
 CPU_SECONDS_EACH = 1
@@ -26,7 +26,7 @@ def main(directory: Path) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         _say(f"{path.name}: ")
         try:
-            load_recipe(path)
+            load_recipes(path)
         except RecipeError as error:
             _say(error.message.splitlines()[0] + "\n")
         else:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.recipe import Recipe
@@ -97,3 +99,71 @@ def test_the_location_of_an_error_leads_through_unions() -> None:
 def test_flow_text_reads_back_as_the_same_value(value: Any, text: str) -> None:
     assert flow_text(value) == text
     assert read_document(f"[{text}]", "line").value == [value]
+
+
+# --- the schema of what is written, with a validator that is not ours -----------------------
+
+HERE = Path(__file__).parent
+SHIPPED = sorted((HERE.parents[1] / "recipes").glob("*.yaml"))
+TARGET = {"name": "cpu-${p}", "runtime": "onnxruntime", "precision": "${p}"}
+
+
+def complaints(document: Any) -> list[str]:
+    validator = Draft202012Validator(recipe_json_schema())
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+def quickstart(**changes: Any) -> Any:
+    value = read_document(SHIPPED[0].with_name("quickstart.yaml").read_text(), "q").value
+    assert isinstance(value, dict)
+    return value | changes
+
+
+def test_the_schema_is_a_json_schema() -> None:
+    Draft202012Validator.check_schema(recipe_json_schema())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_the_recipes_we_ship_fit_the_schema(path: Path) -> None:
+    assert complaints(read_document(path.read_text(encoding="utf-8"), path.name).value) == []
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        quickstart(vars={"n": 8, "text": "a", "must": None}),
+        quickstart(name="${a}-x", limits={"time_s": "${t}", "stages": {"export": {"time_s": 1}}}),
+        quickstart(matrix={"axes": {"n": [1, "a", True]}, "exclude": [{"n": 1}]}),
+        quickstart(matrix={"include": [{"n": 1}]}),
+        quickstart(targets=[TARGET | {"matrix": {"axes": {"p": ["fp32"]}}}]),
+        quickstart(targets=[TARGET | {"runtime": "${r}"}]),
+        {"extends": "base.yaml"},
+        {"extends": ["a.yaml", "b.yaml"], "shapes": {"sequence": {"max": 256}}, "vars": {"a": 1}},
+        {"extends": "base.yaml", "gates": {"parity": {"sqnr_db": {"min": 20}}}},
+    ],
+)
+def test_the_schema_allows_what_the_language_has(document: Any) -> None:
+    assert complaints(document) == []
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"extends": None},
+        {"extends": []},
+        {"extends": "a.yaml", "shapes": {"sequence": {"max": "many"}}},
+        {"extends": "a.yaml", "shapes": {"sequenze": {"max": 1}}},
+        {"extends": "a.yaml", "targets": [{"name": "a"}]},  # lists replace: items are whole
+        quickstart(name="UPPER"),
+        quickstart(limits={"time_s": "$n"}),
+        quickstart(vars={"A": 1}),
+        quickstart(vars={"a": [1]}),
+        quickstart(matrix={"axes": {"n": []}}),
+        quickstart(matrix={"axis": {"n": [1]}}),
+        quickstart(matrix=None),
+        quickstart(targets=[TARGET | {"matrix": {"axes": 1}}]),
+    ],
+)
+def test_the_schema_refuses_what_is_wrong(document: Any) -> None:
+    assert complaints(document) != []
