@@ -36,7 +36,7 @@ def choose_rows(
 
     Args:
         rows: The source.
-        count: How many; None for all of them.
+        count: How many, at least 1; None for all of them.
         seed: Decides the ranks.
         columns: The columns to keep.
 
