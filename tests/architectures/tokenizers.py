@@ -25,7 +25,7 @@ ROBERTA_TOKENS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "
 def write_word_pieces(path: Path, special: dict[str, str]) -> dict[str, int]:
     """Word pieces of single characters (BERT, MPNet); returns the ids of the special tokens."""
     words = [token for token in vocabulary() if token not in BERT_TOKENS.values()]
-    tokens = {token: index for index, token in enumerate([*special.values(), *words])}
+    tokens = _numbered([*special.values(), *words])
     tokenizer = Tokenizer(WordPiece(tokens, unk_token=special["unk"]))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -35,7 +35,7 @@ def write_word_pieces(path: Path, special: dict[str, str]) -> dict[str, int]:
 def write_bytes(path: Path, special: dict[str, str]) -> dict[str, int]:
     """Bytes without merges (RoBERTa, ModernBERT); returns the ids of the special tokens."""
     symbols = [*special.values(), *sorted(ByteLevel.alphabet())]
-    tokens = {token: index for index, token in enumerate(symbols)}
+    tokens = _numbered(symbols)
     tokenizer = Tokenizer(BPE(tokens, [], unk_token=special["unk"]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
@@ -47,11 +47,16 @@ def write_unigrams(path: Path, special: dict[str, str]) -> dict[str, int]:
     words = [token for token in vocabulary() if token not in BERT_TOKENS.values()]
     pieces = [*special.values(), "\u2581", *(word for word in words if not word.startswith("##"))]
     pieces += [f"\u2581{word}" for word in words if word.isalpha()]
-    tokens = {token: index for index, token in enumerate(pieces)}
+    tokens = _numbered(pieces)
     scores = [(token, -float(index % 7)) for token, index in tokens.items()]
     tokenizer = Tokenizer(Unigram(scores, unk_id=tokens[special["unk"]]))
     tokenizer.pre_tokenizer = Metaspace()
     return _save(tokenizer, special, tokens, path)
+
+
+def _numbered(tokens: list[str]) -> dict[str, int]:
+    """Token -> id, without gaps where one is there twice."""
+    return {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
 
 def _save(
