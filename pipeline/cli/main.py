@@ -34,6 +34,7 @@ def cli() -> None:
     """Turn a Hugging Face checkpoint into engine artifacts that can be trusted.
 
     \b
+    convert init MODEL               a recipe that works at once
     convert recipe.yaml              build, verify and publish
     convert plan recipe.yaml         what would run, and why
     convert schema > recipe.json     JSON Schema of the recipe, for editors
@@ -45,6 +46,7 @@ def cli() -> None:
 
 
 cli.add_command(build_command)
+cli.add_command(LazyCommand("init", "pipeline.cli.init:init_command"))
 cli.add_command(LazyCommand("plan", "pipeline.cli.plan:plan_command"))
 cli.add_command(LazyCommand("schema", "pipeline.cli.schema:schema_command"))
 cli.add_command(LazyCommand("ls", "pipeline.cli.ls:ls_command"))

@@ -11,7 +11,7 @@ import pytest
 from pipeline.cli.lazy import LazyCommand
 from pipeline.cli.main import cli
 
-LATE = ("doctor", "inspect", "ls", "plan", "schema", "verify")
+LATE = ("doctor", "init", "inspect", "ls", "plan", "schema", "verify")
 
 
 def _help(name: str) -> str:

@@ -1,0 +1,124 @@
+"""Which targets a draft has, and the limits that a right conversion of each one holds.
+
+The limits are proposals. They are far from what ordinary models measure and far from what a wrong
+graph does: a swapped input, a lost mask or an unscaled weight moves outputs by tens of per cent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.hashing import JSON
+    from pipeline.tasks import Task
+
+COMPUTE_CAPABILITIES = ("sm89", "sm120")
+"""Ada and Blackwell, the generations of today's GPUs of desktops and small servers."""
+
+Limits = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A target that a draft may have.
+
+    Attributes:
+        document: The target as a recipe writes it.
+        purpose: What it is good for, a few words.
+        parity: Its own limits in place of the recipe's; None for those of the recipe.
+        drop: Largest loss of right answers; None for that of the recipe.
+        needs_calibration: Ranges are taken from `data.calibration`.
+        needs_device: Its parity and speed may have to stay unchecked here.
+        is_alternative: It is written as a comment, though it works.
+    """
+
+    document: Mapping[str, JSON]
+    purpose: str
+    parity: Limits | None = None
+    drop: float | None = None
+    needs_calibration: bool = False
+    needs_device: bool = False
+    is_alternative: bool = False
+
+    @property
+    def name(self) -> str:
+        """The target's name."""
+        return str(self.document["name"])
+
+
+def candidates(task: Task, *, has_calibration: bool) -> tuple[Candidate, ...]:
+    """The targets of a draft, whether or not they can be built here.
+
+    Static INT8 is the sensible one for images, whose convolutions dynamic INT8 leaves in float. For
+    text dynamic INT8 is the safer one, because the range of an activation differs from text to text.
+
+    Args:
+        task: What is converted.
+        has_calibration: The user gives calibration data, and so wants static INT8.
+    """
+    is_text = task.modality == "text"
+    static = Candidate(
+        document={
+            "name": "cpu-int8-static" if is_text else "cpu-int8",
+            "runtime": "onnxruntime",
+            "precision": "int8",
+            "quantization": {"mode": "static"},
+        },
+        purpose="ranges are taken from data.calibration",
+        parity=parity_limits(task, "int8"),
+        drop=0.02,
+        needs_calibration=True,
+        is_alternative=is_text and not has_calibration,
+    )
+    dynamic = Candidate(
+        document={
+            "name": "cpu-int8",
+            "runtime": "onnxruntime",
+            "precision": "int8",
+            "quantization": {"mode": "dynamic", "per_channel": True},
+        },
+        purpose="a quarter of the size",
+        parity=parity_limits(task, "int8"),
+        drop=0.02,
+    )
+    return (
+        Candidate(
+            document={"name": "cpu-fp32", "runtime": "onnxruntime", "precision": "fp32"},
+            purpose="as exact as the checkpoint",
+        ),
+        *((dynamic,) if is_text else ()),
+        static,
+        Candidate(
+            document={
+                "name": "rtx-fp16",
+                "runtime": "tensorrt-rtx",
+                "precision": "fp16",
+                "compute_capability": list(COMPUTE_CAPABILITIES),
+            },
+            purpose="engines for GPUs; built without one",
+            parity=parity_limits(task, "fp16"),
+            needs_device=True,
+        ),
+    )
+
+
+def parity_limits(task: Task, precision: str) -> Limits:
+    """Limits on the distance to the checkpoint in float32.
+
+    The angle alone would not see outputs of the wrong size, so the relative distance is limited too.
+    """
+    cosine, mean, distance, agreement = {
+        "fp32": (0.9999, None, 0.005, 0.99),
+        "fp16": (0.999, None, 0.05, 0.97),
+        "int8": (0.9, 0.98, 0.3, 0.9),
+    }[precision]
+    limits: Limits = {"cosine_similarity": {"min": cosine}}
+    if mean is not None:
+        limits["cosine_similarity_mean"] = {"min": mean}
+    limits["relative_l2"] = {"max": distance}
+    if task.ranked:
+        limits["top1_agreement"] = {"min": agreement}
+    return limits
