@@ -12,6 +12,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from pipeline.data.fields import pick_fields
 from pipeline.environment import (
     MACHINE_FACTS,
     code_digest,
@@ -306,6 +307,9 @@ def build_plan(
         _check_preprocessor(source, task)
     _check_shapes(recipe, task, source, where)
     _check_quality(recipe, task, where)
+    for use, spec in recipe.data.specs().items():
+        with _about(where, "data", use):
+            pick_fields(task, spec)
     builder = _Builder(recipe, task, data)
     samples = builder.evaluation_samples()
     references = {

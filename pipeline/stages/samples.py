@@ -29,8 +29,6 @@ EVALUATION_PORT = "evaluation"
 
 MAX_SAMPLES = 100_000
 """Beyond this `all` is refused, as the recipe's language refuses the number."""
-THUMBNAIL_PIXELS = 96
-"""Longer side of the pictures in the report."""
 MAX_SHOWN_OVERLAP = 5
 
 
@@ -264,9 +262,7 @@ def _write_entries(taken: Taken, output: Path, *, has_pictures: bool) -> tuple[S
         if has_pictures and prepared.picture is not None:
             image = f"{IMAGE_FOLDER}/{index:06d}.png"
             (output / IMAGE_FOLDER).mkdir(exist_ok=True)
-            small = prepared.picture.copy()
-            small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            small.save(output / image)
+            prepared.picture.save(output / image)
         entries.append(
             SampleEntry(
                 index=index,

@@ -70,7 +70,7 @@ class Prepared:
         label: The true answer, None when it has none.
         is_cut: It was too long, and something is left out of it.
         unlabelled_because: Why it has no label though its row has one; empty otherwise.
-        picture: What it looks like.
+        picture: What it looks like, small.
     """
 
     tensors: Mapping[str, Tensor]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.data.sample_set import Tensor
 
 PIXELS = "pixel_values"
+THUMBNAIL_PIXELS = 96
+"""Longer side of the pictures in the report."""
 
 
 class ImagePreparation:
@@ -58,7 +60,7 @@ class ImagePreparation:
             tensors={PIXELS: self._pixels(picture, row, name)},
             text=name,
             label=classes.read(row, fields.label) if classes and fields.label else None,
-            picture=picture,
+            picture=_shrink(picture),
         )
 
     def _pixels(self, picture: Image.Image, row: Row, name: str) -> Tensor:
@@ -140,6 +142,13 @@ class ImagePreparation:
                 f"recipe, so that images are looked for: `image: {self._setting.fields.image}`",
             )
         return path
+
+
+def _shrink(picture: Image.Image) -> Image.Image:
+    """A copy for the report; whole photographs of all samples would fill the memory."""
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    return small
 
 
 def _load_processor(setting: Setting) -> Any:
