@@ -14,9 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.recipe.combined import grouped
 from pipeline.recipe.extending import read_extended
-from pipeline.recipe.language import LANGUAGE_KEYS, Entry, Language
+from pipeline.recipe.language import Entry, Language
 from pipeline.recipe.matrix import Combination, combinations, label
 from pipeline.recipe.parts import Part, Scalar, count, document_of
+from pipeline.recipe.plain import LANGUAGE_KEYS
 from pipeline.recipe.problems import Problem, recipe_error
 from pipeline.recipe.variables import (
     Allowance,

@@ -6,20 +6,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.recipe.types import FactName, Printable, Strict
-
-if TYPE_CHECKING:
-    from pipeline.recipe.events import Value
-
-LANGUAGE_KEYS = ("extends", "vars", "matrix")
-"""Gone once a recipe is expanded; a target may have the last one."""
-
-OPENING = "${"
-"""Begins a variable."""
 
 MAX_COMBINATIONS = 256
 """Of one matrix; more is a mistake, or an attack."""
@@ -93,28 +84,3 @@ class Entry(BaseModel):
         description="makes one target for each combination of values; the names must differ",
         examples=[{"axes": {"precision": ["fp32", "fp16"]}}],
     )
-
-
-def is_plain(value: Value) -> bool:
-    """Whether a document uses nothing of the recipe language."""
-    if isinstance(value, dict):
-        if any(key in value for key in LANGUAGE_KEYS):
-            return False
-        targets = value.get("targets")
-        if isinstance(targets, list) and any(
-            isinstance(t, dict) and "matrix" in t for t in targets
-        ):
-            return False
-    return not _has_variable(value)
-
-
-def _has_variable(value: Value) -> bool:
-    match value:
-        case str():
-            return OPENING in value
-        case dict():
-            return any(_has_variable(inner) for inner in value.values())
-        case list():
-            return any(_has_variable(inner) for inner in value)
-        case _:
-            return False

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.events import Document, read_document
-from pipeline.recipe.language import is_plain
+from pipeline.recipe.plain import is_plain
 from pipeline.recipe.problems import (
     MAX_SHOWN_PROBLEMS,
     Position,

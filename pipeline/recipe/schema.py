@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from pipeline.recipe.language import LANGUAGE_KEYS, Entry, Language
+from pipeline.recipe.language import Entry, Language
+from pipeline.recipe.plain import LANGUAGE_KEYS
 from pipeline.recipe.scalars import resolve_plain
 from pipeline.recipe.types import Recipe
 

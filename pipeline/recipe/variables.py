@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
-from pipeline.recipe.language import OPENING
+from pipeline.recipe.plain import OPENING
 from pipeline.recipe.problems import Problem, format_where, shorten
 from pipeline.recipe.scalars import INTEGER_LIMIT, resolve_plain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pipeline.recipe.language import OPENING
+from pipeline.recipe.plain import OPENING
 from pipeline.recipe.problems import shorten
 from pipeline.recipe.schema import flow_text
 

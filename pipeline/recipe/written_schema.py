@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.recipe.language import LANGUAGE_KEYS
+from pipeline.recipe.plain import LANGUAGE_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
