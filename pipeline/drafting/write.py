@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.recipe.language import OPENING
+from pipeline.recipe.plain import OPENING
 from pipeline.recipe.schema import flow_text
 from pipeline.report.printable import printable_text
 
