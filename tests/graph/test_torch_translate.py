@@ -46,6 +46,19 @@ class TakesPiecesApart(torch.nn.Module):
         return first - second
 
 
+class ViewsACopy(torch.nn.Module):
+    """Mixes types, so that it is traced a second time, in which the view must still be possible."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.view(-1, 2, 2).transpose(0, 1).contiguous()
+        return heads.view(2, -1) * 0.5 + torch.arange(x.shape[0] * 2)
+
+
+class CountsWithSizes(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sym_min(x.shape[0], 8)
+
+
 class HasNoTranslation(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.linalg.eigvalsh(x)
@@ -72,6 +85,8 @@ def translate(module: torch.nn.Module, example: torch.Tensor) -> Translation:
         (Plain(), "direct"),
         (SumsSmallIntegers(), "direct"),
         (TakesPiecesApart(), "direct"),
+        (ViewsACopy(), "decomposed"),
+        (CountsWithSizes(), "direct"),
         (WritesInPlace(), "decomposed"),
         (MixesTypes(), "decomposed"),
     ],
