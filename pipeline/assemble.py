@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,8 +32,10 @@ from pipeline.report.schema import (
     NodeReport,
     NodeState,
     Report,
+    SampleSizes,
     StageParity,
     TargetReport,
+    WeightPart,
     WorstSample,
 )
 from pipeline.stages.catalogue import STAGES
@@ -172,6 +175,7 @@ def assemble_report(
         nodes=tuple(_node_report(plan, outcome) for outcome in results.outcomes),
         worst_samples=tuple(_worst_samples(results, targets)),
         warnings=tuple(_warnings(results)),
+        sample_sizes=_sample_sizes(results),
     )
 
 
@@ -251,7 +255,16 @@ def _target_report(
         benchmark=benchmark,
         engines=tuple(_engine_reports(results, target)),
         nodes=_nodes_of(results.plan, target),
+        weights=tuple(_weights(results, target)),
     )
+
+
+def _weights(results: Results, target: TargetPlan) -> Iterator[WeightPart]:
+    """What the last model of each component is made of, as its validation found it."""
+    for component, validations in target.validations.items():
+        for _, validation in validations[-1:]:
+            for part in results.facts(validation).get("weights", ()):
+                yield WeightPart(component=component, **part)
 
 
 def _nodes_of(plan: Plan, target: TargetPlan) -> tuple[str, ...]:
@@ -381,6 +394,20 @@ def _worst_samples(results: Results, targets: tuple[TargetReport, ...]) -> Itera
                     metric="relative_l2",
                     value=value,
                 )
+
+
+def _sample_sizes(results: Results) -> tuple[SampleSizes, ...]:
+    """How many evaluation samples have which size, for each named axis."""
+    text = results.document(results.plan.samples, "samples.json")
+    samples = [] if text is None else json.loads(text)["samples"]
+    counts: dict[str, Counter[int]] = {}
+    for sample in samples:
+        for axis, size in sample["extents"].items():
+            counts.setdefault(axis, Counter())[size] += 1
+    return tuple(
+        SampleSizes(axis=axis, counts=tuple(sorted(found.items())))
+        for axis, found in sorted(counts.items())
+    )
 
 
 def _label_names(label: int | list[int] | None, names: list[str]) -> str:

@@ -127,6 +127,11 @@ def count_weight_bytes(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def element_bits(dtype: str) -> int:
+    """Bits of one element of a type by `dtype_name`; 0 for strings."""
+    return _ELEMENT_BITS[onnx.TensorProto.DataType.Value(dtype.upper())]
+
+
 def iter_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """These nodes and all nodes in their subgraphs."""
     for node in nodes:

@@ -121,6 +121,23 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.3g} %"
 
 
+def score(share: float | None) -> str:
+    """A share of right answers as a percentage, rounded down: `99.94 %`, never a flattering 100."""
+    if share is None or not math.isfinite(share):
+        return figure(share)
+    # 0.29 * 1e4 is 2899.9999999999995 in float64; what lies that close is the whole number.
+    return f"{math.floor(share * 1e4 + 1e-7) / 100:.2f} %"
+
+
+def drop(value: float | None) -> str:
+    """What a score lost, in percentage points: `0.50 points`; below zero it gained."""
+    if value is None or not math.isfinite(value):
+        return figure(value)
+    # Rounded up, so that a loss is never shown as none.
+    hundredths = math.ceil(value * 1e4 - 1e-7)
+    return f"{MINUS if hundredths < 0 else ''}{abs(hundredths) / 100:.2f} points"
+
+
 def per_second(value: float | None) -> str:
     """`1,234 /s`."""
     if value is None or not math.isfinite(value):

@@ -1,8 +1,9 @@
-"""`report.html`: one file for people, without scripts and without the network.
+"""`report.html`: one file for people, without the network; it reads well without scripts too.
 
 The templates get the report after `printable`, frozen records with chart geometry, and filters for
 figures. Jinja2 escapes everything (autoescape), an undefined name is an error, and the content
-security policy of the page forbids scripts and any request, should an escape ever be missed.
+security policy of the page forbids any request and all scripts but those that draw the charts, by
+their digests, should an escape ever be missed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,20 @@ from typing import TYPE_CHECKING
 from pipeline.report import figures
 from pipeline.report.charts import error_charts, size_bars, speed_charts
 from pipeline.report.dag import picture
+from pipeline.report.distributions import spreads
 from pipeline.report.facts import Facts
 from pipeline.report.printable import printable
+from pipeline.report.scripts import load_scripts, script_data
+from pipeline.report.sizes import size_nodes, size_parts
+from pipeline.report.specs import (
+    CONFIG,
+    error_specs,
+    latency_specs,
+    lengths_spec,
+    size_spec,
+    speedup_spec,
+    spread_spec,
+)
 from pipeline.report.summary import (
     VERDICT_WORDS,
     blame,
@@ -24,17 +37,23 @@ from pipeline.report.summary import (
     failed_nodes,
     headline,
     is_build_breaking,
+    is_ranked,
     place,
     problems,
+    qualities,
     shape_heading,
     stage_errors,
     summarise,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from jinja2 import Environment
 
+    from pipeline.report.distributions import Spread
     from pipeline.report.schema import EngineReport, NodeReport, Report
+    from pipeline.report.specs import Spec
 
 MAX_ROWS = 1000
 """Of one table; the page says how many it leaves out."""
@@ -108,18 +127,25 @@ class NodeFacts:
 def render_html(report: Report) -> str:
     """The report as one self-contained HTML page."""
     shown = printable(report)
+    spread = spreads(report)
+    charts = _charts(shown, spread)
     page = _environment().get_template("report.html")
     return page.render(
         report=shown,
         headline=headline(shown),
         targets=summarise(shown),
+        qualities=qualities(shown),
         shape_heading=shape_heading(shown),
         failed=failed_nodes(shown),
         broken=broken_gates(shown),
         gates=sorted(shown.gates, key=lambda gate: not is_build_breaking(gate)),
+        is_ranked=is_ranked(shown),
         error_charts=error_charts(shown),
+        spreads=spread,
         speed_charts=speed_charts(shown),
         size_bars=size_bars(shown),
+        size_parts=tuple((target.name, size_parts(target)) for target in shown.targets),
+        sample_sizes=tuple(_lengths(shown)),
         picture=picture(shown.nodes),
         fusions=tuple(found for node in shown.nodes if (found := _fusions(node))),
         engines=tuple(_engine(engine) for target in shown.targets for engine in target.engines),
@@ -128,7 +154,61 @@ def render_html(report: Report) -> str:
         source=Facts(shown.source).rows(),
         recipe=json.dumps(shown.recipe, indent=2, ensure_ascii=False, default=str),
         max_rows=MAX_ROWS,
+        charts=charts,
+        **_drawing(charts),
     )
+
+
+def _charts(shown: Report, spread: Sequence[Spread]) -> dict[str, Spec]:
+    """Name of its place in the page -> chart, of all that there are numbers for."""
+    found: dict[str, Spec | None] = {
+        f"error:{target}": spec for target, spec in error_specs(shown).items()
+    }
+    found["spread"] = spread_spec(spread)
+    found |= {f"latency:{at}": spec for at, spec in latency_specs(shown).items()}
+    found["speedup"] = speedup_spec(shown)
+    found["size"] = size_spec(size_nodes(shown))
+    found |= {f"lengths:{sizes.axis}": lengths_spec(sizes) for sizes in shown.sample_sizes}
+    return {name: spec for name, spec in found.items() if spec is not None}
+
+
+def _drawing(charts: Mapping[str, Spec]) -> dict[str, object]:
+    """What draws the charts. All of it is ours or escaped here, so Jinja2 must not escape it."""
+    import markupsafe
+
+    if not charts:
+        return {"script_policy": "", "chart_data": "", "scripts": ()}
+    scripts = load_scripts()
+    data = script_data({"config": CONFIG, "charts": charts})
+    return {
+        "script_policy": markupsafe.Markup(f"script-src {scripts.policy}; "),  # noqa: S704 - ours
+        "chart_data": markupsafe.Markup(data),  # noqa: S704 - escaped by `script_data`
+        "scripts": tuple(markupsafe.Markup(text) for text in scripts.texts),  # noqa: S704 - ours
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """How large the evaluation samples are along one axis; the median is by nearest rank."""
+
+    axis: str
+    samples: int
+    least: int
+    median: int
+    most: int
+
+
+def _lengths(report: Report) -> Iterator[Lengths]:
+    for sizes in report.sample_sizes:
+        each = [size for size, count in sizes.counts for _ in range(count)]
+        if each:
+            yield Lengths(
+                axis=sizes.axis,
+                samples=len(each),
+                least=each[0],
+                median=each[round(0.5 * (len(each) - 1))],
+                most=each[-1],
+            )
 
 
 @functools.cache
@@ -147,7 +227,7 @@ def _environment() -> Environment:
         *(figures.figure, figures.cosine, figures.metric, figures.judged, figures.decibels),
         *(figures.size, figures.mebibytes, figures.milliseconds, figures.seconds),
         *(figures.ratio, figures.percent, figures.per_second, figures.plural, figures.sentence),
-        *(figures.signed, figures.times, place),
+        *(figures.signed, figures.times, figures.score, figures.drop, place),
     ):
         environment.filters[form.__name__] = form
     environment.globals.update(signs=SIGNS, words=VERDICT_WORDS)
@@ -207,6 +287,6 @@ def _other_facts(report: Report, node: NodeReport) -> NodeFacts | None:
     """The facts of a node that no other section shows."""
     if any(engine.node == node.name for target in report.targets for engine in target.engines):
         return None
-    known = FUSION_KEYS if "fusions" in node.facts else ()
+    known = ("weights", *(FUSION_KEYS if "fusions" in node.facts else ()))
     rows = Facts(node.facts).rows(known=known)
     return NodeFacts(node=node.name, rows=rows) if rows else None

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 600
 """Of one string; a 1 MB tensor name tells a reader no more than its beginning."""
 
+MAX_IMAGE_CHARACTERS = 200_000
+"""Of a picture as a `data:` URI; a longer one is left out."""
+
 MAX_ITEMS = 4000
 """Of one free-form list or mapping, such as an engine's layers."""
 
 MAX_DEPTH = 12
 """Of free-form facts; what lies deeper is in `report.json`."""
+
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+"""The one form of a picture that is shown."""
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -64,7 +70,18 @@ def printable(report: Report) -> Report:
     """
     targets = tuple(_without_samples(target) for target in report.targets)
     light = report.model_copy(update={"targets": targets})
-    return Report.model_validate(_printable(light.model_dump(), 0))
+    shown = Report.model_validate(_printable(light.model_dump(), 0))
+    samples = (
+        sample.model_copy(update={"image": _picture(recorded.image)})
+        for sample, recorded in zip(shown.worst_samples, report.worst_samples, strict=False)
+    )
+    return shown.model_copy(update={"worst_samples": tuple(samples)})
+
+
+def _picture(uri: str) -> str:
+    """The picture as it is, or nothing: one that is cut shows nothing."""
+    is_shown = len(uri) <= MAX_IMAGE_CHARACTERS and PICTURE.fullmatch(uri)
+    return uri if is_shown else ""
 
 
 def _without_samples(target: TargetReport) -> TargetReport:

@@ -79,6 +79,32 @@ class FileEntry(Frozen):
     sha256: str
 
 
+class WeightPart(Frozen):
+    """Stored numbers of a delivered model that one kind of operator reads, in one element type.
+
+    Attributes:
+        part: The operator that reads them (`MatMul`, `Gather`), or what else they are.
+        dtype: ONNX's name of the element type, such as `float16`.
+    """
+
+    component: str
+    part: str
+    dtype: str
+    size_bytes: int
+
+
+class SampleSizes(Frozen):
+    """How large the evaluation samples are along one axis.
+
+    Attributes:
+        axis: Its name, such as `sequence`.
+        counts: (size, samples of that size), by size.
+    """
+
+    axis: str
+    counts: tuple[tuple[int, int], ...]
+
+
 class TargetReport(Frozen):
     """One target: its files, its parity by stage, its speed.
 
@@ -88,6 +114,7 @@ class TargetReport(Frozen):
         not_run_reason: Why the target could not be run on this machine; empty when it was.
         nodes: Names of the nodes that this target hangs on; when empty, renderers tell them by
             their names.
+        weights: What the last model of each component is made of; empty when no stage said it.
     """
 
     name: str
@@ -100,6 +127,7 @@ class TargetReport(Frozen):
     benchmark: BenchmarkResult | None
     engines: tuple[EngineReport, ...]
     nodes: tuple[str, ...] = ()
+    weights: tuple[WeightPart, ...] = ()
 
 
 class WorstSample(Frozen):
@@ -130,6 +158,7 @@ class Report(Frozen):
         created_at: UTC, ISO 8601.
         source: `source`, `revision` and the digest of every file that was used.
         warnings: What fails nothing and should be known: samples in both sets, notices of stages.
+        sample_sizes: Of the evaluation samples, for each axis that differs between them.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -146,3 +175,4 @@ class Report(Frozen):
     nodes: tuple[NodeReport, ...]
     worst_samples: tuple[WorstSample, ...]
     warnings: tuple[str, ...] = ()
+    sample_sizes: tuple[SampleSizes, ...] = ()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.bench.types import ShapeResult
-    from pipeline.parity.types import GateResult, OutputParity
+    from pipeline.parity.types import GateResult, OutputParity, Quality
     from pipeline.report.schema import NodeReport, Report, StageParity, TargetReport
 
 TargetVerdict = Literal["passed", "partly", "failed", "error"]
@@ -37,6 +37,21 @@ class WorstCosine:
     value: float
     output: str
     stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetQuality:
+    """How often what is delivered is right.
+
+    Attributes:
+        component: Empty when the target has one.
+        is_proxy: Another device than the target's gave the answers.
+    """
+
+    target: str
+    component: str
+    quality: Quality
+    is_proxy: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +216,21 @@ def worst_cosine(target: TargetReport) -> WorstCosine | None:
     return min(found, key=lambda worst: worst.value) if found else None
 
 
+def qualities(report: Report) -> tuple[TargetQuality, ...]:
+    """Right answers of every target that was asked samples with a label."""
+    return tuple(
+        TargetQuality(
+            target=target.name,
+            component=link.component if len(delivered(target)) > 1 else "",
+            quality=link.parity.quality,
+            is_proxy=bool(target.proxy),
+        )
+        for target in report.targets
+        for link in delivered(target)
+        if link.parity is not None and link.parity.quality is not None
+    )
+
+
 def _notes(report: Report, target: TargetReport) -> tuple[str, ...]:
     names = node_names(report, target)
     notes = [
@@ -238,6 +268,15 @@ def stage_errors(target: TargetReport) -> tuple[StageError, ...]:
                 before[key] = now
             found.append(StageError(stage=link, output=output, added_relative_l2=added))
     return tuple(found)
+
+
+def is_ranked(report: Report) -> bool:
+    """Whether top-1 agreement was measured anywhere."""
+    return any(
+        error.output.metrics.top1_agreement is not None
+        for target in report.targets
+        for error in stage_errors(target)
+    )
 
 
 def blame(report: Report, gate: GateResult) -> str:

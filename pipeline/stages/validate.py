@@ -47,6 +47,8 @@ def run(
 ) -> dict[str, JSON]:
     """Write `parity.json`. A candidate that is wrong is a result, not a failure of this stage.
 
+    The facts say in `weights` what the graph's stored numbers are for, in bytes.
+
     Raises:
         StageError: when ONNX Runtime cannot load or run the graph, or samples and reference do
             not belong together.
@@ -97,7 +99,15 @@ def run(
             samples=len(samples),
         )
     (output / PARITY_FILE).write_text(f"{parity.model_dump_json(indent=1)}\n", encoding="utf-8")
-    return _facts(parity)
+    return _facts(parity) | {"weights": _weights(inputs[MODEL_PORT] / MODEL_FILE)}
+
+
+def _weights(model: Path) -> list[JSON]:
+    """Read after the runner is closed, so that the model is not in memory twice."""
+    from pipeline.graph.files import load_graph_only
+    from pipeline.graph.weights import weights_by_operator
+
+    return list(weights_by_operator(load_graph_only(model)))
 
 
 def _run_batch(runner: Runner, batch: Batch, samples: SampleSet) -> dict[str, Array]:
@@ -143,10 +153,10 @@ def _facts(parity: Parity) -> dict[str, JSON]:
 
 VALIDATE = Stage(
     name="validate",
-    version=1,
+    version=2,
     config_type=ValidateConfig,
     run=run,
-    packages=("onnxruntime",),
+    packages=("onnxruntime", "onnx"),
     extra="cpu",
     # The last bits depend on the instruction set and on how a sum is cut into threads.
     machine=("cpu_flags", "cores"),

@@ -1,13 +1,16 @@
 """A realistic report: a sentence encoder for two CPU targets and TensorRT-RTX engines.
 
 Three variants: everything passed (with what could not run here allowed), a gate failed, and an
-engine build was killed.
+engine build was killed. And an image classifier that passed, with labels and warnings.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
+import struct
+import zlib
 from typing import Any, Literal
 
 from pipeline.bench.types import BenchmarkResult, Interval, ShapeResult, Timing
@@ -16,6 +19,7 @@ from pipeline.parity.types import (
     Metrics,
     OutputParity,
     Parity,
+    Quality,
     SampleMetrics,
 )
 from pipeline.report.schema import (
@@ -24,8 +28,10 @@ from pipeline.report.schema import (
     FileEntry,
     NodeReport,
     Report,
+    SampleSizes,
     StageParity,
     TargetReport,
+    WeightPart,
     WorstSample,
 )
 
@@ -34,6 +40,8 @@ Variant = Literal["passed", "failed", "error"]
 NO_DRIVER = "no NVIDIA driver is on this machine"
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
 MIB = 1024 * 1024
+SAMPLE_SHARES = tuple(0.4 + 0.8 * (i / 59) ** 2 for i in range(60))
+"""Error of a sample by that of all; the last one is the worst."""
 
 
 def digest(name: str) -> str:
@@ -62,10 +70,8 @@ def parity(relative_l2: float) -> Parity:
                 name=name,
                 metrics=metrics(relative_l2 * factor),
                 samples=tuple(
-                    SampleMetrics(
-                        index=i, metrics=metrics(relative_l2 * factor * (0.6 + i / 5), 9216)
-                    )
-                    for i in range(4)
+                    SampleMetrics(index=i, metrics=metrics(relative_l2 * factor * share, 9216))
+                    for i, share in enumerate(SAMPLE_SHARES)
                 ),
             )
             for name, factor in zip(OUTPUTS, (1.0, 0.55), strict=True)
@@ -199,6 +205,26 @@ FUSE_FACTS: dict[str, Any] = {
     "nodes_after": 61,
 }
 
+def weights(*parts: tuple[str, str, float]) -> tuple[WeightPart, ...]:
+    return tuple(
+        WeightPart(component="model", part=part, dtype=dtype, size_bytes=int(mib * MIB))
+        for part, dtype, mib in parts
+    )
+
+
+FP32_WEIGHTS = weights(
+    ("Gather", "float", 45.5), ("MatMul", "float", 27.0), ("Attention", "float", 13.5),
+    ("rest", "float", 0.4), ("rest", "int64", 0.01),
+)  # fmt: skip
+INT8_WEIGHTS = weights(
+    ("Gather", "int8", 11.4), ("MatMulInteger", "int8", 6.8), ("QAttention", "int8", 3.4),
+    ("rest", "float", 1.0),
+)  # fmt: skip
+FP16_WEIGHTS = weights(
+    ("Gather", "float16", 22.7), ("MatMul", "float16", 20.3), ("rest", "float16", 0.2),
+    ("rest", "float", 0.1),
+)  # fmt: skip
+
 QUANTIZE_FACTS: dict[str, Any] = {
     "quantized_matmuls": 36,
     "matmuls": 36,
@@ -303,6 +329,7 @@ def targets(variant: Variant) -> tuple[TargetReport, ...]:
             281.0,
         ),
         engines=(),
+        weights=FP32_WEIGHTS,
     )
     int8 = TargetReport(
         name="cpu-int8",
@@ -323,6 +350,7 @@ def targets(variant: Variant) -> tuple[TargetReport, ...]:
             164.0,
         ),
         engines=(),
+        weights=INT8_WEIGHTS,
     )
     return fp32, int8, rtx_target(variant, shared)
 
@@ -354,6 +382,7 @@ def rtx_target(variant: Variant, shared: tuple[StageParity, ...]) -> TargetRepor
         not_run_reason=NO_DRIVER,
         benchmark=None,
         engines=engines,
+        weights=FP16_WEIGHTS,
     )
 
 
@@ -458,6 +487,8 @@ ENVIRONMENT: dict[str, Any] = {
     "gpu": None,
 }
 
+LENGTHS = tuple((size, 1 + (size * 7) % 5) for size in (*range(6, 40, 2), *range(40, 129, 8)))
+
 TEXTS = (
     "Return True if all elements of the iterable are true.",
     "Raised when a weak reference proxy is used after the referent has gone away.",
@@ -510,4 +541,126 @@ def example_report(variant: Variant = "passed") -> Report:
         targets=all_targets,
         nodes=nodes(variant),
         worst_samples=worst_samples(all_targets),
+        sample_sizes=(SampleSizes(axis="sequence", counts=LENGTHS),),
+    )
+
+
+# --- an image classifier -----------------------------------------------------------------------
+
+WARNINGS = (
+    "samples@calibration: 3 of 128 calibration samples are evaluation samples too",
+    "quantize_static@cpu-int8: 2 of 53 layers were left in float, because their error is large",
+)
+BREEDS = ("tabby cat", "golden retriever", "barn owl")
+
+
+def picture(hue: int) -> str:
+    """A small PNG as a data URI: a gradient with a disc on it."""
+    size, rows = 48, b""
+    for y in range(size):
+        rows += b"\x00"
+        for x in range(size):
+            is_disc = (x - 24) ** 2 + (y - 24) ** 2 < 200
+            rows += bytes((hue, 90, 60) if is_disc else (3 * x + 60, 3 * y + 60, 200 - hue // 2))
+    header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
+        check = zlib.crc32(kind + body)
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def image_parity(relative_l2: float, agreement: float, lost: int) -> Parity:
+    def ranked(found: Metrics, share: float) -> Metrics:
+        return found.model_copy(update={"top1_agreement": share})
+
+    base = parity(relative_l2).outputs[0]
+    samples = tuple(
+        sample.model_copy(update={"metrics": ranked(sample.metrics, float(i < 60 - lost))})
+        for i, sample in enumerate(base.samples)
+    )
+    gained = 1
+    output = base.model_copy(
+        update={
+            "name": "logits",
+            "is_ranked": True,
+            "metrics": ranked(base.metrics, agreement),
+            "samples": samples,
+        }
+    )
+    quality = Quality(
+        metric="accuracy",
+        samples=200,
+        answers=200,
+        score=(161 + gained - lost) / 200,
+        reference_score=161 / 200,
+        drop=(lost - gained) / 200,
+        gained=gained,
+        lost=lost,
+    )
+    return parity(relative_l2).model_copy(update={"outputs": (output,), "quality": quality})
+
+
+def image_target(target: TargetReport, error: float, lost: int) -> TargetReport:
+    last = target.parity[-1]
+    links = tuple(
+        link.model_copy(update={"parity": image_parity(link_error, agreement, misses)})
+        for link, link_error, agreement, misses in (
+            (target.parity[0], 3.1e-7, 1.0, 1),
+            (last, error, 1 - lost / 200, lost),
+        )
+    )
+    measured = target.benchmark
+    if measured is not None:
+        shapes = tuple(
+            found.model_copy(update={"axes": ("batch",), "shape": (found.batch,)})
+            for found in measured.shapes
+        )
+        measured = measured.model_copy(update={"shapes": shapes})
+    return target.model_copy(update={"parity": links, "benchmark": measured})
+
+
+def image_report() -> Report:
+    """An image classifier with labels: quality, pictures, warnings, shapes of one axis."""
+    base = example_report()
+    errors = ((4.2e-7, 1), (0.034, 6), (8.8e-4, 2))
+    all_targets = tuple(
+        image_target(target, error, lost)
+        for target, (error, lost) in zip(base.targets, errors, strict=True)
+    )
+    worst = tuple(
+        WorstSample(
+            target=target.name,
+            output="logits",
+            index=17 + 31 * place,
+            text=f"validation/{place:04}.jpg",
+            label=BREEDS[place],
+            image=picture(40 + 90 * place),
+            metric="relative_l2",
+            value=errors[place][0] * 1.2,
+        )
+        for place, target in enumerate(all_targets)
+    )
+    lost = all_targets[1].parity[-1].parity
+    assert lost is not None
+    assert lost.quality is not None
+    gate = GateResult(
+        gate="quality",
+        target="cpu-int8",
+        metric="accuracy.drop",
+        measured=lost.quality.drop,
+        limit="<= 0.05",
+        verdict="passed",
+        reason="",
+        is_allowed=True,
+    )
+    return base.model_copy(
+        update={
+            "name": "pets",
+            "gates": (*base.gates, gate),
+            "targets": all_targets,
+            "worst_samples": worst,
+            "warnings": WARNINGS,
+            "sample_sizes": (),
+        }
     )

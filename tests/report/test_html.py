@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import json
 import re
+from hashlib import sha256
 from html.parser import HTMLParser
 from typing import get_args
 
 import pytest
 
-from pipeline.report import render_html
-from tests.report.example import NO_DRIVER, TEXTS, Variant, example_report
+from pipeline.report import Report, render_html
+from pipeline.report.scripts import load_scripts
+from tests.report.example import (
+    BREEDS,
+    NO_DRIVER,
+    TEXTS,
+    WARNINGS,
+    Variant,
+    example_report,
+    image_report,
+)
 from tests.report.hostile import ALL, HUGE, hostile_report
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "img"}
 ALLOWED_TAGS = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section"),
     *("footer", "h1", "h2", "h3", "p", "ul", "li", "a", "span", "strong", "div", "br", "pre"),
     *("blockquote", "details", "summary", "figure", "figcaption", "table", "caption", "thead"),
     *("tbody", "tr", "th", "td", "svg", "g", "text", "line", "rect", "path", "circle"),
-    "polyline",
+    *("polyline", "script", "img"),
 }
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
+
+
+def own_part(markup: str) -> str:
+    """The page without the text of the scripts that every page holds."""
+    for text in load_scripts().texts:
+        markup = markup.replace(text, "")
+    return markup
 
 
 class Page(HTMLParser):
@@ -31,12 +51,15 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self.open: list[str] = []
-        self.feed(markup)
+        self.scripts: list[str] = []
+        self.feed(own_part(markup))
         self.close()
         assert not self.open, f"never closed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -47,7 +70,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.scripts[-1] += data
+        elif "style" not in self.open:
             self.words.append(data)
 
     @property
@@ -65,30 +90,48 @@ def harmless_shape() -> list[str]:
 
 
 def check_closed(page: Page) -> None:
-    """No script, no handler, nothing that is fetched, only our own tags."""
+    """No script but ours, no handler, nothing that is fetched, only our own tags."""
     assert set(page.shape) <= ALLOWED_TAGS
+    kinds = [attributes for tag, attributes in page.tags if tag == "script"]
+    if kinds:
+        assert kinds == [{"type": "application/json", "id": "charts"}, {}, {}, {}, {}]
+        assert set(json.loads(page.scripts[0])) == {"config", "charts"}
+        assert not "".join(page.scripts[1:]).strip(), "a script that is not of the package"
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     for tag, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on"), f"{name} in {tag}"
-            assert name not in {"src", "srcset", "xlink:href", "action", "data", "style"}
+            if tag == "img" and name == "src":
+                assert PICTURE.fullmatch(value or ""), value
+                continue
+            assert name not in {"src", "srcset", "xlink:href", "action", "data", "style"}, name
             if name == "href":
                 assert value is not None
                 assert value.startswith("#")
                 assert value[1:] in ids, f"{value} leads nowhere"
 
 
-@pytest.mark.parametrize("variant", get_args(Variant))
-def test_the_page_is_closed_and_its_policy_forbids_requests(variant: Variant) -> None:
-    markup = render_html(example_report(variant))
+def reports() -> list[Report]:
+    return [*(example_report(variant) for variant in get_args(Variant)), image_report()]
+
+
+@pytest.mark.parametrize("report", reports(), ids=lambda report: f"{report.name}-{report.verdict}")
+def test_the_page_is_closed_and_its_policy_forbids_requests(report: Report) -> None:
+    markup = render_html(report)
     page = Page(markup)
     check_closed(page)
     policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
     assert policy is not None
-    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
-    assert "url(" not in markup
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:; ")
+    assert "unsafe-eval" not in policy
+    scripts = re.findall(r"<script>(.*?)</script>", markup, re.DOTALL)
+    digests = [base64.b64encode(sha256(text.encode()).digest()).decode() for text in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    assert f"; script-src {allowed}; base-uri 'none'; form-action 'none'" in policy
+    assert "url(" not in own_part(markup)
     assert "@import" not in markup
-    assert len(markup) < 300_000
+    assert len(own_part(markup)) < 300_000
+    assert len(markup) < 1_200_000
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))
@@ -151,11 +194,11 @@ def test_hostile_text_stays_text(text: str) -> None:
     page = Page(markup)
     check_closed(page)
     assert page.shape == harmless_shape()
-    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\u2066]", markup)
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\u2066]", own_part(markup))
 
 
 def test_a_megabyte_name_makes_no_megabyte_page() -> None:
-    assert len(render_html(hostile_report(HUGE))) < 400_000
+    assert len(own_part(render_html(hostile_report(HUGE)))) < 400_000
 
 
 def test_a_report_without_anything_still_makes_a_page() -> None:
@@ -165,6 +208,7 @@ def test_a_report_without_anything_still_makes_a_page() -> None:
             "nodes": (),
             "gates": (),
             "worst_samples": (),
+            "sample_sizes": (),
             "reasons": ("the plan is empty",),
             "recipe": {},
             "source": {},
