@@ -18,7 +18,7 @@ _KINDS = {
     "fp32": ("Float x Float",),
     "fp16": ("Half x Half",),
     "bf16": ("BFloat16 x BFloat16",),
-    "int8": ("Int8 x Int8", "Half x Int8"),
+    "int8": ("Int8 x Int8",),  # weights alone in int8 are computed with in fp16
     "fp8": ("FP8 x FP8",),
     "int4": ("Half x Int4",),
 }

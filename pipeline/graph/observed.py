@@ -7,14 +7,16 @@ outputs behind it, and costs no memory however large the weights are.
 
 from __future__ import annotations
 
+import gc
 import shutil
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from pipeline.graph.files import load_ir_model
+from pipeline.graph.files import load_graph_only
 from pipeline.graph.weighted_layers import NeededTensor, needed_tensors
 from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 
@@ -24,14 +26,17 @@ if TYPE_CHECKING:
 
 
 def read_needed_tensors(model: Path) -> tuple[NeededTensor, ...]:
-    """`needed_tensors` of a model file.
+    """`needed_tensors` of a model file; weights in external data are not read.
 
     Raises:
         ArtifactError: when the file is no model.
     """
-    loaded = load_ir_model(model)
+    loaded = ir.serde.deserialize_model(load_graph_only(model))
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
-    return needed_tensors(loaded.graph)
+    needed = needed_tensors(loaded.graph)
+    del loaded
+    gc.collect()  # a graph is full of cycles, and would keep its weights for long
+    return needed
 
 
 def write_observed_model(source: Path, names: Sequence[str], directory: Path) -> Path:

@@ -118,17 +118,19 @@ def gemm_obstacle(node: ir.Node) -> str:
     return "" if is_plain else "it scales or transposes its input"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NeededTensor:
     """A tensor whose range is needed.
 
     Attributes:
         name: The one that a layer reads or writes.
         names: All names of the same numbers, this one first.
+        is_inner: Whether it is neither an input nor an output of the graph.
     """
 
     name: str
     names: tuple[str, ...]
+    is_inner: bool
 
 
 def needed_tensors(graph: ir.Graph) -> tuple[NeededTensor, ...]:
@@ -146,20 +148,18 @@ def needed_tensors(graph: ir.Graph) -> tuple[NeededTensor, ...]:
             for value in _activations(layer):
                 wanted.setdefault(classes[value], value)
     order = {value: number for number, value in enumerate(_computed(graph))}
-    return tuple(
-        NeededTensor(
-            value.name or "",
-            (
-                value.name or "",
-                *(
-                    other.name or ""
-                    for other in sorted(members, key=order.__getitem__)
-                    if other is not value
-                ),
-            ),
+    found = []
+    for members, value in wanted.items():
+        others = sorted(members - {value}, key=order.__getitem__)
+        is_inner = not (value.is_graph_input() or value.is_graph_output())
+        found.append(
+            NeededTensor(
+                name=value.name or "",
+                names=tuple(each.name or "" for each in (value, *others)),
+                is_inner=is_inner,
+            )
         )
-        for members, value in wanted.items()
-    )
+    return tuple(found)
 
 
 def _activations(layer: WeightedLayer) -> Iterator[ir.Value]:

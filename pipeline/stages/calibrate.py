@@ -67,26 +67,19 @@ def run(
     from pipeline.calibration.observe import observe_samples
     from pipeline.calibration.ranges import save_ranges
     from pipeline.data.sample_set import load_samples
-    from pipeline.graph.files import load_graph_only
     from pipeline.graph.observed import read_needed_tensors, write_observed_model
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
     samples = load_samples(inputs[SAMPLES_PORT])
-    source = inputs[MODEL_PORT] / MODEL_FILE
-    needed = read_needed_tensors(source)
-    graph = load_graph_only(source).graph
-    known = {value.name for value in (*graph.input, *graph.output)}
-    del graph
-    names = [tensor.name for tensor in needed]
-    observed = write_observed_model(
-        inputs[MODEL_PORT], [name for name in names if name not in known], context.scratch
-    )
+    needed = read_needed_tensors(inputs[MODEL_PORT] / MODEL_FILE)
+    inner = [tensor.name for tensor in needed if tensor.is_inner]
+    observed = write_observed_model(inputs[MODEL_PORT], inner, context.scratch)
     # One thread a run: the last bits would depend on the number of cores otherwise.
     with OnnxRuntimeRunner(observed, optimizations="disabled", threads=1) as runner:
         statistics = observe_samples(
             runner,
             samples,
-            names,
+            [tensor.name for tensor in needed],
             has_histogram=config.method != "minmax",
             threads=context.threads,
             progress=lambda done, total: context.progress(done, total, "samples"),
