@@ -93,7 +93,7 @@ class Results:
         """Why a node has no result, in a sentence."""
         outcome = self.outcomes[ref.node]
         if outcome.failure is not None:
-            return f"`{outcome.node.name}` failed: {outcome.failure.message}"
+            return f"`{outcome.node.name}` failed: {outcome.failure.sentence}"
         return "; ".join(outcome.reasons) or f"`{outcome.node.name}` has no result"
 
 
@@ -141,7 +141,7 @@ def assemble_report(
     targets = tuple(_target_report(results, target, files) for target in plan.targets)
     gates = _judge(results, targets)
     failures = [
-        f"`{outcome.node.name}` failed: {outcome.failure.message}"
+        f"`{outcome.node.name}` failed: {outcome.failure.sentence}"
         for outcome in results.outcomes
         if outcome.failure is not None
     ]
@@ -211,7 +211,7 @@ def _node_report(plan: Plan, outcome: NodeOutcome) -> NodeReport:
         failure=None
         if failure is None
         else Failure(
-            message=failure.message,
+            message=failure.sentence,
             hint=failure.hint,
             signal=failure.signal,
             last_lines=failure.last_lines,

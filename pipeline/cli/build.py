@@ -159,7 +159,7 @@ def print_summary(result: BuildResult, *, is_quiet: bool) -> None:
     for outcome in result.outcomes:
         if outcome.failure is None:
             continue
-        click.echo(f"\n`{outcome.node.name}` failed: {outcome.failure.message}", err=True)
+        click.echo(f"\n`{outcome.node.name}` failed: {outcome.failure.sentence}", err=True)
         for line in outcome.failure.last_lines[-10:]:
             click.echo(f"  | {line}", err=True)
         if outcome.failure.hint:

@@ -21,6 +21,11 @@ class NodeFailure:
     exit_code: int = 3
     last_lines: tuple[str, ...] = ()
 
+    @property
+    def sentence(self) -> str:
+        """What failed and where, such as `test.jsonl:12: ...`."""
+        return f"{self.where}: {self.message}" if self.where else self.message
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOutcome:

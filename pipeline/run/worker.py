@@ -143,7 +143,9 @@ def main(control_fd: int, events_fd: int) -> int:
     try:
         _run_job(json.loads(line), events)
     except Exception as error:  # noqa: BLE001 - the one place where a stage's errors leave its process
-        traceback.print_exc()
+        # An error on purpose says all there is to say; any other is a defect, and its place helps.
+        if not isinstance(error, PipelineError):
+            traceback.print_exc()
         _send(events, _failure_of(error))
         return 1
     return 0
