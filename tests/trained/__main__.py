@@ -10,7 +10,7 @@ import click
 
 from pipeline.environment import cores
 from pipeline.errors import PipelineError
-from tests.trained.cache import VARIABLE, TrainedModel, ensure_trained, find_trained
+from tests.trained.cache import VARIABLE, TrainedModel, find_trained, obtain_trained
 from tests.trained.catalogue import CATALOGUE
 
 NAMES = [entry.name for entry in CATALOGUE]
@@ -52,9 +52,8 @@ def main(names: tuple[str, ...], *, force: bool, is_list: bool) -> None:
 
 def _train(name: str, is_forced: bool) -> str:
     started = time.monotonic()
-    before = None if is_forced else find_trained(name)
-    trained = before or ensure_trained(name, is_forced=is_forced)
-    how = "cached" if before else f"made in {time.monotonic() - started:.0f} s"
+    trained, is_new = obtain_trained(name, is_forced=is_forced)
+    how = f"made in {time.monotonic() - started:.0f} s" if is_new else "cached"
     return _line(name, trained, how)
 
 

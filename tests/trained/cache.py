@@ -107,7 +107,12 @@ def find_trained(name: str) -> TrainedModel | None:
 
 
 def ensure_trained(name: str, *, is_forced: bool = False) -> TrainedModel:
-    """The model, trained first when it is not in the cache.
+    """The model, trained first when it is not in the cache; see `obtain_trained`."""
+    return obtain_trained(name, is_forced=is_forced)[0]
+
+
+def obtain_trained(name: str, *, is_forced: bool = False) -> tuple[TrainedModel, bool]:
+    """The model, trained first when it is not in the cache, and whether it was trained here.
 
     Several processes may ask at once: one trains, the others wait and find it.
 
@@ -123,7 +128,7 @@ def ensure_trained(name: str, *, is_forced: bool = False) -> TrainedModel:
     entry = find_entry(name)
     place = _place(entry)
     if not is_forced and (found := _read(place)):
-        return found
+        return found, False
     from filelock import FileLock, Timeout
 
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +136,7 @@ def ensure_trained(name: str, *, is_forced: bool = False) -> TrainedModel:
     try:
         with lock:
             if not is_forced and (found := _read(place)):
-                return found
+                return found, False
             _train_into(entry, place)
     except Timeout as err:
         raise StageError(
@@ -141,7 +146,7 @@ def ensure_trained(name: str, *, is_forced: bool = False) -> TrainedModel:
         ) from err
     trained = _read(place)
     assert trained is not None, place
-    return trained
+    return trained, True
 
 
 def _place(entry: Entry) -> Path:

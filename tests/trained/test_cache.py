@@ -153,7 +153,7 @@ def test_two_at_once_train_once_and_a_second_training_gives_the_same_files(tmp_p
     assert [process.returncode for process in processes] == [0, 0], outputs
     (place,) = (path for path in tmp_path.iterdir() if path.is_dir())
     before = json.loads((place / catalogue.FACTS_FILE).read_text(encoding="utf-8"))
-    # The one that waited says so by its time; both speak of one training.
+    assert sorted("made in" in output for output, _ in outputs) == [False, True]
     assert {output.split()[-1] for output, _ in outputs} == {str(place)}
 
     identity = place.stat().st_ino

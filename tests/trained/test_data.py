@@ -33,9 +33,7 @@ def test_tokens_are_labelled_by_their_neighbours() -> None:
 
 def test_a_called_attribute_is_a_call_and_a_keyword_stays_one() -> None:
     (line,) = read_lines("return not (a.b())\n")
-    assert line.labels == tuple(
-        ["KEYWORD", "KEYWORD", "OP", "NAME", "OP", "CALL", "OP", "OP", "OP"]
-    )
+    assert line.labels == ("KEYWORD", "KEYWORD", "OP", "NAME", "OP", "CALL", "OP", "OP", "OP")
 
 
 def test_lines_with_f_strings_are_left_out() -> None:
