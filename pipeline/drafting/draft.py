@@ -23,7 +23,7 @@ from pipeline.environment import installed_onnxruntime
 from pipeline.errors import ArtifactError, EnvironmentMissing, RecipeError
 from pipeline.planning import build_plan
 from pipeline.recipe import load_recipe_file
-from pipeline.recipe.types import DataSpec, Recipe
+from pipeline.recipe.types import NAME_PATTERN, PRINTABLE_PATTERN, DataSpec, Recipe
 from pipeline.source import resolve_source
 from pipeline.tasks import TASKS, check_task, find_task, fitting_tasks
 
@@ -102,6 +102,7 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         EnvironmentMissing: a package is not installed, or a hub cannot be reached.
         ArtifactError: the checkpoint is damaged, or the file cannot be written.
     """
+    _require_words(options)
     _require_place(options)
     memory = DigestMemory(options.store / "digests.json")
     here = Path.cwd()
@@ -149,6 +150,33 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         evaluation=evaluation,
         notes=(*source.notes, *notes),
     )
+
+
+def _require_words(options: DraftOptions) -> None:
+    """Refuse names that a recipe could not say."""
+    columns = options.columns
+    words = (
+        ("MODEL", options.model),
+        ("--data", options.data),
+        ("--calibration", options.calibration),
+        ("--text", columns.text),
+        ("--text-pair", columns.text_pair),
+        ("--image", columns.image),
+        ("--label", columns.label),
+        *(("--choices", choice) for choice in columns.choices),
+    )
+    for option, word in words:
+        if word is not None and not re.fullmatch(PRINTABLE_PATTERN, word):
+            raise RecipeError(
+                f"{word!r} is empty or has control characters, and a recipe cannot say it",
+                where=option,
+            )
+    if options.name is not None and not re.fullmatch(NAME_PATTERN, options.name):
+        raise RecipeError(
+            f"`{options.name}` is no name of an artifact",
+            where="--name",
+            hint="use up to 64 lower-case letters, digits, `.`, `_` and `-`",
+        )
 
 
 def _require_place(options: DraftOptions) -> None:
@@ -277,7 +305,9 @@ def _written_data(data: str | None, here: Path, home: Path) -> str:
     if data is None:
         return ""
     written = _written_path(here / Path(data).expanduser(), here, home)
-    return f"./{written}" if ":" in written or written.startswith("~") else written
+    # A word before a colon would be a kind of source.
+    is_mistaken = written.startswith("~") or re.match(r"[a-z][a-z0-9+.-]*:", written)
+    return f"./{written}" if is_mistaken else written
 
 
 def _written_path(path: Path, here: Path, home: Path) -> str:

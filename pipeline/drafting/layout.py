@@ -176,14 +176,16 @@ def lay_out(layout: Layout, missing: Mapping[str, str]) -> tuple[str, tuple[str,
         for target in layout.targets
         if target.name not in missing and not target.is_alternative
     ]
-    has_calibration = any(target.needs_calibration for target in used)
+    has_calibration = layout.calibration is not None or any(
+        target.needs_calibration for target in used
+    )
     lines = [
         *_head(layout),
         *_shapes(layout),
-        *_data(layout, has_calibration=has_calibration or layout.calibration is not None),
+        *_data(layout, has_calibration=has_calibration),
         *_targets(layout, missing),
         *_benchmark(layout),
-        *_gates(layout, used),
+        *_gates(layout, used, layout.counts(has_calibration=has_calibration)[0]),
     ]
     return "\n".join([*lines, ""]), tuple(_notes(layout))
 
@@ -227,11 +229,8 @@ def _about_lengths(layout: Layout) -> str:
     if layout.evaluation is None:
         return f"Set opt and max to the lengths of your texts, in tokens; {most}."
     measured = layout.evaluation.measured
-    rows = (
-        f"{measured.rows:,} rows"
-        if measured.taken == measured.rows
-        else f"{measured.taken:,} of {measured.rows:,} rows"
-    )
+    rows = f"{measured.rows:,} row{'s' * (measured.rows != 1)}"
+    rows = rows if measured.taken == measured.rows else f"{measured.taken:,} of {rows}"
     cut = f", where {measured.cut} were cut" if measured.cut else ""
     return (
         f"Tokens in {rows}: median {measured.length(50)}, 90 % have at most "
@@ -289,12 +288,13 @@ def _benchmark(layout: Layout) -> Iterator[str]:
     )
 
 
-def _gates(layout: Layout, used: Sequence[Candidate]) -> Iterator[str]:
+def _gates(layout: Layout, used: Sequence[Candidate], samples: int) -> Iterator[str]:
     yield line("gates:", "a build that does not hold these fails")
     yield f"  parity: {_bounds(parity_limits(layout.task, 'fp32'))}"
     if layout.is_labelled:
         yield line(
-            f"  quality: {_drop(layout, DROP)}", "right answers that are lost, as a share of all"
+            f"  quality: {_drop(layout, DROP, samples)}",
+            "right answers that are lost, as a share of all",
         )
     yield line(f"  speed: {written(dict(SPEED))}", "not slower than torch, give or take")
     if any(target.document["precision"] == "int8" for target in used):
@@ -309,15 +309,14 @@ def _gates(layout: Layout, used: Sequence[Candidate]) -> Iterator[str]:
     for target in own:
         lines = [f"    {target.name}:", f"      parity: {_bounds(target.parity or {})}"]
         if layout.is_labelled and target.drop is not None:
-            lines.append(f"      quality: {_drop(layout, target.drop)}")
+            lines.append(f"      quality: {_drop(layout, target.drop, samples)}")
         yield from lines if target in used else commented(lines, 4)
 
 
-def _drop(layout: Layout, share: float) -> str:
+def _drop(layout: Layout, share: float, samples: int) -> str:
     """A limit on the loss of right answers that allows a single one: one says nothing yet."""
     assert layout.evaluation is not None
-    count, _ = layout.counts(has_calibration=True)
-    labelled = count * layout.evaluation.measured.labelled // layout.evaluation.measured.taken
+    labelled = samples * layout.evaluation.measured.labelled // layout.evaluation.measured.taken
     least = 1 / max(1, labelled)
     return written({"drop": {"max": max(share, -(-least * 10_000 // 1) / 10_000)}})
 

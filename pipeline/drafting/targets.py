@@ -111,7 +111,7 @@ def parity_limits(task: Task, precision: str) -> Limits:
     The angle alone would not see outputs of the wrong size, so the relative distance is limited too.
     """
     cosine, mean, distance, agreement = {
-        "fp32": (0.9999, None, 0.005, 0.99),
+        "fp32": (0.9999, None, 0.001, 0.99),
         "fp16": (0.999, None, 0.05, 0.97),
         "int8": (0.9, 0.98, 0.3, 0.9),
     }[precision]

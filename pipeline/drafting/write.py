@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from pipeline.recipe.plain import OPENING
@@ -20,12 +21,15 @@ LINE_WIDTH = 99
 def written(value: JSON) -> str:
     """A value on one line, such that a recipe reads it as it is: `${` begins a variable there."""
     text = flow_text(value).replace(OPENING, f"${OPENING}")
-    return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
 def line(text: str, comment: str = "") -> str:
     """A line with a comment behind it."""
-    return f"{text:{COMMENT_COLUMN - 1}} # {one_line(comment)}" if comment else text
+    if not comment:
+        return text
+    # Two blanks at least set the comment apart.
+    return f"{text:{COMMENT_COLUMN - 2}}  # {one_line(comment)}"
 
 
 def remark(text: str, indent: int = 0) -> Iterator[str]:

@@ -31,7 +31,7 @@ def test_every_example_stands_on_a_line_of_its_own(name: str) -> None:
     assert all(line.startswith(("convert ", "python -m pipeline ")) for line in examples)
 
 
-@pytest.mark.parametrize("name", ["doctor", "inspect", "ls", "verify"])
+@pytest.mark.parametrize("name", ["doctor", "init", "inspect", "ls", "verify"])
 def test_the_help_of_these_commands_lists_their_exit_codes(name: str) -> None:
     assert "Exit codes: 0 " in _help(name)
 
