@@ -39,5 +39,7 @@ def weights_by_operator(model: onnx.ModelProto) -> list[dict[str, str | int]]:
     sizes.update({(REST, dtype): size for dtype, size in rest.items()})
     ordered = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     return [
-        {"part": part, "dtype": dtype, "size_bytes": size} for (part, dtype), size in ordered if size
+        {"part": part, "dtype": dtype, "size_bytes": size}
+        for (part, dtype), size in ordered
+        if size
     ]

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report.printable import printable
-from pipeline.report.summary import failed_nodes, headline, is_build_breaking
+from pipeline.report.summary import failed_nodes, headline, is_build_breaking, qualities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,6 +71,13 @@ def _target_suite(report: Report, name: str, gates: list[GateResult]) -> Any:
             suite.add_property("precision", target.precision)
             size = sum(file.size_bytes for file in target.files)
             suite.add_property("size_bytes", str(size))
+    for row in qualities(report):
+        if row.target == name:
+            prefix = (
+                f"{row.component}.{row.quality.metric}" if row.component else row.quality.metric
+            )
+            for key in ("score", "reference_score", "drop", "gained", "lost", "answers"):
+                suite.add_property(f"quality.{prefix}.{key}", repr(getattr(row.quality, key)))
     for gate in gates:
         if gate.measured is not None and math.isfinite(gate.measured):
             suite.add_property(f"{gate.gate}.{gate.metric}", repr(gate.measured))
@@ -102,7 +109,10 @@ def _stages_suite(report: Report) -> Any:
         reasons = "; ".join(report.reasons) or headline(report)
         case.result = junitparser.Error(reasons, report.verdict)
         cases.append(case)
-    return _suite(report, STAGES_SUITE, cases)
+    suite = _suite(report, STAGES_SUITE, cases)
+    for warning in report.warnings:
+        suite.add_property("warning", warning)
+    return suite
 
 
 def _stage_case(node: NodeReport) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.report import figures
+from pipeline.report.distributions import spreads
 from pipeline.report.facts import Facts
 from pipeline.report.printable import printable
 from pipeline.report.summary import (
@@ -24,6 +25,7 @@ from pipeline.report.summary import (
     is_build_breaking,
     place,
     problems,
+    qualities,
     shape_heading,
     stage_errors,
     summarise,
@@ -78,10 +80,13 @@ def render_markdown(report: Report) -> str:
     shown = printable(report)
     sections = (
         _verdict(shown),
+        _warnings(shown),
         _targets(shown),
+        _quality(shown),
         _failed_stages(shown),
         _gates(shown),
         _parity(shown),
+        _spreads(report),
         _latency(shown),
         _fusions(shown),
         _worst_samples(shown),
@@ -145,6 +150,11 @@ def _verdict(report: Report) -> Section:
     )
 
 
+def _warnings(report: Report) -> Section | None:
+    lines = tuple(f"- {escape(warning)}" for warning in report.warnings)
+    return Section(head=("## Warnings", ""), lines=lines) if lines else None
+
+
 def _targets(report: Report) -> Section | None:
     rows = [_target_row(row) for row in summarise(report)]
     columns = ("Target", "Verdict", "Precision", "Size>", "Worst cosine>", "Speedup>", "Notes")
@@ -167,6 +177,27 @@ def _target_row(row: TargetSummary) -> tuple[str, ...]:
         speed,
         escape("; ".join(row.notes)),
     )
+
+
+def _quality(report: Report) -> Section | None:
+    rows = [
+        (
+            code(row.target) + (f" {code(row.component)}" if row.component else ""),
+            escape(row.quality.metric.replace("_", " ")) + (" (proxy)" if row.is_proxy else ""),
+            figures.score(row.quality.score),
+            figures.score(row.quality.reference_score),
+            figures.drop(row.quality.drop),
+            figures.figure(row.quality.gained),
+            figures.figure(row.quality.lost),
+            figures.figure(row.quality.answers),
+        )
+        for row in qualities(report)
+    ]
+    columns = (
+        *("Target", "Metric", "Score>", "Checkpoint>", "Drop>", "Gained>", "Lost>"),
+        "Answers>",
+    )
+    return _table("Quality", columns, rows)
 
 
 def _with_interval(value: float, interval: Interval, kind: str) -> str:
@@ -236,16 +267,38 @@ def _parity(report: Report) -> Section | None:
                     figures.figure(m.relative_l2, 3),
                     figures.figure(error.added_relative_l2, 3),
                     figures.decibels(m.sqnr_db),
+                    figures.score(m.top1_agreement),
                 )
             )
         rows += [
-            (code(target.name), escape(problem), *[""] * 8) for problem in problems(target.parity)
+            (code(target.name), escape(problem), *[""] * 9) for problem in problems(target.parity)
         ]
     columns = (
         *("Target", "After", "Output", "Cosine min>", "Mean>", "Max abs>", "Mean abs>"),
-        *("Relative L2>", "Added>", "SQNR>"),
+        *("Relative L2>", "Added>", "SQNR>", "Top 1>"),
     )
     return _table("Parity after each stage", columns, rows, folded=True)
+
+
+def _spreads(report: Report) -> Section | None:
+    rows = [
+        (
+            code(spread.target),
+            code(spread.series),
+            f"{spread.count:,}",
+            *(
+                figures.figure(value, 3)
+                for value in (spread.least, spread.median, spread.p95, spread.most)
+            ),
+            figures.cosine(spread.least_cosine),
+        )
+        for spread in spreads(report)
+    ]
+    columns = (
+        *("Target", "Output", "Samples>", "Least>", "Median>", "95 %>", "Largest>"),
+        "Least cosine>",
+    )
+    return _table("Relative L2 of single samples", columns, rows, folded=True)
 
 
 def _latency(report: Report) -> Section | None:
@@ -298,10 +351,11 @@ def _worst_samples(report: Report) -> Section | None:
             str(sample.index),
             f"{escape(sample.metric)} {figures.metric(sample.metric, sample.value)}",
             escape(sample.text),
+            escape(sample.label),
         )
         for sample in report.worst_samples
     ]
-    columns = ("Target", "Output", "Sample>", "Measured", "Text")
+    columns = ("Target", "Output", "Sample>", "Measured", "Text", "True answer")
     return _table("Worst samples", columns, rows, folded=True)
 
 

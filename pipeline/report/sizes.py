@@ -99,7 +99,9 @@ def size_nodes(report: Report) -> tuple[SizeNode, ...]:
         return ()
     total = sum(part.size_bytes for _, parts in groups for part in parts)
     nodes = [
-        SizeNode(identity=ROOT, parent=None, target="", name="all targets", kind="", size_bytes=total)
+        SizeNode(
+            identity=ROOT, parent=None, target="", name="all targets", kind="", size_bytes=total
+        )
     ]
     for place, (target, parts) in enumerate(groups):
         group = f"{ROOT}/{place}"

@@ -111,7 +111,10 @@ def _log_x(span: Range) -> Spec:
 def _hues(names: Sequence[str], *, legend: bool = True) -> Spec:
     return {
         "type": "nominal",
-        "scale": {"domain": list(names), "range": [HUES[i % len(HUES)] for i in range(len(names))]},
+        "scale": {
+            "domain": list(names),
+            "range": [HUES[i % len(HUES)] for i in range(len(names))],
+        },
         "legend": {"title": None} if legend else None,
     }
 
@@ -527,9 +530,7 @@ def size_spec(nodes: Sequence[SizeNode]) -> Spec | None:
         for node in nodes
     ]
     width = "datum.x1 - datum.x0"
-    told = (
-        "{'target': datum.target, 'part': datum.name, 'type': datum.kind, 'size': datum.shown}"
-    )
+    told = "{'target': datum.target, 'part': datum.name, 'type': datum.kind, 'size': datum.shown}"
     return {
         "$schema": VEGA,
         "description": "Sizes of the targets by what they are made of",
@@ -619,7 +620,13 @@ def _corners() -> Spec:
 
 
 def _size_text(
-    data: str, text: str, down: int, width: str, *, weight: str = "normal", fill: str = "var(--ink)"
+    data: str,
+    text: str,
+    down: int,
+    width: str,
+    *,
+    weight: str = "normal",
+    fill: str = "var(--ink)",
 ) -> Spec:
     """One line in each rectangle that has room for it."""
     room = f"{width} > 34" + ("" if data == "groups" else f" && datum.y1 - datum.y0 > {down + 3}")

@@ -14,11 +14,12 @@ from pipeline.report.summary import (
     failed_nodes,
     headline,
     place,
+    qualities,
     summarise,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pipeline.parity.types import GateResult
     from pipeline.report.schema import NodeReport, Report
@@ -33,7 +34,7 @@ def render_terminal_summary(report: Report) -> str:
     """Verdict, a line for each target, then what failed and why; ends with a newline."""
     shown = printable(report)
     lines = [f"{shown.verdict.upper()}  {shown.name} {shown.version}: {headline(shown)}"]
-    lines += _target_lines(summarise(shown))
+    lines += _target_lines(summarise(shown), _quality_lines(shown))
     failed, broken = failed_nodes(shown), broken_gates(shown)
     if failed:
         lines += ["", "Failed stages:", *_listed(_node_lines(node) for node in failed)]
@@ -42,10 +43,31 @@ def render_terminal_summary(report: Report) -> str:
         lines += ["", "Gates that do not hold:", *_listed(blocks)]
     if shown.reasons and not failed and not broken:
         lines += ["", "Reasons:", *_listed([f"  {reason}"] for reason in shown.reasons)]
+    if shown.warnings:
+        blocks = ([f"  {warning}"] for warning in shown.warnings)
+        lines += ["", "Warnings:", *_listed(blocks)]
     return "\n".join(_one_line(line) for line in lines) + "\n"
 
 
-def _target_lines(summaries: Sequence[TargetSummary]) -> list[str]:
+def _quality_lines(report: Report) -> dict[str, list[str]]:
+    """Target -> how often it is right."""
+    found: dict[str, list[str]] = {}
+    for row in qualities(report):
+        quality = row.quality
+        proxy = "proxy " if row.is_proxy else ""
+        where = f" of {row.component}" if row.component else ""
+        found.setdefault(row.target, []).append(
+            f"      {proxy}{quality.metric.replace('_', ' ')}{where} "
+            f"{figures.score(quality.score)}, the checkpoint "
+            f"{figures.score(quality.reference_score)}: drop {figures.drop(quality.drop)}, "
+            f"{quality.gained:,} gained, {quality.lost:,} lost"
+        )
+    return found
+
+
+def _target_lines(
+    summaries: Sequence[TargetSummary], quality: Mapping[str, list[str]]
+) -> list[str]:
     rows = [
         (
             row.target.name,
@@ -61,6 +83,7 @@ def _target_lines(summaries: Sequence[TargetSummary]) -> list[str]:
     for row, cells in zip(summaries, rows, strict=True):
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         lines.append("  " + "   ".join(padded).rstrip())
+        lines += quality.get(row.target.name, [])
         lines += [f"      {note}" for note in row.notes]
     return lines
 

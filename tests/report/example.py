@@ -205,6 +205,7 @@ FUSE_FACTS: dict[str, Any] = {
     "nodes_after": 61,
 }
 
+
 def weights(*parts: tuple[str, str, float]) -> tuple[WeightPart, ...]:
     return tuple(
         WeightPart(component="model", part=part, dtype=dtype, size_bytes=int(mib * MIB))

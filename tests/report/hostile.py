@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.report.schema import Report
+from pipeline.parity.types import Quality
+from pipeline.report.schema import Report, SampleSizes
 from tests.report.example import example_report
 
 MARKUP = (
@@ -110,6 +111,22 @@ def hostile_report(text: str) -> Report:
     parity = first.parity.model_copy(
         update={"outputs": (output,), "problems": (text,), "session": text}
     )
+    quality = Quality(
+        metric=text,
+        samples=1,
+        answers=1,
+        score=math.nan,
+        reference_score=0.5,
+        drop=math.inf,
+        gained=0,
+        lost=1,
+    )
+    parity = parity.model_copy(update={"quality": quality})
+    weight = (
+        base.targets[0]
+        .weights[0]
+        .model_copy(update={"component": text, "part": text, "dtype": text})
+    )
     files = (target.files[0].model_copy(update={"path": text}),)
     engines = (target.engines[0].model_copy(update={"node": text, "file": text, "facts": facts}),)
     return base.model_copy(
@@ -149,6 +166,7 @@ def hostile_report(text: str) -> Report:
                         "not_run_reason": text,
                         "files": files,
                         "engines": engines,
+                        "weights": (weight,),
                         "parity": (
                             first.model_copy(update={"node": text, "parity": parity}),
                             first.model_copy(
@@ -161,7 +179,10 @@ def hostile_report(text: str) -> Report:
             "worst_samples": (
                 base.worst_samples[0].model_copy(
                     update={"text": text, "output": text, "metric": text, "value": math.nan}
+                    | {"label": text, "image": text}
                 ),
             ),
+            "warnings": (text,) * 6,
+            "sample_sizes": (SampleSizes(axis=text, counts=((1, 2), (3, 4))),),
         }
     )

@@ -133,3 +133,31 @@ def test_terminal_sequences_vanish_and_long_text_is_counted() -> None:
     assert printable_text("\x1b[1;31mred\x1b[0m \x1b]0;title\x07end") == "red end"
     cut = printable_text("x" * (MAX_CHARACTERS + 1000))
     assert cut.endswith("(1,000 more characters)")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.0, "100.00 %"),
+        (0.99999, "99.99 %"),
+        (0.29, "29.00 %"),
+        (0.0, "0.00 %"),
+        (None, figures.NONE),
+    ],
+)
+def test_a_score_is_never_rounded_up(value: float | None, shown: str) -> None:
+    assert figures.score(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.005, "0.50 points"),
+        (0.00001, "0.01 points"),
+        (0.0, "0.00 points"),
+        (-0.01, f"{figures.MINUS}1.00 points"),
+        (-0.00001, "0.00 points"),
+    ],
+)
+def test_a_drop_is_never_rounded_away(value: float, shown: str) -> None:
+    assert figures.drop(value) == shown

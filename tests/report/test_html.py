@@ -218,3 +218,74 @@ def test_a_report_without_anything_still_makes_a_page() -> None:
     page = Page(render_html(empty))
     check_closed(page)
     assert "the plan is empty" in page.text
+
+
+def test_quality_is_told_before_gates_and_parity() -> None:
+    text = Page(render_html(image_report())).text
+    before = text[: text.index("What the recipe demands")]
+    assert "cpu-int8 accuracy 78.00 % 80.50 % 2.50 points 1 6 200 of 200 samples" in before
+    assert "Quality" not in Page(render_html(example_report())).text
+
+
+def test_warnings_stand_right_below_the_verdict() -> None:
+    text = Page(render_html(image_report())).text
+    above = text[: text.index("Targets")]
+    assert "2 warnings" in above
+    for warning in WARNINGS:
+        assert warning in above
+
+
+def test_pictures_of_the_worst_samples_are_shown_with_their_true_answer() -> None:
+    report = image_report()
+    page = Page(render_html(report))
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert sources == [sample.image for sample in report.worst_samples]
+    for breed in BREEDS:
+        assert f"true answer: {breed}" in page.text
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["https://evil.example/x.png", "data:image/svg+xml;base64,PHN2Zz4=", "data:image/png;base64,"],
+)
+def test_a_picture_of_another_form_is_left_out(image: str) -> None:
+    report = image_report()
+    wrong = tuple(sample.model_copy(update={"image": image}) for sample in report.worst_samples)
+    page = Page(render_html(report.model_copy(update={"worst_samples": wrong})))
+    assert "img" not in page.shape
+
+
+def test_a_picture_that_is_too_long_is_left_out_rather_than_cut() -> None:
+    report = image_report()
+    long = f"data:image/png;base64,{'A' * 300_000}"
+    wrong = (report.worst_samples[0].model_copy(update={"image": long}),)
+    page = Page(render_html(report.model_copy(update={"worst_samples": wrong})))
+    assert "img" not in page.shape
+
+
+def test_texts_reach_the_charts_as_they_are() -> None:
+    text = "</script><script>alert(1)</script><!-- &amp;"
+    target = example_report().targets[0].model_copy(update={"name": text})
+    page = Page(render_html(example_report().model_copy(update={"targets": (target,)})))
+    charts = json.loads(page.scripts[0])["charts"]
+    assert f"error:{text}" in charts
+    assert {row["target"] for row in charts["speedup"]["data"]["values"]} == {text}
+    assert "<" not in page.scripts[0]
+
+
+def test_every_place_of_a_chart_has_one_and_every_chart_a_place() -> None:
+    for report in reports():
+        page = Page(render_html(report))
+        places = [a["data-chart"] for _, a in page.tags if "data-chart" in a]
+        assert sorted(map(str, places)) == sorted(json.loads(page.scripts[0])["charts"])
+
+
+def test_a_report_without_numbers_for_charts_has_no_scripts() -> None:
+    bare = tuple(
+        target.model_copy(update={"parity": (), "benchmark": None, "files": ()})
+        for target in example_report().targets
+    )
+    markup = render_html(example_report().model_copy(update={"targets": bare, "sample_sizes": ()}))
+    assert "<script" not in markup
+    assert "script-src" not in markup
+    assert len(markup) < 100_000

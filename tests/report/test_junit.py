@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.report import render_junit
 from pipeline.report.schema import Report
-from tests.report.example import Variant, example_report
+from tests.report.example import WARNINGS, Variant, example_report, image_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 
 # Element -> (attributes, those that must be there, elements allowed inside), as in junit-10.xsd
@@ -124,3 +124,16 @@ def test_hostile_text_never_breaks_the_xml(text: str) -> None:
     assert "<!" not in rendered
     assert "\x1b" not in rendered
     assert len(rendered) < 200_000
+
+
+def test_quality_and_warnings_are_properties() -> None:
+    root = ET.fromstring(render_junit(image_report()))
+    found = {
+        (suite.get("name"), entry.get("name")): entry.get("value")
+        for suite in root.iter("testsuite")
+        for entry in suite.iter("property")
+    }
+    assert found["cpu-int8", "quality.accuracy.score"] == "0.78"
+    assert found["cpu-int8", "quality.accuracy.lost"] == "6"
+    warnings = [e.get("value") for e in root.iter("property") if e.get("name") == "warning"]
+    assert warnings == list(WARNINGS)

@@ -13,7 +13,7 @@ from markdown_it.token import Token
 from pipeline.report import render_markdown
 from pipeline.report.markdown import MAX_BYTES, escape
 from pipeline.report.schema import Report
-from tests.report.example import NO_DRIVER, Variant, example_report
+from tests.report.example import NO_DRIVER, Variant, example_report, image_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 
 GITHUB_LIMIT = 1024 * 1024
@@ -115,3 +115,13 @@ def test_a_huge_report_is_cut_and_says_so() -> None:
 
 def test_a_megabyte_name_stays_small() -> None:
     assert len(render_markdown(hostile_report(HUGE)).encode()) < 200_000
+
+
+def test_quality_and_warnings_come_before_the_gates() -> None:
+    text = render_markdown(image_report())
+    above = text[: text.index("## Gates")]
+    assert "| `cpu-int8` | accuracy | 78.00 % | 80.50 % | 2.50 points | 1 | 6 | 200 |" in above
+    assert "| `rtx-fp16` | accuracy (proxy) |" in above
+    assert "2 of 53 layers were left in float" in above
+    assert "golden retriever" in text
+    assert "data:image" not in text

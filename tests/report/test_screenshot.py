@@ -1,17 +1,21 @@
-"""The page in a real browser: laid out within its width, dark where that is asked for."""
+"""The page in a real browser: its charts are drawn, dark where asked for, nothing is requested."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
 import zlib
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from pipeline.report import render_html
-from tests.report.example import example_report
+from pipeline.report.scripts import load_scripts
+from tests.report.example import example_report, image_report
+from tests.report.hostile import MARKUP, hostile_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -23,14 +27,16 @@ pytestmark = [
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--hide-scrollbars",
+    # The browser's own requests, of which there are some all the same, find no host.
+    *("--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
+    "--virtual-time-budget=5000",
 )
 WIDTH, HEIGHT = 900, 500
 
 
-def chromium(tmp_path: Path, *arguments: str) -> str:
+def chromium(tmp_path: Path, *arguments: str, markup: str = "") -> str:
     page = tmp_path / "report.html"
-    page.write_text(render_html(example_report("failed")))
+    page.write_text(markup or render_html(example_report("failed")))
     assert CHROMIUM is not None
     done = subprocess.run(
         [
@@ -97,7 +103,124 @@ def test_the_page_follows_the_colour_scheme_and_shows_its_verdict(
     assert len(reddish) > 500, "the failed verdict is not visible on the first screen"
 
 
-def test_the_browser_keeps_the_page_as_it_was_written(tmp_path: Path) -> None:
-    dom = chromium(tmp_path, "--dump-dom")
-    assert "<script" not in dom
-    assert dom.count("<table") == render_html(example_report("failed")).count("<table")
+class Names(HTMLParser):
+    """Which tags and attributes a page has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def chart_states(dom: str) -> dict[str, str]:
+    """Chart -> what became of it, or why it failed."""
+    found = {}
+    for tag in re.findall(r"<div [^>]*data-chart=[^>]*>", dom):
+        values = dict(re.findall(r'data-(\w+)="([^"]*)"', tag))
+        found[values["chart"]] = values.get("error", values.get("state", "not begun"))
+    return found
+
+
+def marks(dom: str, chart: str) -> int:
+    """How many shapes a chart has."""
+    start = dom.index(f'data-chart="{chart}"')
+    body = dom[start : dom.index("</svg>", start)]
+    return body.count("<path") + body.count("<rect") + body.count("<line")
+
+
+def test_every_chart_is_drawn_and_the_rest_is_kept_as_it_was_written(tmp_path: Path) -> None:
+    markup = render_html(example_report("failed"))
+    dom = chromium(tmp_path, "--dump-dom", markup=markup)
+    states = chart_states(dom)
+    assert set(states) == {
+        *("error:cpu-fp32", "error:cpu-int8", "error:rtx-fp16", "spread", "speedup", "size"),
+        *("latency:1 × 32", "latency:8 × 128", "lengths:sequence"),  # noqa: RUF001
+    }
+    assert set(states.values()) == {"drawn"}
+    least = {"spread": 6 * 60, "size": 20, "speedup": 12, "lengths:sequence": 10}
+    for chart in states:
+        assert marks(dom, chart) >= least.get(chart, 6), chart
+    # A chart that is drawn takes the place of the one that needs no script.
+    assert dom.count('class="either drawn"') + dom.count('class="either extra drawn"') == 7
+    assert dom.count("<table") == markup.count("<table")
+
+
+def test_every_chart_of_an_image_task_is_drawn_and_so_are_its_pictures(tmp_path: Path) -> None:
+    dom = chromium(tmp_path, "--dump-dom", markup=render_html(image_report()))
+    states = chart_states(dom)
+    assert {"latency:batch 1", "latency:batch 8", "spread"} <= set(states)
+    assert set(states.values()) == {"drawn"}
+    assert dom.count('<img class="thumb" src="data:image/png;base64,') == 3
+
+
+@pytest.mark.parametrize("text", MARKUP[:6])
+def test_a_hostile_text_in_a_chart_is_drawn_as_text(text: str, tmp_path: Path) -> None:
+    dom = chromium(tmp_path, "--dump-dom", markup=render_html(hostile_report(text)))
+    states = chart_states(dom)
+    assert set(states.values()) == {"drawn"}
+    bare = dom
+    for script in load_scripts().texts:
+        bare = bare.replace(script, "")
+    assert bare.lower().count("<script") == 1 + len(load_scripts().texts)
+    names = Names()
+    names.feed(bare)
+    assert not {name for name in names.attributes if name.startswith("on")}
+    assert not names.tags & {"iframe", "object", "embed", "link", "base", "form"}
+
+
+def test_without_scripts_the_plain_charts_stay(tmp_path: Path) -> None:
+    # A policy that allows no script is what a strict server would send.
+    markup = re.sub(r"script-src [^;]*; ", "", render_html(example_report("failed")))
+    dom = chromium(tmp_path, "--dump-dom", markup=markup)
+    assert set(chart_states(dom).values()) == {"not begun"}
+    assert not re.search('class="[^"]*drawn', dom)
+    assert dom.count('class="static"') == 4
+
+
+def requested(log: Path) -> set[str]:
+    """What a page wanted from the network; what the browser wants for itself is left out."""
+    urls = re.findall(r'"url":\s*"(https?://[^"]*)', log.read_text())
+    return {
+        url for url in urls if not re.match(r"https?://[a-z0-9.-]+\.google(apis)?\.com[/:]", url)
+    }
+
+
+def test_no_request_leaves_the_page_and_the_policy_stops_one_that_tries(tmp_path: Path) -> None:
+    address = "http://127.0.0.1:9/picture.png"
+    markup = render_html(example_report("failed"))
+    picture = f'<img src="{address}">'
+    trying = markup.replace("<main>", f"<main>{picture}")
+    open_to_all = re.sub(r"<meta http-equiv[^>]*>", "", trying)
+    found = []
+    for number, page in enumerate((markup, trying, open_to_all)):
+        log = tmp_path / f"{number}.json"
+        chromium(tmp_path, f"--log-net-log={log}", "--dump-dom", markup=page)
+        found.append(requested(log))
+    assert found == [set(), set(), {address}]
+
+
+def test_a_printed_page_is_light_even_where_dark_is_asked_for(tmp_path: Path) -> None:
+    printed = tmp_path / "page.pdf"
+    scheme = "--blink-settings=preferredColorScheme=0"
+    chromium(tmp_path, f"--print-to-pdf={printed}", "--no-pdf-header-footer", scheme)
+    content = b""
+    for part in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", printed.read_bytes(), re.DOTALL):
+        try:
+            content += zlib.decompress(part)
+        except zlib.error:
+            continue
+    fills = {
+        tuple(map(float, found))
+        for found in re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg", content)
+    }
+    assert fills
+    ink = (0x11 / 255,) * 3
+    assert any(max(abs(a - b) for a, b in zip(fill, ink, strict=True)) < 0.01 for fill in fills)
+    dark_paper = (0x16 / 255, 0x18 / 255, 0x1B / 255)
+    assert not any(
+        max(abs(a - b) for a, b in zip(fill, dark_paper, strict=True)) < 0.01 for fill in fills
+    )

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from pipeline.report import render_terminal_summary
-from tests.report.example import NO_DRIVER, Variant, example_report
+from tests.report.example import NO_DRIVER, Variant, example_report, image_report
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))
@@ -75,3 +75,11 @@ def test_an_empty_report_still_says_how_it_went() -> None:
     text = render_terminal_summary(empty)
     assert text.startswith("ERROR")
     assert "the plan is empty" in text
+
+
+def test_right_answers_and_warnings_are_told() -> None:
+    text = render_terminal_summary(image_report())
+    told = "accuracy 78.00 %, the checkpoint 80.50 %: drop 2.50 points, 1 gained, 6 lost"
+    assert f"      {told}\n" in text
+    assert f"      proxy {told[:8]}" in text
+    assert "\nWarnings:\n  samples@calibration: 3 of 128 calibration samples" in text

@@ -44,6 +44,7 @@ def _validate(tmp_path: Path, model: Path, *, batch_size: int = 4) -> Parity:
     facts = VALIDATE.run(config, inputs, output, context)
     parity = Parity.model_validate_json((output / "parity.json").read_bytes())
     assert facts["problems"] == list(parity.problems)
+    assert all(part["size_bytes"] > 0 for part in facts["weights"])
     return parity
 
 
