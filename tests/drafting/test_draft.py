@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tests.drafting.data import (
     write_reviews,
     write_rows,
 )
+from tests.fake_hub import REPOSITORY, FakeHub
 
 
 def test_a_sentence_encoder_without_data(draft: Drafter, sentence_encoder: Path) -> None:
@@ -356,3 +358,32 @@ def test_limits_fail_a_wrong_conversion() -> None:
             assert gates.cosine_similarity is not None
             assert gates.relative_l2 is not None
             assert (gates.top1_agreement is not None) == bool(task.ranked)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with the tiny classifier's files, and an empty cache."""
+    from huggingface_hub import constants
+
+    with FakeHub() as fake:
+        template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield fake
+
+
+def test_a_checkpoint_on_a_hub_is_drafted_at_its_commit_without_its_weights(
+    draft: Drafter, classifier: Path, hub: FakeHub
+) -> None:
+    commit = hub.push({path.name: path.read_bytes() for path in classifier.iterdir()})
+    write_reviews(Path("reviews.jsonl"))
+    given = ColumnOptions(label="stars")
+    recipe = draft(REPOSITORY, data="reviews.jsonl", columns=given).recipe
+    assert (recipe.model.source, recipe.model.revision) == (REPOSITORY, commit)
+    assert recipe.name == "tiny"
+    assert recipe.data.evaluation.label == "stars"
+    assert not [name for name in hub.fetched if name.endswith(".safetensors")]
