@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HALF: Final = 4096
-"""Bins on each side of zero. At least half of one side is in use, so 255 levels have at least eight
+"""Bins on each side of zero, the one around it with both. At least half of one side is in use, so 255 levels have at least eight
 bins each when nothing is clipped."""
+
+MIDDLE: Final = HALF - 1
+"""Place of the bin around zero."""
+
+_PLACES: Final = np.arange(-MIDDLE, HALF)
+"""Number of each bin; negative ones lie left of zero."""
 
 _LOWEST_EXPONENT: Final = -126
 """Of the width: 2^126, by which numbers are multiplied, is the largest power float32 can turn round."""
@@ -30,7 +36,8 @@ class Bins:
     """A finished histogram.
 
     Attributes:
-        counts: int64 (2 * HALF,); bin `HALF + k` counts the numbers in `[k * width, (k+1) * width)`.
+        counts: int64 (2 * HALF - 1,); bin `MIDDLE + k` counts the numbers whose quotient by the
+            width, rounded towards zero, is `k`. So the middle bin is twice as wide.
         width: A power of two.
     """
 
@@ -38,19 +45,21 @@ class Bins:
     width: float
 
     @property
-    def edges(self) -> NDArray[np.float64]:
-        """Borders of the bins, float64 (2 * HALF + 1,)."""
-        return np.arange(-HALF, HALF + 1, dtype=np.float64) * self.width
+    def upper_ends(self) -> NDArray[np.float64]:
+        """Upper end of each bin, float64 (2 * HALF - 1,)."""
+        return np.where(_PLACES >= 0, _PLACES + 1, _PLACES) * self.width
 
     @property
     def centers(self) -> NDArray[np.float64]:
-        """Middle of each bin, float64 (2 * HALF,)."""
-        return (np.arange(-HALF, HALF, dtype=np.float64) + 0.5) * self.width
+        """Middle of each bin, float64 (2 * HALF - 1,)."""
+        return (_PLACES + 0.5 * np.sign(_PLACES)) * self.width
 
     @property
     def magnitudes(self) -> NDArray[np.int64]:
-        """Counts by absolute value, int64 (HALF,): both sides of zero laid on each other."""
-        return self.counts[HALF:] + self.counts[:HALF][::-1]
+        """Counts by absolute value, int64 (HALF,): bin `k` from `k * width` to the next."""
+        both = self.counts[MIDDLE:].copy()
+        both[1:] += self.counts[:MIDDLE][::-1]
+        return both
 
     def share_beyond(self, magnitude: float) -> float:
         """Share of the numbers in bins that lie wholly outside `[-magnitude, magnitude]`."""
@@ -63,7 +72,7 @@ class Histogram:
     """Counts numbers as they come; see the module."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(2 * HALF, dtype=np.int64)
+        self._counts = np.zeros(2 * HALF - 1, dtype=np.int64)
         self._exponent = _LOWEST_EXPONENT
 
     def add(self, values: NDArray[np.float32], peak: float) -> None:
@@ -74,11 +83,11 @@ class Histogram:
             peak: The largest absolute value among them, or more.
         """
         self._widen(_exponent_for(peak))
-        scaled = values.reshape(-1) * np.float32(2.0**-self._exponent)  # exact: a power of two
-        np.floor(scaled, out=scaled)
-        places = scaled.astype(np.intp)
-        places += HALF
-        self._counts += np.bincount(places, minlength=2 * HALF)
+        # A power of two, so the product is exact.
+        scaled = values.reshape(-1) * np.float32(2.0**-self._exponent)
+        places = scaled.astype(np.intp)  # towards zero, where what is too small for float32 goes too
+        places += MIDDLE
+        self._counts += np.bincount(places, minlength=2 * HALF - 1)
 
     def merge(self, other: Histogram) -> None:
         """Count what another histogram has counted."""
@@ -108,8 +117,7 @@ def _merged(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
     """Counts on the grid that is `2 ** doublings` times as wide."""
     if doublings == 0:
         return counts
-    # An arithmetic shift rounds towards minus infinity, as the bins do.
-    places = (np.arange(-HALF, HALF) >> min(doublings, 62)) + HALF
+    places = np.sign(_PLACES) * (np.abs(_PLACES) >> min(doublings, 62)) + MIDDLE
     merged = np.zeros_like(counts)
     np.add.at(merged, places, counts)
     return merged

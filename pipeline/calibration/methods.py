@@ -84,9 +84,9 @@ def _percentile(bins: Bins, whole: Range, share: float) -> Range:
     """Upper ends of the bins in which the share is reached; never more than was seen."""
     upwards, downwards = bins.counts.cumsum(), bins.counts[::-1].cumsum()
     wanted = np.ceil(share * int(bins.counts.sum()))
-    edges = bins.edges
-    high = float(edges[int(np.searchsorted(upwards, wanted)) + 1])
-    low = -float(edges[int(np.searchsorted(downwards, wanted)) + 1])
+    ends = bins.upper_ends
+    high = float(ends[int(np.searchsorted(upwards, wanted))])
+    low = -float(ends[int(np.searchsorted(downwards, wanted))])
     magnitude = (int(np.searchsorted(bins.magnitudes.cumsum(), wanted)) + 1) * bins.width
     return Range(
         low=min(max(low, whole.low), 0.0),
@@ -134,8 +134,8 @@ def best_threshold(counts: NDArray[np.int64]) -> int:
     own = information[kept] - _times_log(tail) + _times_log(tail + surplus)
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(with_surplus > 0, with_surplus * np.log(sums / sizes), 0.0)
-    # P is divided by the total, Q by what was kept: both only shift the logarithms.
-    divergence = (own - spread.sum(axis=1)) / total + np.log(mass[kept] / total)
+        # P is divided by the total, Q by what was kept: both only shift the logarithms.
+        divergence = (own - spread.sum(axis=1)) / total + np.log(mass[kept] / total)
     # Where Q is empty and P is not, the divergence is infinite.
     divergence[~np.isfinite(divergence)] = np.inf
     # Summation order makes equal divergences differ in the last bits; the wider range wins then.

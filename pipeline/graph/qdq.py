@@ -22,8 +22,6 @@ from pipeline.graph.fusions.matching import (
     GraphEditor,
     consumers,
     input_of,
-    int_attribute,
-    replace_value,
 )
 from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
 from pipeline.graph.quantized_embeddings import quantize_embeddings
@@ -31,7 +29,6 @@ from pipeline.graph.quantized_weights import WeightType, quantize_weight, rounde
 from pipeline.graph.weighted_layers import (
     WeightedLayer,
     find_weighted_layers,
-    gemm_obstacle,
     value_classes,
 )
 
@@ -122,11 +119,23 @@ def _reasons(
             reason = f"{operator} is not among op_types"
         if not reason and layer in excluded:
             reason = f"excluded by `{excluded[layer]}`"
-        if not reason and placement.operators[operator].becomes_matmul:
-            reason = gemm_obstacle(layer.node)
+        if not reason and placement.operators[operator].quantizes_bias:
+            reason = _bias_obstacle(layer)
         if reason:
             reasons[layer] = reason
     return reasons
+
+
+def _bias_obstacle(layer: WeightedLayer) -> str:
+    """Why the bias of a layer cannot be an integer of the product's scale, or nothing."""
+    bias, beta = input_of(layer.node, 2), layer.node.attributes.get("beta")
+    if bias is None:
+        return ""
+    if bias.const_value is None:
+        return "its bias is computed"
+    if len(bias.const_value.shape) != 1:
+        return f"its bias has {len(bias.const_value.shape)} axes, not 1"
+    return "" if beta is None or beta.as_float() == 1.0 else "it scales its bias"
 
 
 def _excluded(
@@ -215,7 +224,6 @@ class _Writer:
         self._type = WeightType(dtype=options.weight_dtype, bits=7 if options.reduce_range else 8)
         self._pairs: dict[ir.Value, ir.Value] = {}
         self._scales: dict[ir.Value, NDArray[np.floating[Any]]] = {}
-        self._transposed: dict[ir.Value, ir.Value] = {}
         self._weights: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def quantize(self, planned: _PlannedLayer) -> None:
@@ -223,8 +231,6 @@ class _Writer:
         layer, rule = planned.layer, planned.rule
         # The result is asked for before the nodes around it change.
         result = layer.result
-        if rule.becomes_matmul and layer.node.op_type == "Gemm":
-            layer = self._as_matmul(layer)
         node, weight = layer.node, layer.weight
         activation = input_of(node, 0)  # not `layer.activation`, which may have been replaced
         if activation is None or weight is None:
@@ -240,32 +246,6 @@ class _Writer:
             node.replace_input_with(2, self._bias(bias, scales, layer))
         if planned.result is not None:
             self._quantize_result(result, planned.result, kind)
-
-    def _as_matmul(self, layer: WeightedLayer) -> WeightedLayer:
-        """Gemm -> MatMul and Add, in its place."""
-        node, weight = layer.node, layer.weight
-        if weight is None or weight.const_value is None:
-            raise ValueError(f"`{layer.name}` has no weight")
-        matrix = weight
-        if int_attribute(node, "transB", 0):
-            if weight not in self._transposed:
-                array = np.ascontiguousarray(weight.const_value.numpy().T)
-                self._transposed[weight] = self._store(f"{weight.name}_transposed", array)
-            matrix = self._transposed[weight]
-        kind = weight.dtype or ir.DataType.FLOAT
-        result = product = self._insert(
-            node, "MatMul", [node.inputs[0], matrix], f"{layer.name}_product", kind
-        )
-        bias = input_of(node, 2)
-        if bias is not None:
-            result = self._insert(node, "Add", [product, bias], f"{layer.name}_biased", kind)
-        replace_value(node.outputs[0], result)
-        made = product.producer()
-        if made is None:
-            raise ValueError(f"`{product.name}` is no result")
-        return WeightedLayer(
-            node=made, activation=node.inputs[0], weight=matrix, axis=1, reason=""
-        )
 
     def _activation(
         self, value: ir.Value, found: Range, before: ir.Node, kind: ir.DataType
@@ -326,10 +306,7 @@ class _Writer:
     ) -> ir.Value:
         """A constant bias in int32, in units of the products' scales."""
         if bias.const_value is None:
-            raise QuantizationError(
-                f"the bias `{bias.name}` of `{layer.name}` is computed, so it cannot be int32",
-                hint=f"exclude_nodes: [{layer.name}]",
-            )
+            raise ValueError(f"`{bias.name}` is computed")
         values = bias.const_value.numpy().astype(np.float64)
         scale = np.broadcast_to(scales, values.shape).astype(np.float32)
         integers = np.clip(np.rint(values / scale), -INT32_MAX, INT32_MAX).astype(np.int32)

@@ -5,11 +5,11 @@
 | activation of a layer | uint8 with a zero point, or int8      | int8, zero point 0                |
 | weight                | int8 or uint8                         | int8, zero point 0                |
 | result of a layer     | of Conv only                          | never                             |
-| bias                  | int32, of Conv only                   | never                             |
+| bias                  | int32, of Gemm and Conv               | never                             |
 | everything else       | float; token tables int8 when asked   | float                             |
 
-ONNX Runtime 1.31.1 has kernels from 8 bits to float for MatMul (`MatMulIntegerToFloat`), and from 8
-bits to 8 bits alone for Conv (`QLinearConv`). TensorRT fuses pairs before a product into it, and a
+ONNX Runtime 1.31.1 has kernels from 8 bits to float for MatMul and Gemm (`MatMulIntegerToFloat`,
+`QGemm`, whose bias must be int32), and from 8 bits to 8 bits alone for Conv (`QLinearConv`). TensorRT fuses pairs before a product into it, and a
 pair behind it costs accuracy and breaks fusions; attention stays one kernel only when its products
 of two activations stay float. Source: NVIDIA, "Working with Quantized Types", explicit
 quantization; builds with TensorRT-RTX 1.7.1.
@@ -33,12 +33,10 @@ class OperatorRule:
     Attributes:
         quantizes_result: Whether a pair follows its result too.
         quantizes_bias: Whether its bias becomes int32, with the scale of the product.
-        becomes_matmul: Whether a Gemm is taken apart into MatMul and Add.
     """
 
     quantizes_result: bool = False
     quantizes_bias: bool = False
-    becomes_matmul: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,7 @@ PLACEMENTS: Final[Mapping[PlacementName, Placement]] = MappingProxyType(
         "onnxruntime-cpu": Placement(
             operators={
                 "MatMul": OperatorRule(),
-                "Gemm": OperatorRule(becomes_matmul=True),
+                "Gemm": OperatorRule(quantizes_bias=True),
                 "Conv": OperatorRule(quantizes_result=True, quantizes_bias=True),
             },
             activation_dtypes=("uint8", "int8"),

@@ -121,9 +121,16 @@ def quantize_weight(
 def rounded_scale(
     scale: NDArray[np.floating[Any]], dtype: np.dtype[np.floating[Any]]
 ) -> NDArray[np.floating[Any]]:
-    """Positive scales in another type; what would become zero becomes its smallest number."""
-    smallest = np.finfo(dtype).smallest_subnormal if dtype == np.float16 else np.finfo(dtype).tiny
-    return np.maximum(scale.astype(dtype), smallest)
+    """Positive scales in another type; none becomes zero.
+
+    Those in float16 are rounded up: the small ones have few bits, and a scale that is too small
+    clips the largest numbers.
+    """
+    rounded = scale.astype(dtype)
+    if dtype == np.float16:
+        up = np.nextafter(rounded, dtype.type(np.inf))
+        rounded = np.where(rounded.astype(np.float64) < scale, up, rounded)
+    return np.maximum(rounded, np.finfo(dtype).smallest_subnormal)
 
 
 def quantize_rows(table: NDArray[np.float32]) -> QuantizedRows:
