@@ -137,6 +137,8 @@ def _has_one_type(node: Node) -> bool:
     if len(dtypes) > 1:
         return False
     dtype = dtypes.pop()
+    if any(_is_size(argument) for argument in arguments) and dtype != torch.int64:
+        return False  # a size is written as int64, where torch takes it for a mere number
     if _dtype(node) not in {dtype, torch.bool}:
         return False  # the result is promoted, as the quotient of two integers is
     category = 2 if dtype.is_floating_point else 0 if dtype == torch.bool else 1
@@ -155,6 +157,10 @@ def _operator_name(node: Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target.name())  # type: ignore[no-untyped-call]
     return f"_operator::{getattr(node.target, '__name__', node.target)}"
+
+
+def _is_size(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt)
 
 
 def _dtype(node: Node) -> torch.dtype | None:

@@ -86,7 +86,7 @@ def translate(module: torch.nn.Module, example: torch.Tensor) -> Translation:
         (SumsSmallIntegers(), "direct"),
         (TakesPiecesApart(), "direct"),
         (ViewsACopy(), "decomposed"),
-        (CountsWithSizes(), "direct"),
+        (CountsWithSizes(), "decomposed"),
         (WritesInPlace(), "decomposed"),
         (MixesTypes(), "decomposed"),
     ],
