@@ -125,6 +125,7 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         replace(options.columns, label=None, has_labels=False),
         memory,
     )
+    is_scalar = _gives_one_number(source, task)
     layout = Layout(
         name=options.name or _name_of(options.model),
         source=_written_model(options.model, here, options.output.parent),
@@ -132,11 +133,12 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         task=task,
         other_tasks=others,
         positions=source.max_positions,
+        is_scalar=is_scalar,
         evaluation=evaluation,
         calibration=calibration,
         evaluation_source=_written_data(options.data, here, options.output.parent),
         calibration_source=_written_data(options.calibration, here, options.output.parent),
-        targets=candidates(task, has_calibration=calibration is not None),
+        targets=candidates(task, is_scalar=is_scalar, has_calibration=calibration is not None),
     )
     missing = _find_missing(layout, source, here, memory)
     text, notes = lay_out(layout, missing)
@@ -221,6 +223,13 @@ def _choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, .
             "encoder, and most need a head of their own, such as ...ForSequenceClassification",
         )
     return task, tuple(other for other in fitting if other.name != task.name)
+
+
+def _gives_one_number(source: Source, task: Task) -> bool:
+    """Whether the head is one of regression, such as a similarity of two sentences."""
+    names = source.config.get("id2label")
+    count = len(names) if isinstance(names, dict) else source.config.get("num_labels")
+    return task.answer == "class" and count == 1
 
 
 def _fits(source: Source, task: Task) -> bool:

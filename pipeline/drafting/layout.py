@@ -46,6 +46,7 @@ class Layout:
         source: The checkpoint as the recipe says it.
         revision: Commit of a checkpoint on a hub.
         positions: The longest sequence the checkpoint can take; None when it does not say.
+        is_scalar: The checkpoint's head gives one number, not classes.
         evaluation: The user's evaluation data; None for made-up samples.
         calibration: The user's own calibration data; None when it gives none.
         evaluation_source: The evaluation data as the recipe says it.
@@ -59,6 +60,7 @@ class Layout:
     task: Task
     other_tasks: tuple[Task, ...]
     positions: int | None
+    is_scalar: bool
     evaluation: Examined | None
     calibration: Examined | None
     evaluation_source: str
@@ -290,7 +292,7 @@ def _benchmark(layout: Layout) -> Iterator[str]:
 
 def _gates(layout: Layout, used: Sequence[Candidate], samples: int) -> Iterator[str]:
     yield line("gates:", "a build that does not hold these fails")
-    yield f"  parity: {_bounds(parity_limits(layout.task, 'fp32'))}"
+    yield f"  parity: {_bounds(parity_limits(layout.task, 'fp32', is_scalar=layout.is_scalar))}"
     if layout.is_labelled:
         yield line(
             f"  quality: {_drop(layout, DROP, samples)}",

@@ -49,7 +49,9 @@ class Candidate:
         return str(self.document["name"])
 
 
-def candidates(task: Task, *, has_calibration: bool) -> tuple[Candidate, ...]:
+def candidates(
+    task: Task, *, is_scalar: bool = False, has_calibration: bool = False
+) -> tuple[Candidate, ...]:
     """The targets of a draft, whether or not they can be built here.
 
     Static INT8 is the sensible one for images, whose convolutions dynamic INT8 leaves in float. For
@@ -57,6 +59,7 @@ def candidates(task: Task, *, has_calibration: bool) -> tuple[Candidate, ...]:
 
     Args:
         task: What is converted.
+        is_scalar: The head gives one number.
         has_calibration: The user gives calibration data, and so wants static INT8.
     """
     is_text = task.modality == "text"
@@ -68,7 +71,7 @@ def candidates(task: Task, *, has_calibration: bool) -> tuple[Candidate, ...]:
             "quantization": {"mode": "static"},
         },
         purpose="ranges are taken from data.calibration",
-        parity=parity_limits(task, "int8"),
+        parity=parity_limits(task, "int8", is_scalar=is_scalar),
         drop=0.02,
         needs_calibration=True,
         is_alternative=is_text and not has_calibration,
@@ -81,7 +84,7 @@ def candidates(task: Task, *, has_calibration: bool) -> tuple[Candidate, ...]:
             "quantization": {"mode": "dynamic", "per_channel": True},
         },
         purpose="a quarter of the size",
-        parity=parity_limits(task, "int8"),
+        parity=parity_limits(task, "int8", is_scalar=is_scalar),
         drop=0.02,
     )
     return (
@@ -99,22 +102,30 @@ def candidates(task: Task, *, has_calibration: bool) -> tuple[Candidate, ...]:
                 "compute_capability": list(COMPUTE_CAPABILITIES),
             },
             purpose="engines for GPUs; built without one",
-            parity=parity_limits(task, "fp16"),
+            parity=parity_limits(task, "fp16", is_scalar=is_scalar),
             needs_device=True,
         ),
     )
 
 
-def parity_limits(task: Task, precision: str) -> Limits:
+def parity_limits(task: Task, precision: str, *, is_scalar: bool = False) -> Limits:
     """Limits on the distance to the checkpoint in float32.
 
     The angle alone would not see outputs of the wrong size, so the relative distance is limited too.
+    Of one number there is no angle but its sign, which any rounding turns near zero.
+
+    Args:
+        task: What is converted.
+        precision: `fp32`, `fp16` or `int8`.
+        is_scalar: The head gives one number.
     """
     cosine, mean, distance, agreement = {
         "fp32": (0.9999, None, 0.001, 0.99),
         "fp16": (0.999, None, 0.05, 0.97),
         "int8": (0.9, 0.98, 0.3, 0.9),
     }[precision]
+    if is_scalar:
+        return {"relative_l2": {"max": distance}}
     limits: Limits = {"cosine_similarity": {"min": cosine}}
     if mean is not None:
         limits["cosine_similarity_mean"] = {"min": mean}

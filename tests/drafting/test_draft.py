@@ -8,7 +8,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 
@@ -16,11 +18,15 @@ import pipeline
 from pipeline.drafting import ColumnOptions
 from pipeline.drafting.targets import parity_limits
 from pipeline.errors import EnvironmentMissing, RecipeError
+from pipeline.parity.gates import judge_parity
+from pipeline.parity.metrics import sum_distances
+from pipeline.parity.types import OutputParity, Parity
 from pipeline.recipe import load_recipe
 from pipeline.recipe.types import ParityGates
-from pipeline.tasks import TASKS
+from pipeline.tasks import find_task
 from tests.checkpoints import (
     build_multiple_choice,
+    build_text_classifier,
 )
 from tests.drafting.data import (
     Drafter,
@@ -30,6 +36,8 @@ from tests.drafting.data import (
     write_rows,
 )
 from tests.fake_hub import REPOSITORY, FakeHub
+
+Array = np.ndarray[Any, Any]
 
 
 def test_a_sentence_encoder_without_data(draft: Drafter, sentence_encoder: Path) -> None:
@@ -350,14 +358,57 @@ def test_a_name_that_cannot_be_is_refused(draft: Drafter, sentence_encoder: Path
     assert draft(sentence_encoder, name="mine").recipe.name == "mine"
 
 
-def test_limits_fail_a_wrong_conversion() -> None:
-    """Every target has limits on angle and distance, so that neither direction nor size is free."""
-    for task in TASKS:
-        for precision in ("fp32", "fp16", "int8"):
-            gates = ParityGates.model_validate(parity_limits(task, precision))
-            assert gates.cosine_similarity is not None
-            assert gates.relative_l2 is not None
-            assert (gates.top1_agreement is not None) == bool(task.ranked)
+def test_a_head_that_gives_one_number_is_judged_by_its_distance(
+    draft: Drafter, tmp_path: Path
+) -> None:
+    build_text_classifier(tmp_path / "stars", labels=1)
+    write_rows(Path("rows.jsonl"), [{"text": f"a {n}", "label": n / 10} for n in range(9)])
+    made = draft("stars", data="rows.jsonl")
+    assert made.recipe.gates.parity.cosine_similarity is None
+    assert made.recipe.gates.parity.relative_l2 is not None
+    assert made.recipe.gates.quality is None
+    assert any("gives one number" in note for note in made.notes)
+
+
+RIGHT = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.1}
+"""Noise of a right conversion, as a share of the output."""
+
+
+def _failed(precision: str, candidate: Array, reference: Array) -> list[str]:
+    task = find_task("text-classification")
+    metrics = sum_distances(candidate, reference, is_ranked=True).metrics()
+    parity = Parity(
+        outputs=(OutputParity(name="logits", is_ranked=True, metrics=metrics, samples=()),),
+        problems=(),
+        session="test",
+        batch_size=8,
+        samples_seen=len(reference),
+    )
+    gates = ParityGates.model_validate(parity_limits(task, precision))
+    results = judge_parity(parity, gates, target="cpu", component="model", is_proxy=False)
+    return [result.metric for result in results if result.verdict == "failed"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_limits_pass_a_right_conversion_and_fail_wrong_ones(precision: str) -> None:
+    generator = np.random.default_rng(0)
+    reference = generator.standard_normal((500, 8))
+    reference[np.arange(500), generator.integers(0, 8, 500)] += 4  # as sure as trained models are
+    reference = reference.astype(np.float32)
+    noise = generator.standard_normal(reference.shape).astype(np.float32)
+    scale = float(np.abs(reference).mean())
+    right = reference + RIGHT[precision] * scale * noise
+    assert _failed(precision, right, reference) == []
+    wrong = {
+        "of another size": 1.5 * right,
+        "of other samples": np.roll(right, 1, axis=0),
+        "classes in another order": np.roll(right, 1, axis=1),
+        "one sample in twenty wrong": np.where(np.arange(500)[:, None] % 20, right, -right),
+        "noise": right + 0.5 * scale * noise,
+        "nothing": np.zeros_like(right),
+    }
+    for what, candidate in wrong.items():
+        assert _failed(precision, candidate.astype(np.float32), reference), what
 
 
 @pytest.fixture
