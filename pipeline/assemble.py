@@ -348,6 +348,12 @@ def _judge(results: Results, targets: tuple[TargetReport, ...]) -> tuple[GateRes
     verdicts += judge_coverage(
         {plan.name: _coverage(results, plan) for plan in results.plan.targets},
         results.plan.recipe.gates.coverage,
+        unfinished={
+            name
+            for outcome in results.outcomes
+            if outcome.record is None
+            for name in outcome.node.stage.coverage
+        },
     )
     return tuple(verdicts)
 

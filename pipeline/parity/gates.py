@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.parity.types import GateResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from pipeline.bench.types import BenchmarkResult, ShapeResult
     from pipeline.parity.types import Metrics, Parity, Quality
@@ -184,7 +184,10 @@ def judge_speed(
 
 
 def judge_coverage(
-    coverage: Mapping[str, Mapping[str, Mapping[str, float]]], bounds: Mapping[str, Bound]
+    coverage: Mapping[str, Mapping[str, Mapping[str, float]]],
+    bounds: Mapping[str, Bound],
+    *,
+    unfinished: Collection[str] = (),
 ) -> tuple[GateResult, ...]:
     """Judge what the stages say they reached, such as the share of quantised weights.
 
@@ -195,6 +198,8 @@ def judge_coverage(
     Args:
         coverage: Target -> node of its chain -> name -> number (the `coverage` of its facts).
         bounds: The recipe's `gates.coverage`.
+        unfinished: Names that stages without a result would have reported; that they failed is said
+            elsewhere.
     """
     reported = {
         name for nodes in coverage.values() for numbers in nodes.values() for name in numbers
@@ -226,7 +231,7 @@ def judge_coverage(
             is_allowed=False,
         )
         for name, bound in bounds.items()
-        if name not in reported
+        if name not in reported and name not in unfinished
     ]
     return tuple(results)
 

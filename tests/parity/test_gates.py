@@ -272,3 +272,9 @@ def test_a_verdict_is_passed_exactly_when_the_number_is_within(
     gates = ParityGates.model_construct(sqnr_db=Bound(min=low, max=high))
     row = _judge(_parity(_metrics(sqnr_db=value)), gates)[1]
     assert (row.verdict == "passed") is (low <= value <= high)
+
+
+def test_coverage_that_a_failed_stage_would_have_reported_is_not_called_misspelt() -> None:
+    bounds = {"quantized_weights": Bound(min=0.9), "misspelt": Bound(min=0.9)}
+    results = judge_coverage({"cpu": {}}, bounds, unfinished={"quantized_weights"})
+    assert [result.metric for result in results] == ["misspelt"]
