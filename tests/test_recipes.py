@@ -1,0 +1,105 @@
+"""The recipes of `recipes/`: each is planned here, and really converted by the slow tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pipeline
+from pipeline.build import BuildOptions, open_store, prepare_plan
+from pipeline.recipe import load_recipe_file
+from tests import checkpoints
+from tests.trained_models import ensure_trained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SELF_CONTAINED = ("quickstart", "embeddings-int8")
+LABELLED = {
+    "text-classification": (checkpoints.build_text_classifier, "text"),
+    "token-classification": (checkpoints.build_token_classifier, "tokens"),
+    "question-answering": (checkpoints.build_question_answerer, "question"),
+    "image-classification": (checkpoints.build_image_classifier, "image"),
+}
+TRAINED = {
+    "text-classification": "snippets",
+    "token-classification": "tokens",
+    "image-classification": "digits",
+}
+
+
+def _write_data(folder: Path, kind: str) -> Path:
+    """Files where the recipe looks for them; a plan only needs them to be there."""
+    folder.mkdir()
+    if kind == "question":
+        path = folder / "squad.jsonl"
+        path.write_text('{"question": "?", "context": "a", "answers": "a"}\n')
+        return path
+    for part in ("test", "calibration"):
+        if kind == "image":
+            (folder / part / "0").mkdir(parents=True)
+            (folder / part / "0/0.png").write_bytes(b"picture")
+        else:
+            (folder / f"{part}.jsonl").write_text(json.dumps({kind: "a", "label": 0}) + "\n")
+    return folder
+
+
+def test_every_recipe_is_covered_here() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*SELF_CONTAINED, *LABELLED}
+
+
+@pytest.mark.parametrize("name", SELF_CONTAINED)
+def test_a_recipe_that_needs_nothing_is_planned(name: str, tmp_path: Path) -> None:
+    store = open_store(BuildOptions(store=tmp_path))
+    plan = prepare_plan(load_recipe_file(RECIPES / f"{name}.yaml"), store)
+    assert plan.nodes
+
+
+@pytest.mark.parametrize("name", sorted(LABELLED))
+def test_a_recipe_is_planned_with_a_model_and_data_of_ones_own(name: str, tmp_path: Path) -> None:
+    build: Callable[..., Path]
+    build, kind = LABELLED[name]
+    variables = {
+        "model": str(build(tmp_path / "checkpoint")),
+        "data": str(_write_data(tmp_path / "data", kind)),
+    }
+    # The tiny checkpoint has fewer positions than the models that the recipe is for.
+    changes = tmp_path / "recipe.yaml"
+    shapes = {} if kind == "image" else {"sequence": {"min": 4, "opt": 8, "max": 16}}
+    changes.write_text(
+        json.dumps({"extends": str(RECIPES / f"{name}.yaml"), "shapes": shapes, "benchmark": None})
+    )
+    store = open_store(BuildOptions(store=tmp_path / "store"))
+    plan = prepare_plan(load_recipe_file(changes, variables), store)
+    assert {target.name for target in plan.targets} >= {"cpu-fp32", "cpu-int8"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TRAINED))
+def test_a_trained_model_keeps_its_accuracy_by_the_recipe(name: str, tmp_path: Path) -> None:
+    trained = ensure_trained(TRAINED[name])
+    variables = {"model": str(trained.checkpoint), "data": str(trained.root)}
+    artifact = pipeline.convert(
+        RECIPES / f"{name}.yaml",
+        output=tmp_path / "artifacts",
+        store=tmp_path / "store",
+        variables=variables,
+    )
+    report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
+    for target in report["targets"]:
+        quality = target["parity"][-1]["parity"]["quality"]
+        assert quality["reference_score"] >= 0.9
+        assert quality["drop"] <= 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SELF_CONTAINED)
+def test_a_recipe_that_needs_nothing_converts(name: str, tmp_path: Path) -> None:
+    artifact = pipeline.convert(
+        RECIPES / f"{name}.yaml", output=tmp_path / "artifacts", store=tmp_path / "store"
+    )
+    assert (artifact.path / "report.html").is_file()
