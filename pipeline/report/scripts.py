@@ -56,13 +56,13 @@ def load_scripts() -> Scripts:
         if interpreter.count(line) != 1:
             raise ValueError(f"vega-interpreter.js does not have the line {line}")
         interpreter = interpreter.replace(line, plain)
-    texts = (
+    raw = (
         f"/*\n{_read(VENDOR, 'LICENSE')}*/\n{_read(VENDOR, 'vega.min.js')}",
         _read(VENDOR, "vega-lite.min.js"),
         f"const vegaInterpreter = (() => {{\n{interpreter}\n}})();\n",
         _read("templates", "draw.js"),
     )
-    texts = tuple(_without_source_map(text) for text in texts)
+    texts = tuple(_without_source_map(text) for text in raw)
     for text in texts:
         if "</script" in text.lower() or "<!--" in text or "\r" in text:
             raise ValueError("a script of the report cannot stand in a page")

@@ -385,7 +385,7 @@ def _torch_or(encoding: Spec, colour: str) -> Spec:
 
 def speedup_spec(report: Report) -> Spec | None:
     """Speedup over torch with its interval, the noise floor behind it, shape by shape."""
-    values = [
+    values: list[dict[str, Any]] = [
         {
             "shape": figures.times(place(shape)),
             "target": target.name,
@@ -411,7 +411,7 @@ def speedup_spec(report: Report) -> Spec | None:
         verdict="verdict",
     )  # fmt: skip
     ends = [row[end] for row in values for end in ("low", "high", "floor_low", "floor_high")]
-    axis = _ratio_x(map(float, ends))
+    axis = _ratio_x(ends)
     return _lite(
         "Speedup over torch with its 95 % interval by shape and target, on a log axis",
         values,
