@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -23,7 +25,12 @@ VOCABULARY = 30_522
 STATIC = {"mode": "static"}
 RTX = {"runtime": "tensorrt-rtx", "compute_capability": ["sm89"]}
 TARGETS = [
-    {"name": "dynamic", "runtime": "onnxruntime", "precision": "int8", "quantization": {"mode": "dynamic"}},
+    {
+        "name": "dynamic",
+        "runtime": "onnxruntime",
+        "precision": "int8",
+        "quantization": {"mode": "dynamic"},
+    },
     {"name": "static", "runtime": "onnxruntime", "precision": "int8", "quantization": STATIC},
     {"name": "half", "precision": "fp16", **RTX},
     {"name": "engine", "precision": "int8", "quantization": STATIC, **RTX},
@@ -55,8 +62,6 @@ def build_checkpoint(directory: Path, hidden: int) -> None:
 
 def convert(root: Path, store: Path) -> dict[str, tuple[float, float]]:
     """Convert one checkpoint; stage -> largest (peak memory, output size) of its nodes, bytes."""
-    import pipeline
-
     builtin = {"source": "builtin:stdlib-docstrings", "samples": 16}
     recipe = {
         "recipe": 1,
@@ -73,9 +78,11 @@ def convert(root: Path, store: Path) -> dict[str, tuple[float, float]]:
     }
     path = root / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
-    artifact = pipeline.convert(path, output=root / "artifacts", store=store)
+    command = (sys.executable, "-m", "pipeline", str(path), "--json", "--no-forecast")
+    folders = ("--output", str(root / "artifacts"), "--store", str(store))
+    done = subprocess.run((*command, *folders), stdout=subprocess.PIPE, check=True)
     found: dict[str, tuple[float, float]] = {}
-    report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
+    report = json.loads(done.stdout)["report"]
     for node in report["nodes"]:
         record = json.loads(next((store / "v1/ac").glob(f"{node['key']}.json")).read_text("utf-8"))
         manifest = store / "v1/trees" / record["tree"]

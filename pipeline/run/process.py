@@ -239,7 +239,8 @@ class WorkerProcess:
             exit_code=exit_code,
             last_lines=tuple(self._log),
             wall_time_s=wall_time_s,
-            peak_rss_mib=self._peak_kib / 1024,
+            # The worker's own word, where it could give it: the system's counts our memory as well.
+            peak_rss_mib=event.get("peak_kib", self._peak_kib) / 1024,
         )
 
     def kill(self) -> None:

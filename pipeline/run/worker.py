@@ -14,6 +14,8 @@ import gc
 import importlib
 import json
 import os
+import re
+import resource
 import signal
 import sys
 import tempfile
@@ -102,7 +104,20 @@ def _run_job(job: Mapping[str, Any], events: TextIO) -> None:
     context = _Context(scratch, int(job["threads"]), events)
     inputs = {port: Path(path) for port, path in job["inputs"].items()}
     facts = stage.run(config, inputs, Path(job["output"]), context)
-    _send(events, {"event": "done", "facts": facts})
+    _send(events, {"event": "done", "facts": facts, "peak_kib": _peak_kib()})
+
+
+def _peak_kib() -> int:
+    """Peak resident memory of this process or of its largest child, KiB.
+
+    Linux counts the parent's memory at the time of the fork into `ru_maxrss`, which stays after
+    exec; `VmHWM` (proc(5)) begins anew. A child of ours begins with what we had, which is right.
+    """
+    status = Path("/proc/self/status")
+    own = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text("ascii"), re.MULTILINE)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    own_kib = int(own.group(1)) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max(own_kib, children)
 
 
 def _failure_of(error: BaseException) -> dict[str, Any]:
