@@ -14,6 +14,12 @@ __all__ = ["TrainedModel", "ensure_trained"]
 
 
 @pytest.fixture(scope="session")
+def trained_answers() -> TrainedModel:
+    """A BERT question answerer; rows are SQuAD's: `question`, `context` and `answers`."""
+    return ensure_trained("answers")
+
+
+@pytest.fixture(scope="session")
 def trained_digits() -> TrainedModel:
     """A ViT image classifier; `test` and `calibration` are folders of images by label."""
     return ensure_trained("digits")

@@ -55,6 +55,12 @@ class Entry:
 
 CATALOGUE: Final = (
     Entry(
+        name="answers",
+        task="question-answering",
+        summary="BERT: where in a function's head is what is asked for?",
+        least_accuracy=0.85,
+    ),
+    Entry(
         name="digits",
         task="image-classification",
         summary="ViT on scikit-learn's handwritten digits",

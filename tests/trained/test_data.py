@@ -6,6 +6,7 @@ import ast
 
 import torch
 
+from tests.trained.answers import ask
 from tests.trained.snippets import _read_node
 from tests.trained.standard_library import SourceText, rank, read_files
 from tests.trained.tokens import read_lines
@@ -61,6 +62,27 @@ def join(a, *b):
         "error": "nothing %s to join",
         "call": "print(a, b)",
     }
+
+
+def test_the_answers_to_a_question_are_in_the_passage() -> None:
+    (node,) = ast.parse('def join(self, a, bc):\n    """Join\n    them."""').body
+    assert isinstance(node, ast.FunctionDef)
+    samples = ask(node)
+    assert {sample.context for sample in samples} == {"join(a, bc): Join them."}
+    found = {sample.question: sample.context[sample.start : sample.end] for sample in samples}
+    assert found == {
+        "What is the function called?": "join",
+        "What is the first parameter?": "a",
+        "What is the last parameter?": "bc",
+        "What does it do?": "Join them.",
+    }
+
+
+def test_a_function_without_parameters_or_description_is_not_asked_about() -> None:
+    for text in ('def a():\n    """Be."""', "def a(b):\n    pass"):
+        (node,) = ast.parse(text).body
+        assert isinstance(node, ast.FunctionDef)
+        assert ask(node) == []
 
 
 def test_the_split_is_by_file_and_by_name_alone() -> None:

@@ -72,7 +72,24 @@ def test_tokens_are_classified_one_line_at_a_time(trained_tokens: TrainedModel) 
     assert sum(right) / len(right) >= LEAST_RIGHT
 
 
-@pytest.mark.parametrize("name", ["digits", "snippets", "tokens"])
+def test_questions_are_answered(trained_answers: TrainedModel) -> None:
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(trained_answers.checkpoint)
+    model = AutoModelForQuestionAnswering.from_pretrained(trained_answers.checkpoint)
+    right = []
+    with torch.inference_mode():
+        for row in _rows(trained_answers.test)[:SAMPLES]:
+            inputs = tokenizer(row["question"], row["context"], return_tensors="pt")
+            found = model(**inputs)
+            first = inputs.token_to_chars(int(found.start_logits.argmax()))
+            last = inputs.token_to_chars(int(found.end_logits.argmax()))
+            if first is not None and last is not None:
+                right.append([row["context"][first.start : last.end]] == row["answers"]["text"])
+    assert sum(right) / SAMPLES >= LEAST_RIGHT
+
+
+@pytest.mark.parametrize("name", ["answers", "digits", "snippets", "tokens"])
 def test_calibration_samples_are_no_test_samples(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -88,7 +105,7 @@ def test_calibration_samples_are_no_test_samples(
     assert len(calibration) == trained.facts["samples"]["calibration"]
 
 
-@pytest.mark.parametrize("name", ["snippets", "tokens"])
+@pytest.mark.parametrize("name", ["answers", "snippets", "tokens"])
 def test_the_saved_tokenizer_neither_pads_nor_cuts(
     name: str, request: pytest.FixtureRequest
 ) -> None:
