@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pipeline.errors import QuantizationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +35,21 @@ class QuantizationResult:
     kept_float: tuple[tuple[str, str], ...]
     weight_coverage: float
     layer_coverage: float
+
+    def require_any(self) -> None:
+        """Refuse a quantisation that left every layer float: it is not what was asked for.
+
+        Raises:
+            QuantizationError: with the reason that most layers have.
+        """
+        if self.quantized or self.embeddings:
+            return
+        reasons = Counter(reason for _, reason in self.kept_float)
+        why = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common(3))
+        raise QuantizationError(
+            "no layer of this model could be quantised" + (f" ({why})" if why else ""),
+            hint="static quantisation also covers convolutions: `quantization: {mode: static}`",
+        )
 
     def as_json(self, size_ratio: float) -> dict[str, JSON]:
         """The facts of the stage.

@@ -51,6 +51,7 @@ def _run(
 
     Raises:
         ArtifactError: when the input is no model.
+        QuantizationError: when no layer could be quantised.
         StoreError: when the output cannot be written.
     """
     from pipeline.graph.files import load_ir_model, save_ir_model
@@ -66,6 +67,7 @@ def _run(
     result = quantize_dynamic(model, options)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
+    result.require_any()
     save_ir_model(model, output)
     return result.as_json(_size_bytes(output) / _size_bytes(inputs["model"]))
 

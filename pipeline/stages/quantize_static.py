@@ -88,6 +88,7 @@ def run(
     result = quantize_static(model, placement, ranges.by_name(), options)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
+    result.require_any()
     path = save_ir_model(model, output)
     if config.placement == "tensorrt":  # operators of ONNX Runtime's domain are unknown to onnx
         require_valid(path)

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnxruntime import quantization as ort_quantization
 
+from pipeline.errors import QuantizationError
 from pipeline.stages.fuse import FUSE, FuseConfig
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC, QuantizeDynamicConfig
 from tests.graph.fusions.graphs import SPELLINGS, GraphBuilder, attention_model, feeds_for, run
@@ -96,16 +97,13 @@ def test_products_of_two_computed_tensors_stay_float_and_are_named(bench: Workbe
     assert facts["coverage"]["quantized_weights"] == 1.0
 
 
-def test_a_graph_in_which_nothing_can_be_quantised_has_no_coverage(bench: Workbench) -> None:
+def test_a_graph_in_which_nothing_can_be_quantised_is_refused(bench: Workbench) -> None:
     g = GraphBuilder()
     x = g.input("x", ["batch", "sequence", 8])
     g.output(g.node("MatMul", x, g.node("Transpose", x, perm=[0, 2, 1])))
 
-    _, facts = bench.quantize(g.model())
-
-    assert facts["quantized"] == []
-    assert facts["coverage"]["quantized_weights"] == 0.0
-    assert facts["coverage"]["quantized_matmuls"] == 0.0
+    with pytest.raises(QuantizationError, match="1 times: both factors are computed"):
+        bench.quantize(g.model())
 
 
 def test_what_cannot_be_quantised_lowers_the_coverage(bench: Workbench) -> None:
