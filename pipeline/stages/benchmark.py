@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.stages.base import Stage, StageConfig
+from pipeline.stages.base import Footprint, Stage, StageConfig
 from pipeline.tasks import BATCH_AXIS
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def run(
 BENCHMARK: Final = Stage(
     name="benchmark",
     version=2,
+    footprint=Footprint(base_mib=600, memory_per_weight=4.0),
     config_type=BenchmarkConfig,
     run=run,
     packages=("numpy", "onnxruntime", "safetensors", "torch", "transformers"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -158,6 +158,7 @@ def _facts(ranges: Ranges) -> dict[str, JSON]:
 CALIBRATE = Stage(
     name="calibrate",
     version=1,
+    footprint=Footprint(base_mib=150, memory_per_weight=2.0),
     config_type=CalibrateConfig,
     run=run,
     packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +64,7 @@ def _run(
 CAST = Stage(
     name="cast",
     version=1,
+    footprint=Footprint(base_mib=120, memory_per_weight=4.1, disk_per_weight=0.5),
     config_type=CastConfig,
     coverage=("fp16_weights",),
     run=_run,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,6 +131,7 @@ def _require_asked_engine(config: EngineConfig, built: BuiltEngine, header: Engi
 ENGINE = Stage(
     name="engine",
     version=1,
+    footprint=Footprint(base_mib=350, memory_per_weight=1.5, disk_per_weight=0.5),
     config_type=EngineConfig,
     coverage=("fused_attention", "fp32_gemms", "fp16_gemms", "bf16_gemms", "int8_gemms"),
     run=run_engine,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import Stage, StageConfig
+from pipeline.stages.base import Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,6 +122,7 @@ def _check(path: Path, component: TorchComponent) -> dict[str, JSON]:
 EXPORT = Stage(
     name="export",
     version=1,
+    footprint=Footprint(base_mib=550, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=ExportConfig,
     run=_run,
     packages=("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript"),

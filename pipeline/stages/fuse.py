@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +46,7 @@ def _run(
 FUSE = Stage(
     name="fuse",
     version=2,
+    footprint=Footprint(base_mib=110, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=FuseConfig,
     coverage=("fused_attention",),
     run=_run,

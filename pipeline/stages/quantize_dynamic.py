@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,7 @@ def _size_bytes(directory: Path) -> int:
 QUANTIZE_DYNAMIC = Stage(
     name="quantize_dynamic",
     version=2,
+    footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeDynamicConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
     run=_run,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,6 +127,7 @@ def _size_bytes(directory: Path) -> int:
 QUANTIZE_STATIC = Stage(
     name="quantize_static",
     version=1,
+    footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeStaticConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
     run=run,

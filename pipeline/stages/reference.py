@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.stages.base import Stage, StageConfig
+from pipeline.stages.base import Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,6 +102,7 @@ def run(
 REFERENCE = Stage(
     name="reference",
     version=1,
+    footprint=Footprint(base_mib=450, memory_per_weight=1.05, keeps_outputs=True),
     config_type=ReferenceConfig,
     run=run,
     packages=("torch", "transformers"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from pipeline.errors import StageError
-from pipeline.stages.base import Stage, StageConfig
+from pipeline.stages.base import Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -323,6 +323,7 @@ def _describe_lengths(lengths: Sequence[int]) -> dict[str, JSON]:
 SAMPLES = Stage(
     name="samples",
     version=2,
+    footprint=Footprint(base_mib=100),
     config_type=SamplesConfig,
     run=run,
     # transformers is imported for images, and for checkpoints without tokenizer.json.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +67,7 @@ def _run(
 SIMPLIFY = Stage(
     name="simplify",
     version=1,
+    footprint=Footprint(base_mib=300, memory_per_weight=6.2, disk_per_weight=1.0),
     config_type=SimplifyConfig,
     run=_run,
     packages=("onnx", "onnxsim", "onnxslim", "onnxruntime"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,6 +154,7 @@ def _facts(parity: Parity) -> dict[str, JSON]:
 VALIDATE = Stage(
     name="validate",
     version=2,
+    footprint=Footprint(base_mib=150, memory_per_weight=2.8),
     config_type=ValidateConfig,
     run=run,
     packages=("onnxruntime", "onnx"),
