@@ -265,7 +265,7 @@ def spread_spec(spreads: Sequence[Spread]) -> Spec | None:
         },
         layer=[
             {
-                "mark": {"type": "tick", "thickness": 1.4, "size": 16, "opacity": 0.4},
+                "mark": {"type": "tick", "thickness": 1.4, "size": 16, "opacity": 0.35},
                 "encoding": {
                     "tooltip": _tooltip(
                         target="target", output="output", sample="sample", shown="relative_L2"
@@ -274,10 +274,11 @@ def spread_spec(spreads: Sequence[Spread]) -> Spec | None:
             },
             {
                 "data": {"values": boxes},
-                "mark": {"type": "rule", "strokeWidth": 5, "opacity": 0.85},
+                "mark": {"type": "rule", "strokeWidth": 2.5},
                 "encoding": {
                     "x": {"field": "low", **_log_x(span)},
                     "x2": {"field": "high"},
+                    "color": {"value": "var(--ink)"},
                     "tooltip": told,
                 },
             },
