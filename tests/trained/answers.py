@@ -40,7 +40,6 @@ CALIBRATION_SAMPLES = 128
 BATCH_SIZE = 32
 EPOCHS = 5
 PEAK_RATE = 1e-3
-INITIAL_RANGE = 0.08
 
 
 class Sample(NamedTuple):
@@ -69,7 +68,7 @@ def train(folder: Path) -> Outcome:
         max_length=MAX_TOKENS,
     )
     tokenizer.save_pretrained(folder / "checkpoint")  # before batches change its settings
-    model = BertForQuestionAnswering(bert_config(tokenizer, initializer_range=INITIAL_RANGE))
+    model = BertForQuestionAnswering(bert_config(tokenizer))
     fit(
         model,
         lambda: _batches(tokenizer, training, shuffled=True),

@@ -6,10 +6,13 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pipeline.environment import find_package
 from pipeline.hashing import sha256_file, tagged_digest
+
+if TYPE_CHECKING:
+    from pipeline.hashing import JSON
 
 SEED: Final = 0
 FACTS_FILE: Final = "training.json"
@@ -101,7 +104,12 @@ def content_key(entry: Entry) -> str:
     standard library, and distributions patch that.
     """
     code = {name: sha256_file(_PACKAGE / f"{name}.py") for name in code_of(entry)}
-    preimage = {"code": code, "python": sys.version, "packages": package_versions(), "seed": SEED}
+    preimage: JSON = {
+        "code": code,
+        "python": sys.version,
+        "packages": package_versions(),
+        "seed": SEED,
+    }
     return tagged_digest("convert/trained-model/1", preimage)
 
 

@@ -147,9 +147,12 @@ def test_the_command_line_reports_a_damaged_model(made: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_at_once_train_once_and_a_second_training_gives_the_same_files(tmp_path: Path) -> None:
-    processes = [_command_line(tmp_path, "digits") for _ in range(2)]
-    outputs = [process.communicate(timeout=600) for process in processes]
+@pytest.mark.parametrize("name", ["digits", "tokens"])
+def test_two_at_once_train_once_and_a_second_training_gives_the_same_files(
+    tmp_path: Path, name: str
+) -> None:
+    processes = [_command_line(tmp_path, name) for _ in range(2)]
+    outputs = [process.communicate(timeout=1200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     (place,) = (path for path in tmp_path.iterdir() if path.is_dir())
     before = json.loads((place / catalogue.FACTS_FILE).read_text(encoding="utf-8"))
@@ -157,8 +160,8 @@ def test_two_at_once_train_once_and_a_second_training_gives_the_same_files(tmp_p
     assert {output.split()[-1] for output, _ in outputs} == {str(place)}
 
     identity = place.stat().st_ino
-    forced = _command_line(tmp_path, "--force", "digits")
-    assert forced.wait(timeout=600) == 0
+    forced = _command_line(tmp_path, "--force", name)
+    assert forced.wait(timeout=1200) == 0
     after = json.loads((place / catalogue.FACTS_FILE).read_text(encoding="utf-8"))
     assert place.stat().st_ino != identity
     assert after["files"] == before["files"]

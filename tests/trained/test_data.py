@@ -10,7 +10,7 @@ from tests.trained.answers import ask
 from tests.trained.snippets import _read_node
 from tests.trained.standard_library import SourceText, rank, read_files
 from tests.trained.tokens import read_lines
-from tests.trained.training import batch_by_length
+from tests.trained.training import SPECIAL_TOKENS, batch_by_length, train_tokenizer
 
 
 def test_tokens_are_labelled_by_their_neighbours() -> None:
@@ -107,3 +107,14 @@ def test_batches_hold_each_sample_once_and_are_of_like_length() -> None:
     assert sorted(index for batch in batches for index in batch) == list(range(7))
     assert all(abs(lengths[batch[0]] - lengths[batch[-1]]) <= 4 for batch in batches)
     assert batch_by_length(lengths, 3, shuffled=False) == [[1, 3, 6], [0, 4, 2], [5]]
+
+
+def test_a_tokenizer_learns_the_same_pieces_each_time() -> None:
+    # The trainer of `tokenizers` alone does not: it numbers characters in the order of a hash map.
+    texts = next(read_files()).text.splitlines()
+    vocabularies = [
+        train_tokenizer(texts, vocabulary=500, lowercase=True, max_length=16).get_vocab()
+        for _ in range(4)
+    ]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+    assert [vocabularies[0][token] for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
