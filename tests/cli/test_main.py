@@ -183,7 +183,7 @@ def test_a_full_store_says_so_and_the_next_run_goes_on(
         ({}, "no number would be judged"),
         ({"cosine_similarity": {"max": 1.0}}, "a limit here is a `min`"),
         ({"max_abs_diff": {"min": 0.0}}, "a limit here is a `max`"),
-        ({"cosine_similarity": {"min": 2.0}}, "no cosine is above 1"),
+        ({"cosine_similarity": {"min": 2.0}}, "it is never above 1"),
     ],
 )
 def test_a_gate_that_cannot_fail_or_cannot_hold_is_refused(
