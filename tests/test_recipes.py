@@ -28,6 +28,7 @@ LABELLED = {
 TRAINED = {
     "text-classification": "snippets",
     "token-classification": "tokens",
+    "question-answering": "answers",
     "image-classification": "digits",
 }
 
@@ -78,11 +79,14 @@ def test_a_recipe_is_planned_with_a_model_and_data_of_ones_own(name: str, tmp_pa
     assert {target.name for target in plan.targets} >= {"cpu-fp32", "cpu-int8"}
 
 
-@pytest.mark.slow
+@pytest.mark.trained
 @pytest.mark.parametrize("name", sorted(TRAINED))
 def test_a_trained_model_keeps_its_accuracy_by_the_recipe(name: str, tmp_path: Path) -> None:
     trained = ensure_trained(TRAINED[name])
-    variables = {"model": str(trained.checkpoint), "data": str(trained.root)}
+    data = trained.test if name == "question-answering" else trained.root
+    variables: dict[str, str | int] = {"model": str(trained.checkpoint), "data": str(data)}
+    if name == "question-answering":
+        variables["max_tokens"] = 128
     artifact = pipeline.convert(
         RECIPES / f"{name}.yaml",
         output=tmp_path / "artifacts",

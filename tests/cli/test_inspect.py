@@ -224,7 +224,7 @@ def test_a_model_that_takes_too_long_is_refused(tmp_path: Path) -> None:
 
 def test_a_reader_that_dies_is_an_error_with_its_ending(tmp_path: Path) -> None:
     path = write(tmp_path / "m", embedding_model())
-    with pytest.raises(ArtifactError, match="its reader|MemoryError"):
+    with pytest.raises(ArtifactError, match=r"its reader|MemoryError"):
         read_model(path, base_memory_bytes=30 << 20)
 
 

@@ -18,6 +18,9 @@ SAMPLES = 100
 LEAST_RIGHT = 0.85
 
 
+pytestmark = pytest.mark.trained
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
