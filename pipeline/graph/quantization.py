@@ -6,7 +6,8 @@ The nodes are those that `onnxruntime.quantization.quantize_dynamic` writes and 
 turns into one kernel when it loads the model. That tool is not used itself: it leaves out what it
 cannot do without a word, drops inputs of operators it knows halfway (the `attention_bias` of
 `Attention`, 1.31.1), writes files beside its input, and loops over columns in Python. Here every
-layer is either rewritten or named with the reason.
+layer is either rewritten or named with the reason. Numbers so large that they would coarsen all
+others of their tensor are dealt with first: `outlier_neurons` and `outlier_channels`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pipeline.graph.fusions.matching import (
     node_name,
     replace_value,
 )
+from pipeline.graph.outlier_channels import DampedChannels, damp_outlier_channels
+from pipeline.graph.outlier_neurons import FloatNeurons, split_outlier_neurons
 from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
 from pipeline.graph.quantized_embeddings import quantize_embeddings
 from pipeline.graph.quantized_weights import QuantizedWeight, WeightType, quantize_columns
@@ -46,6 +49,7 @@ class QuantizationOptions:
     weight_dtype: Literal["int8", "uint8"]
     reduce_range: bool
     quantize_embeddings: bool
+    treat_outliers: bool
 
 
 def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> QuantizationResult:
@@ -59,9 +63,19 @@ def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> Quantizat
     layers = find_weighted_layers(model.graph)
     reasons = _reasons(layers)
     record = LayerRecord(layers, reasons)
+    neurons: tuple[FloatNeurons, ...] = ()
+    channels: tuple[DampedChannels, ...] = ()
+    if options.treat_outliers:
+        neurons = split_outlier_neurons(model.graph)
+        RemoveUnusedNodesPass()(model)
+        # Afterwards: what belongs to outliers among the neurons is gone from the weights then.
+        channels = damp_outlier_channels(model.graph)
+        layers = find_weighted_layers(model.graph)
+        reasons = _reasons(layers)
+    floats = {node for each in neurons for node in each.nodes}
     writer = _Writer(model.graph, options)
     for layer in layers:
-        if layer not in reasons:
+        if layer not in reasons and layer.node not in floats:
             writer.rewrite_product(layer)
     # What read the tables of tied weights is gone before the tables' readers are counted.
     RemoveUnusedNodesPass()(model)
@@ -69,7 +83,7 @@ def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> Quantizat
     if options.quantize_embeddings:
         embeddings = quantize_embeddings(model.graph, GraphEditor(model.graph))
         RemoveUnusedNodesPass()(model)
-    return record.result(embeddings)
+    return record.result(embeddings, neurons, channels)
 
 
 def _reasons(layers: Sequence[WeightedLayer]) -> dict[WeightedLayer, str]:

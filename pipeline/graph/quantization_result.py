@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from pipeline.graph.outlier_channels import DampedChannels
+    from pipeline.graph.outlier_neurons import FloatNeurons
     from pipeline.graph.weighted_layers import WeightedLayer
     from pipeline.hashing import JSON
 
@@ -25,6 +27,8 @@ class QuantizationResult:
         quantized: Names of the layers that now compute with 8-bit integers.
         embeddings: Names of the lookups whose table is now 8 bits wide.
         kept_float: (name, reason) of every other matrix product and convolution of the graph.
+        float_neurons: Parts of quantised layers that stay float.
+        damped_channels: What is made smaller before it is quantised.
         weight_coverage: Share of the bytes of all layers' weights that was quantised, a shared
             weight counted once; embeddings are no layers. Zero without any.
         layer_coverage: Share of the layers (products with a weight) that was quantised.
@@ -33,6 +37,8 @@ class QuantizationResult:
     quantized: tuple[str, ...]
     embeddings: tuple[str, ...]
     kept_float: tuple[tuple[str, str], ...]
+    float_neurons: tuple[FloatNeurons, ...]
+    damped_channels: tuple[DampedChannels, ...]
     weight_coverage: float
     layer_coverage: float
 
@@ -61,6 +67,8 @@ class QuantizationResult:
             "quantized": list(self.quantized),
             "quantized_embeddings": list(self.embeddings),
             "kept_float": [{"node": node, "reason": reason} for node, reason in self.kept_float],
+            "float_neurons": {each.layer: list(each.neurons) for each in self.float_neurons},
+            "damped_channels": {each.norm: list(each.channels) for each in self.damped_channels},
             "coverage": {
                 "quantized_weights": self.weight_coverage,
                 "quantized_matmuls": self.layer_coverage,
@@ -85,16 +93,24 @@ class LayerRecord:
             layer.weight: _size_bytes(layer.weight) for layer in layers if layer.weight is not None
         }
 
-    def result(self, embeddings: tuple[str, ...]) -> QuantizationResult:
+    def result(
+        self,
+        embeddings: tuple[str, ...],
+        float_neurons: tuple[FloatNeurons, ...] = (),
+        damped_channels: tuple[DampedChannels, ...] = (),
+    ) -> QuantizationResult:
         """What was done."""
         kept = {weight for _, weight, reason in self._entries if reason}
         done = sum(size for weight, size in self._sizes.items() if weight not in kept)
+        done -= sum(each.weight_bytes for each in float_neurons)
         total = sum(self._sizes.values())
         with_weight = sum(weight is not None for _, weight, _ in self._entries)
         quantized = tuple(name for name, _, reason in self._entries if not reason)
         return QuantizationResult(
             quantized=quantized,
             embeddings=embeddings,
+            float_neurons=float_neurons,
+            damped_channels=damped_channels,
             kept_float=tuple((name, reason) for name, _, reason in self._entries if reason),
             weight_coverage=done / total if total else 0.0,
             layer_coverage=len(quantized) / with_weight if with_weight else 0.0,
