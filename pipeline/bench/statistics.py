@@ -95,9 +95,10 @@ def judge(interval: Interval, *, margin: float, floor: float) -> tuple[SpeedVerd
         floor: From `noise_floor`.
     """
     spread = interval.high / interval.low
-    if spread > WIDEST_SPREAD:
-        return "inconclusive", f"the launches disagree {spread:.0f}-fold: the machine is too busy"
     bar = 1 + max(margin, floor)
+    far = bar * WIDEST_SPREAD  # beyond this, on either side, even such launches leave no doubt
+    if spread > WIDEST_SPREAD and interval.low < far and interval.high > 1 / far:
+        return "inconclusive", f"the launches disagree {spread:.0f}-fold: the machine is too busy"
     wide = f"{margin:.1%}" if floor <= margin else f"the noise floor of {floor:.1%}"
     if interval.low > bar:
         return "faster", f"the whole interval is above 1 by more than {wide}"

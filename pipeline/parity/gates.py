@@ -25,9 +25,9 @@ DEFAULT_COMPONENT = "model"
 """Name of the only component of a model that has one; it is left out of metric names."""
 
 WIDEST_SPREAD = 4.0
-"""A speed-up's interval whose ends differ by a larger factor judges nothing, whichever side of the
-limit it lies on: torch's threads suffer more than others from a busy machine, so launches that
-disagree that much flatter the target."""
+"""A speed-up's interval whose ends differ by a larger factor judges nothing: torch's threads suffer more
+than others from a busy machine, so launches that disagree that much flatter the target. Only a
+target that passes the limit by this factor as well is not in doubt."""
 
 MOST_LAUNCHES = 50
 """The most that a recipe may ask for in `benchmark.launches`."""
@@ -329,7 +329,7 @@ def _judge_shape(
     shape: ShapeResult, limit: float, words: str, *, target: str, launches: int
 ) -> GateResult:
     low, high = shape.speedup_interval.low, shape.speedup_interval.high
-    if high > low * WIDEST_SPREAD:
+    if high > low * WIDEST_SPREAD and low < limit * WIDEST_SPREAD:
         reason = (
             f"inconclusive: the launches disagree {high / low:.0f}-fold ({low:.3g} to {high:.3g}): "
             "the machine is too busy to measure on"

@@ -224,6 +224,11 @@ def test_launches_that_disagree_wildly_judge_nothing() -> None:
     assert "too busy to measure" in result.reason
 
 
+def test_launches_that_disagree_pass_a_limit_that_is_far_away() -> None:
+    (result,) = _speed(_benchmark(11.5, 57.0))
+    assert result.verdict == "passed"
+
+
 def test_speed_that_cannot_be_measured_here_is_not_run() -> None:
     (row,) = _speed(None, reason="there is no GPU")
     assert (row.verdict, row.is_allowed) == ("not_run", False)
