@@ -87,11 +87,11 @@ def test_a_trained_model_keeps_its_accuracy_by_the_recipe(name: str, tmp_path: P
     variables: dict[str, str | int] = {"model": str(trained.checkpoint), "data": str(data)}
     if name == "question-answering":
         variables["max_tokens"] = 128
+    # No gate of theirs is on speed, and what is asked here is accuracy.
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"extends": str(RECIPES / f"{name}.yaml"), "benchmark": None}))
     artifact = pipeline.convert(
-        RECIPES / f"{name}.yaml",
-        output=tmp_path / "artifacts",
-        store=tmp_path / "store",
-        variables=variables,
+        recipe, output=tmp_path / "artifacts", store=tmp_path / "store", variables=variables
     )
     report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
     for target in report["targets"]:
