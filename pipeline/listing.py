@@ -210,7 +210,8 @@ def find_artifact(name: str, output: Path) -> Path:
     for path in (Path(name), output / name):
         if path_kind(path) == "directory":
             if is_artifact(path):
-                return path
+                # A manifest knows no links, so verification needs the directory behind one.
+                return path.resolve() if path.is_symlink() else path
             if (path / LATEST).is_symlink():
                 return _follow_latest(path)
             if path.name == LATEST or _is_home(path):

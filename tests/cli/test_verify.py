@@ -60,14 +60,27 @@ def test_every_kind_of_damage_is_a_problem_that_names_its_file(tmp_path: Path, k
 
 
 @pytest.mark.parametrize(
-    "name", ["latest", "tiny", "tiny/latest", "tiny/0123456789ab", "artifacts/tiny"]
+    "name",
+    [
+        "latest",
+        "tiny",
+        "tiny/latest",
+        "tiny/0123456789ab",
+        "artifacts/tiny",
+        "artifacts/tiny/latest",
+        "artifacts/tiny/latest/",
+        "elsewhere",
+    ],
 )
 def test_an_artifact_is_found_by_any_of_its_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     artifact = publish(tmp_path / "artifacts")
+    (tmp_path / "elsewhere").symlink_to("artifacts/tiny/latest")
     monkeypatch.chdir(tmp_path)
-    assert find_artifact(name, Path("artifacts")).samefile(artifact)
+    found = find_artifact(name, Path("artifacts"))
+    assert found.samefile(artifact)
+    assert verify_published(found).problems == ()
 
 
 def test_a_whole_artifact_exits_with_0(tmp_path: Path) -> None:
