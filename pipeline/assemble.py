@@ -9,19 +9,13 @@ import base64
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bench.types import BenchmarkResult
 from pipeline.environment import describe_environment
 from pipeline.errors import ArtifactError
+from pipeline.judging import judged
 from pipeline.manifest import Manifest
-from pipeline.parity.gates import (
-    judge_coverage,
-    judge_device_parity,
-    judge_parity,
-    judge_quality,
-    judge_speed,
-)
 from pipeline.parity.types import Parity
 from pipeline.publish import ArtifactFile
 from pipeline.recipe import dump_recipe
@@ -44,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from pipeline.parity.types import GateResult
     from pipeline.planning import Plan, TargetPlan
     from pipeline.run.outcomes import NodeOutcome
     from pipeline.store import Store
@@ -139,28 +132,12 @@ def assemble_report(
     """The whole report: everything measured, every gate judged, one verdict."""
     plan = results.plan
     targets = tuple(_target_report(results, target, files) for target in plan.targets)
-    gates = _judge(results, targets)
-    failures = [
-        f"`{outcome.node.name}` failed: {outcome.failure.sentence}"
-        for outcome in results.outcomes
-        if outcome.failure is not None
-    ]
-    broken = [
-        f"{gate.target}: {gate.gate} gate: {gate.metric} must be {gate.limit}: {gate.reason}"
-        if gate.measured is not None
-        else f"{gate.target}: {gate.gate} gate: {gate.reason}"
-        for gate in gates
-        if not gate.is_allowed
-    ]
-    verdict: Literal["passed", "failed", "error"] = "passed"
-    if failures or broken:
-        verdict = "error" if failures else "failed"
     packages = {name for stage in STAGES for name in stage.packages} | {"convert-pipeline"}
-    return Report(
+    measured = Report(
         name=plan.recipe.name,
         version=version,
-        verdict=verdict,
-        reasons=(*failures, *broken),
+        verdict="error",  # until it is judged
+        reasons=(),
         created_at=created_at,
         recipe=dump_recipe(plan.recipe),
         source={
@@ -170,12 +147,17 @@ def assemble_report(
             "files": {name: file.sha256 for name, file in plan.source.files.items()},
         },
         environment=describe_environment(tuple(packages)),
-        gates=gates,
+        gates=(),
         targets=targets,
         nodes=tuple(_node_report(plan, outcome) for outcome in results.outcomes),
         worst_samples=tuple(_worst_samples(results, targets)),
         warnings=tuple(_warnings(results)),
         sample_sizes=_sample_sizes(results),
+    )
+    return judged(
+        measured,
+        plan.recipe.gates,
+        declared={stage.name: stage.coverage for stage in STAGES},
     )
 
 
@@ -298,76 +280,6 @@ def _engine_reports(results: Results, target: TargetPlan) -> Iterator[EngineRepo
                 size_bytes=int(facts.get("size_bytes", 0)),
                 facts=dict(facts),
             )
-
-
-# --- gates ----------------------------------------------------------------------------------
-
-
-def _judge(results: Results, targets: tuple[TargetReport, ...]) -> tuple[GateResult, ...]:
-    """Judge every target by the recipe's gates; what has no result was reported as a failure."""
-    verdicts: list[GateResult] = []
-    for target, plan in zip(targets, results.plan.targets, strict=True):
-        gates = results.plan.recipe.gates.of(target.name)
-        for component in plan.validations:
-            last = [entry for entry in target.parity if entry.component == component][-1]
-            if last.parity is None:
-                continue
-            verdicts += judge_parity(
-                last.parity,
-                gates.parity,
-                target=target.name,
-                component=component,
-                is_proxy=bool(target.proxy),
-            )
-            if gates.quality is not None:
-                verdicts += judge_quality(
-                    last.parity.quality,
-                    gates.quality,
-                    target=target.name,
-                    component=component,
-                    is_proxy=bool(target.proxy),
-                )
-        if target.proxy:
-            verdicts += judge_device_parity(
-                target=target.name,
-                not_run_reason=target.not_run_reason,
-                proxy=target.proxy,
-                allow_not_run=gates.allow_not_run,
-            )
-        has_failed_benchmark = any(
-            results.outcomes[ref.node].record is None for ref in plan.benchmarks.values()
-        )
-        if gates.speed is not None and not has_failed_benchmark:
-            verdicts += judge_speed(
-                target.benchmark,
-                gates.speed,
-                target=target.name,
-                allow_not_run=gates.allow_not_run,
-                not_run_reason=target.not_run_reason,
-            )
-    verdicts += judge_coverage(
-        {plan.name: _coverage(results, plan) for plan in results.plan.targets},
-        results.plan.recipe.gates.coverage,
-        unfinished={
-            name
-            for outcome in results.outcomes
-            if outcome.record is None
-            for name in outcome.node.stage.coverage
-        },
-    )
-    return tuple(verdicts)
-
-
-def _coverage(results: Results, target: TargetPlan) -> dict[str, dict[str, float]]:
-    """Node name -> what its stage says of coverage, for all nodes that lead to a target."""
-    found: dict[str, dict[str, float]] = {}
-    nodes = [link.node for links in target.chain.models.values() for link in links]
-    nodes += [d.node for made in target.chain.deliverables.values() for d in made]
-    for ref in nodes:
-        coverage = results.facts(ref).get("coverage")
-        if coverage:
-            found[results.plan.nodes[ref.node].name] = dict(coverage)
-    return found
 
 
 # --- worst samples --------------------------------------------------------------------------
