@@ -85,7 +85,9 @@ class Histogram:
         self._widen(_exponent_for(peak))
         # A power of two, so the product is exact.
         scaled = values.reshape(-1) * np.float32(2.0**-self._exponent)
-        places = scaled.astype(np.intp)  # towards zero, where what is too small for float32 goes too
+        places = scaled.astype(
+            np.intp
+        )  # towards zero, where what is too small for float32 goes too
         places += MIDDLE
         self._counts += np.bincount(places, minlength=2 * HALF - 1)
 
