@@ -309,6 +309,7 @@ def _publish(
 ) -> BuildResult:
     # All that judges and renders is only needed, and only imported, when something is new.
     from pipeline.assemble import Results, assemble_report, deliverable_files
+    from pipeline.recipe.places import recipe_places
     from pipeline.report import render_terminal_summary, write_report
 
     results = Results(plan=plan, outcomes=outcomes, store=store)
@@ -327,7 +328,7 @@ def _publish(
     with draft_artifact(output, name) as draft:
         fill_draft(draft, files)
         (draft / "recipe.yaml").write_bytes(loaded.content)
-        write_report(report, draft)
+        write_report(report, draft, recipe_places(loaded))
         directory = publish_draft(
             draft,
             artifact_directory(output / name, version, has_passed=has_passed),

@@ -48,7 +48,8 @@ def test_a_build_publishes_a_verified_artifact_and_a_second_one_does_nothing(
     assert verify_artifact(first.directory) == ()
     names = {path.relative_to(first.directory).as_posix() for path in first.directory.rglob("*")}
     assert {
-        "report.json", "report.md", "report.html", "junit.xml", "recipe.yaml", "manifest.json",
+        "report.json", "report.md", "report.html", "report.sarif", "junit.xml", "recipe.yaml",
+        "manifest.json",
         "cpu-fp32/model.onnx", "cpu-fp32/config.json", "cpu-fp32/tokenizer.json",
         "cpu-int8/model.onnx", "rtx-fp16/model.onnx", "rtx-fp16/model.sm89.engine",
     } <= names  # fmt: skip

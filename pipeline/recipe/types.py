@@ -29,7 +29,14 @@ Printable = Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN)]
 
 Positive = Annotated[int, Field(ge=1)]
 
-ARTIFACT_FILES = ("manifest.json", "report.json", "report.md", "report.html", "junit.xml")
+ARTIFACT_FILES = (
+    "manifest.json",
+    "report.json",
+    "report.md",
+    "report.html",
+    "report.sarif",
+    "junit.xml",
+)
 """Stand beside the targets' folders in an artifact, so that no target can be named so."""
 
 

@@ -13,13 +13,14 @@ from pipeline.report import load_report, write_report
 from tests.report.example import example_report
 
 
-def test_all_four_forms_are_written(tmp_path: Path) -> None:
+def test_all_five_forms_are_written(tmp_path: Path) -> None:
     report = example_report("failed")
     paths = write_report(report, tmp_path)
     assert [path.name for path in paths] == [
         "report.json",
         "report.md",
         "junit.xml",
+        "report.sarif",
         "report.html",
     ]
     assert all(path.read_bytes().strip() for path in paths)

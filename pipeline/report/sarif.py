@@ -1,0 +1,194 @@
+"""`report.sarif`: SARIF 2.1.0, what code scanning shows beside the recipe.
+
+Source: OASIS, Static Analysis Results Interchange Format 2.1.0 with errata 01. One rule for each kind
+of gate, one result for each gate that fails or was not run; a failed stage is a notification of the
+tool. A gate that holds is no result: services would open an alert for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pipeline.report.places import gate_key_path
+from pipeline.report.printable import printable
+from pipeline.report.summary import blame, failed_nodes, headline, is_build_breaking
+
+if TYPE_CHECKING:
+    from pipeline.parity.types import GateResult
+    from pipeline.report.places import Places
+    from pipeline.report.schema import NodeReport, Report
+
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+
+RECIPE_FILE = "recipe.yaml"
+"""Beside the report; what results point at where the recipe's own file is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What a kind of gate looks for; `text` says it, `help` what is behind it."""
+
+    name: str
+    text: str
+    help: str
+
+
+RULES = {
+    "parity": Rule(
+        name="OutputsDiffer",
+        text="A target's outputs are too far from the checkpoint's.",
+        help="The outputs of every target are compared with those of the checkpoint in torch "
+        "float32, on the recipe's evaluation samples. The report shows what each stage added.",
+    ),
+    "device_parity": Rule(
+        name="NotComparedOnItsDevice",
+        text="A target could not be compared on the device that it is made for.",
+        help="The graph was run on this machine's CPU in its place. Build where the device is, or "
+        "list `device_parity` in `gates.allow_not_run`.",
+    ),
+    "quality": Rule(
+        name="RightAnswersLost",
+        text="A target gives fewer right answers than the recipe asks for.",
+        help="Answers are counted on the evaluation samples that have a label, beside those of the "
+        "checkpoint.",
+    ),
+    "speed": Rule(
+        name="TooSlow",
+        text="A target is too slow, or nothing sure can be said of its speed.",
+        help="Target and checkpoint are timed in the same launches on one machine; the whole "
+        "interval of the speed-up must lie above the limit.",
+    ),
+    "coverage": Rule(
+        name="StageDidTooLittle",
+        text="A stage reached less than the recipe asks for, such as weights that are quantised.",
+        help="Stages report what they reached. A name that no stage reports fails as well.",
+    ),
+}
+"""By kind of gate."""
+
+
+def render_sarif(report: Report, places: Places | None = None) -> str:
+    """The report as SARIF 2.1.0: indented JSON, ASCII, one newline at the end.
+
+    Args:
+        report: The report.
+        places: Where the recipe's keys are written; None: results point at the recipe that lies
+            beside the report, without a line.
+    """
+    shown = printable(report)
+    kinds = list(dict.fromkeys((*RULES, *(gate.gate for gate in shown.gates))))
+    results = [
+        _result(shown, gate, kinds.index(gate.gate), places)
+        for gate in shown.gates
+        if gate.verdict != "passed"
+    ]
+    notifications = [_notification(node) for node in failed_nodes(shown)]
+    if shown.verdict != "passed" and not notifications and not any(map(_breaks, results)):
+        reasons = "; ".join(shown.reasons) or headline(shown)
+        notifications.append({"level": "error", "message": {"text": reasons}})
+    run: dict[str, Any] = {
+        "tool": {"driver": _driver(shown, kinds)},
+        "automationDetails": {"id": f"convert/{shown.name}/{shown.version}"},
+        "columnKind": "unicodeCodePoints",
+        "invocations": [
+            {
+                "executionSuccessful": shown.verdict != "error",
+                "toolExecutionNotifications": notifications,
+            }
+        ],
+        "results": results,
+        "properties": {"verdict": shown.verdict, "version": shown.version},
+    }
+    document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _breaks(result: dict[str, Any]) -> bool:
+    return bool(result["level"] == "error")
+
+
+def _driver(report: Report, kinds: list[str]) -> dict[str, Any]:
+    driver: dict[str, Any] = {"name": "convert", "rules": [_rule(kind) for kind in kinds]}
+    packages = report.environment.get("packages")
+    version = packages.get("convert-pipeline") if isinstance(packages, dict) else None
+    return driver | ({"version": version} if isinstance(version, str) and version else {})
+
+
+def _rule(kind: str) -> dict[str, Any]:
+    rule = RULES.get(kind, Rule(name=kind, text=f"A gate of kind {kind}.", help=""))
+    return {
+        "id": f"gate/{kind}",
+        "name": rule.name,
+        "shortDescription": {"text": rule.text},
+        "fullDescription": {"text": f"{rule.text} {rule.help}".rstrip()},
+        "help": {"text": rule.help or rule.text},
+        "defaultConfiguration": {"level": "error"},
+    }
+
+
+def _result(report: Report, gate: GateResult, rule: int, places: Places | None) -> dict[str, Any]:
+    is_broken = is_build_breaking(gate)
+    measured = gate.measured
+    properties: dict[str, Any] = {
+        "target": gate.target,
+        "metric": gate.metric,
+        "limit": gate.limit,
+        "verdict": gate.verdict,
+        "is_allowed": gate.is_allowed,
+        "is_proxy": gate.is_proxy,
+    }
+    if measured is not None and math.isfinite(measured):
+        properties["measured"] = measured
+    identity = "\n".join((report.name, gate.gate, gate.target, gate.metric))
+    return {
+        "ruleId": f"gate/{gate.gate}",
+        "ruleIndex": rule,
+        # `open`: there was not enough to decide; only a failure may have a level (3.27.10).
+        "kind": "fail" if is_broken else "open",
+        "level": "error" if is_broken else "none",
+        "message": {"text": gate_sentence(report, gate)},
+        "locations": [_location(report, gate, places)],
+        "partialFingerprints": {"gate/v1": hashlib.sha256(identity.encode()).hexdigest()},
+        "properties": properties,
+    }
+
+
+def gate_sentence(report: Report, gate: GateResult) -> str:
+    """What a gate found, in a sentence that needs nothing around it."""
+    target = f"{gate.target}: " if gate.target else ""
+    if gate.verdict == "not_run":
+        return f"{target}{gate.gate} gate: {gate.metric} was not run: {gate.reason}"
+    reason = gate.reason or f"it is {gate.measured!r}"
+    who = blame(report, gate)
+    told = f"{target}{gate.gate} gate: {gate.metric} must be {gate.limit}: {reason}"
+    return f"{told} ({who})" if who else told
+
+
+def _location(report: Report, gate: GateResult, places: Places | None) -> dict[str, Any]:
+    logical = {"name": gate.target or "all targets", "kind": "module"}
+    if places is None:
+        physical: dict[str, Any] = {"artifactLocation": {"uri": RECIPE_FILE}}
+    else:
+        place = places(gate_key_path(report, gate))
+        physical = {
+            "artifactLocation": {"uri": quote(place.file)},
+            "region": {"startLine": place.line, "startColumn": place.column},
+        }
+    return {"physicalLocation": physical, "logicalLocations": [logical]}
+
+
+def _notification(node: NodeReport) -> dict[str, Any]:
+    failure = node.failure
+    message = failure.message if failure else "the stage failed"
+    return {
+        "level": "error",
+        "descriptor": {"id": f"stage/{node.stage}"},
+        "message": {"text": f"`{node.name}` failed: {message}"},
+    }
