@@ -128,6 +128,9 @@ def require_packages(stage: AnyStage) -> dict[str, PackageFact]:
 
 PACKAGE_ROOT = Path(__file__).resolve().parent
 _MODULE_NAME = re.compile(r"\bpipeline(?:\.[a-z_][a-z0-9_]*)+")
+_FROM_IMPORT = re.compile(
+    r"^[ \t]*from (pipeline(?:\.[a-z_][a-z0-9_]*)*) import (\([^)]*\)|.*)", re.MULTILINE
+)
 
 
 @functools.cache
@@ -137,9 +140,23 @@ def _module_source(module: str) -> tuple[str, bytes, frozenset[str]] | None:
     for path in (stem.with_suffix(".py"), stem / "__init__.py"):
         if path.is_file():
             source = path.read_bytes()
-            named = frozenset(_MODULE_NAME.findall(source.decode()))
-            return path.relative_to(PACKAGE_ROOT).as_posix(), source, named
+            return (
+                path.relative_to(PACKAGE_ROOT).as_posix(),
+                source,
+                _named_modules(source.decode()),
+            )
     return None
+
+
+def _named_modules(text: str) -> frozenset[str]:
+    """Modules of ours that a source names; some of the names may be of what is in a module."""
+    named = set(_MODULE_NAME.findall(text))
+    for package, imported in _FROM_IMPORT.findall(text):
+        # `from pipeline.graph.fusions import attention` names a module in two pieces.
+        if PACKAGE_ROOT.joinpath(*package.split(".")[1:]).is_dir():
+            pieces = re.sub(r"#.*", "", imported).strip("()").split(",")
+            named |= {f"{package}.{piece.split()[0]}" for piece in pieces if piece.strip()}
+    return frozenset(named)
 
 
 @functools.cache
@@ -149,7 +166,12 @@ def code_digest(module: str) -> str:
     Names are found in the text, so an import inside a function and a `-m pipeline.x` count as well.
     Part of every stage key: an edit to a stage's code can never be answered from the store.
     """
-    found: dict[str, str] = {}
+    return tagged_digest("convert/code/1", code_files(module))
+
+
+def code_files(module: str) -> dict[str, JSON]:
+    """Relative path -> SHA-256 of the files that `code_digest` is of."""
+    found: dict[str, JSON] = {}
     queue, seen = [module], {module}
     while queue:
         name = queue.pop()
@@ -166,7 +188,7 @@ def code_digest(module: str) -> str:
         fresh = named - seen
         seen |= fresh
         queue.extend(sorted(fresh))
-    return tagged_digest("convert/code/1", found)
+    return found
 
 
 # --- machine --------------------------------------------------------------------------------

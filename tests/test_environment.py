@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pipeline.environment import (
     MACHINE_FACTS,
     _dist_info,
     code_digest,
+    code_files,
     find_package,
     installed_onnxruntime,
     platform_tag,
@@ -21,6 +23,7 @@ from pipeline.environment import (
 )
 from pipeline.errors import EnvironmentMissing
 from pipeline.stages.base import Stage, StageConfig
+from pipeline.stages.catalogue import STAGES
 
 
 def _stage(**changes: object) -> Stage[StageConfig]:
@@ -92,6 +95,32 @@ def test_the_code_digest_follows_what_a_stage_uses_and_nothing_else(tmp_path: Pa
     used = tmp_path / "pipeline/graph/files.py"
     used.write_text(used.read_text() + "\n# changed\n")
     assert _digest_in_copy(tmp_path, "pipeline.stages.simplify") != before
+
+
+def _imported(source: str) -> set[str]:
+    """Modules of ours that a source imports, as Python's own parser sees it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("pipeline.")}
+
+
+def test_the_code_digest_misses_no_import_of_a_stage() -> None:
+    root = Path(pipeline.__file__).parent
+    for stage in STAGES:
+        files = code_files(stage.run.__module__)
+        queue, seen = [stage.run.__module__], {stage.run.__module__}
+        while queue:
+            stem = root.joinpath(*queue.pop().split(".")[1:])
+            for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if path.is_file():
+                    assert path.relative_to(root).as_posix() in files, stage.name
+                    fresh = _imported(path.read_text(encoding="utf-8")) - seen
+                    seen |= fresh
+                    queue += fresh
 
 
 def test_machine_facts_are_plain_values() -> None:
