@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli.github import github_option, tell_github
 from pipeline.cli.options import (
     json_option,
     recipe_argument,
@@ -52,6 +53,7 @@ EXIT_CODES = {
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the verdict.")
 @click.option("-v", "--verbose", is_flag=True, help="Also every line that a stage logs.")
+@github_option
 @store_options
 def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: Path,
@@ -63,6 +65,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     is_json: bool,
     quiet: bool,
     verbose: bool,
+    is_github: bool | None,
     store: Path | None,
     is_store_trusted: bool,
     must_rehash: bool,
@@ -93,7 +96,7 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
         threads=threads,
         has_forecast=not no_forecast,
     )
-    shown = Shown(is_quiet=quiet, is_verbose=verbose)
+    shown = Shown(is_quiet=quiet, is_verbose=verbose, is_github=is_github)
     if len(loaded) > 1:
         from pipeline.cli.build_several import build_several
 
@@ -102,15 +105,17 @@ def build_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     if is_json:
         emit(json.dumps(result_document(result), indent=2))
     print_summary(result, is_quiet=quiet)
+    tell_github(result.report, loaded[0], is_github=is_github)
     return int(EXIT_CODES[result.verdict])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """How much is shown while building."""
+    """How much is shown while building; `is_github` as `pipeline.cli.github` has it."""
 
     is_quiet: bool
     is_verbose: bool
+    is_github: bool | None = None
 
 
 def build_one(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.build import open_store, prepare_plan
 from pipeline.cli.build import EXIT_CODES, build_one, print_summary, result_document
+from pipeline.cli.github import tell_github
 from pipeline.cli.lines import columns
 from pipeline.cli.output import emit, error_document, say
 from pipeline.errors import ExitCode, PipelineError
@@ -61,6 +62,7 @@ def build_several(
             rows.append((name, "error", error.message.partition("\n")[0]))
         else:
             print_summary(result, is_quiet=shown.is_quiet)
+            tell_github(result.report, each, is_github=shown.is_github)
             codes.append(EXIT_CODES[result.verdict])
             document = result_document(result)
             rows.append((name, result.verdict, str(result.directory)))

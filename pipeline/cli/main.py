@@ -40,6 +40,7 @@ def cli() -> None:
     convert schema > recipe.json     JSON Schema of the recipe, for editors
     convert ls                       artifacts, versions, verdicts
     convert verify latest            every digest, both ways
+    convert judge latest             other limits, without a build
     convert inspect PATH             what a recipe, artifact, model or engine holds
     convert doctor                   what is missing on this machine, and how to get it
     """  # noqa: D301 - \b is click's own
@@ -51,6 +52,7 @@ cli.add_command(LazyCommand("plan", "pipeline.cli.plan:plan_command"))
 cli.add_command(LazyCommand("schema", "pipeline.cli.schema:schema_command"))
 cli.add_command(LazyCommand("ls", "pipeline.cli.ls:ls_command"))
 cli.add_command(LazyCommand("verify", "pipeline.cli.verify:verify_command"))
+cli.add_command(LazyCommand("judge", "pipeline.cli.judge:judge_command"))
 cli.add_command(LazyCommand("inspect", "pipeline.cli.inspect:inspect_command"))
 cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 

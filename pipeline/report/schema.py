@@ -149,6 +149,24 @@ class WorstSample(Frozen):
     value: float
 
 
+class Rejudged(Frozen):
+    """That a report was judged again after its build, by `convert judge`; nothing was measured anew.
+
+    Attributes:
+        at: UTC, ISO 8601.
+        recipe: The name of the file whose gates were applied; empty for those of the build.
+        recipe_sha256: Of that file's content; empty likewise.
+        stored_verdict: The verdict of the build.
+        ignored: What else differs in that recipe from the build's and is not in these numbers.
+    """
+
+    at: str
+    recipe: str
+    recipe_sha256: str
+    stored_verdict: Literal["passed", "failed", "error"]
+    ignored: tuple[str, ...]
+
+
 class Report(Frozen):
     """The whole report.
 
@@ -159,6 +177,7 @@ class Report(Frozen):
         source: `source`, `revision` and the digest of every file that was used.
         warnings: What fails nothing and should be known: samples in both sets, notices of stages.
         sample_sizes: Of the evaluation samples, for each axis that differs between them.
+        rejudged: None in an artifact: its report is the build's own.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -176,3 +195,4 @@ class Report(Frozen):
     worst_samples: tuple[WorstSample, ...]
     warnings: tuple[str, ...] = ()
     sample_sizes: tuple[SampleSizes, ...] = ()
+    rejudged: Rejudged | None = None
