@@ -68,6 +68,7 @@ class Classes:
                 f"column `{column}` holds {describe(value)}, a class is a name or a whole number",
                 where=where,
             )
+        self._require_one_meaning(number, where, column)
         if not 0 <= number < len(self.names):
             raise StageError(
                 f"column `{column}` holds class {number}, the checkpoint has the classes 0 to "
@@ -78,6 +79,24 @@ class Classes:
                 else "",
             )
         return number
+
+    @property
+    def _misnumbered(self) -> int | None:
+        """A class whose name is another number than its own: five stars are often class 4."""
+        for number, name in enumerate(self.names):
+            if _INTEGER.fullmatch(name) and int(name) != number:
+                return number
+        return None
+
+    def _require_one_meaning(self, number: int, where: str, column: str) -> None:
+        place = self._misnumbered
+        if place is not None:
+            raise StageError(
+                f"column `{column}` holds the number {number}, and the checkpoint names its class "
+                f"{place} `{self.names[place]}`, so that numbers may mean either",
+                where=where,
+                hint=f'write names as text, in JSON `"{self.names[place]}"`',
+            )
 
     def _find_name(self, value: str, where: str, column: str) -> int | None:
         name = value.strip()
@@ -92,7 +111,7 @@ class Classes:
         folded = [known.casefold() for known in self.names]
         if folded.count(name.casefold()) == 1:
             return folded.index(name.casefold())
-        if _INTEGER.fullmatch(name):
+        if _INTEGER.fullmatch(name) and self._misnumbered is None:
             return self.find(int(name), where, column)
         self.unknown.setdefault(name, where)
         return None

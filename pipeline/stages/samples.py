@@ -85,7 +85,8 @@ def run(
 
     Raises:
         StageError: when a row cannot be read or does not hold what the task needs, there are fewer
-            than are asked for, or both sets share samples and must not.
+            than are asked for, none of them has a label though a column of labels is named, or both
+            sets share samples and must not.
         RecipeError: when a column is named that the task does not read.
         EnvironmentMissing: when a package that reads the source is not installed.
     """
@@ -126,6 +127,8 @@ def run(
         raise
     if classes is not None and fields.label is not None:
         classes.check(fields.label)
+    if fields.label is not None:
+        _require_labels(fields.label, taken, config)
     _check_overlap(config, taken)
     _log(preparation, taken, context)
     entries = _write_entries(taken, output, has_pictures=config.use == "evaluation")
@@ -224,6 +227,23 @@ def _read_rows(
                 hint="write a number, such as `samples: 1000`",
             )
         yield row
+
+
+def _require_labels(column: str, taken: Taken, config: SamplesConfig) -> None:
+    """A recipe that names a column of labels wants right answers counted."""
+    if any(sample.prepared.label is not None for sample in taken.samples):
+        return
+    reasons = Counter(sample.prepared.unlabelled_because for sample in taken.samples)
+    raise StageError(
+        f"none of {len(taken.samples)} samples has a label: "
+        + (
+            "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()) if reason)
+            or f"column `{column}` is empty"
+        ),
+        where=config.source,
+        hint="leave `label` out of `data` when nothing is labelled; answers that were cut off need "
+        "a larger `shapes.sequence.max`",
+    )
 
 
 def _check_overlap(config: SamplesConfig, taken: Taken) -> None:

@@ -33,6 +33,32 @@ def test_a_config_without_names_has_two_classes_as_transformers_has_it(tmp_path:
     assert _labels(tmp_path, {}, 0, "1", "LABEL_1") == [0, 1, 1]
 
 
+STARS = {"id2label": {str(number): str(number + 1) for number in range(5)}}
+
+
+def test_names_that_are_numbers_are_read_as_names(tmp_path: Path) -> None:
+    assert _labels(tmp_path, STARS, "1", "5", None) == [0, 4, None]
+    digits = {"id2label": {str(number): str(number) for number in range(3)}}
+    assert _labels(tmp_path / "digits", digits, "1", 1, 2.0) == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (1, "so that numbers may mean either"),
+        (0, "may mean either"),
+        ("0", "classes are `1`, `2`"),
+    ],
+)
+def test_numbers_are_refused_when_classes_are_named_by_other_numbers(
+    tmp_path: Path, label: object, message: str
+) -> None:
+    with pytest.raises(StageError, match=message) as caught:
+        _labels(tmp_path, STARS, "1", label)
+    assert caught.value.where == "a.jsonl:2"
+    assert caught.value.hint
+
+
 def test_names_unlike_the_checkpoints_are_listed_with_its_own(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="not classes of the checkpoint") as caught:
         _labels(tmp_path, NAMED, "POSITIVE", "pos", "neg", "pos")
@@ -78,6 +104,11 @@ def test_a_head_without_single_classes_takes_no_labels(
 ) -> None:
     with pytest.raises(StageError, match=message):
         _labels(tmp_path, config, 0)
+
+
+def test_a_column_of_labels_without_any_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="none of 2 samples has a label: column `y` is empty"):
+        _labels(tmp_path, NAMED, None, "")
 
 
 def test_a_head_without_single_classes_takes_data_without_labels(tmp_path: Path) -> None:

@@ -249,6 +249,12 @@ def test_only_the_passage_is_cut_and_lost_answers_are_counted(
     }
     assert facts["cut_at_max_length"] == 3
     assert _tokens(auto_tokenizer, samples, 0)[:6] == ["[CLS]", "who", "wrote", "it", "?", "[SEP]"]
+    with pytest.raises(StageError, match=r"the answer was cut off \(1\)") as caught:
+        _make(
+            tmp_path, checkpoint, "question-answering", rows[0],
+            label="answers", stage={"max_length": 14},
+        )  # fmt: skip
+    assert "shapes.sequence.max" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -337,6 +343,7 @@ def test_choices_may_be_columns_with_a_common_beginning(
         ({"label": -1}, "says choice -1"),
         ({"label": "nothing"}, "not one of the choices"),
         ({"label": True}, "not one of the choices"),
+        ({"choices": ["1", "0", "2"], "label": "1"}, "a place or the text of choice 0"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(
@@ -348,6 +355,25 @@ def test_choices_that_do_not_fit_are_refused(
             label="label", stage={"num_choices": 4},
         )  # fmt: skip
     assert caught.value.where == "a.jsonl:1"
+
+
+def test_the_right_choice_may_be_a_class_of_the_data_set(tmp_path: Path, checkpoint: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "choices": datasets.List(datasets.Value("string")),
+            "label": datasets.ClassLabel(names=["0", "1", "2"]),  # as SWAG has it
+        }
+    )
+    rows = [QUESTION | {"label": 2}, QUESTION | {"label": -1}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    samples, _ = make_samples(
+        tmp_path, checkpoint, "datasets:saved", task="multiple-choice", label="label",
+        stage={"num_choices": 4},
+    )  # fmt: skip
+    assert [entry.label for entry in samples.entries] == [2, None]
 
 
 # --- masks ------------------------------------------------------------------------------------

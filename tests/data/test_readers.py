@@ -347,6 +347,21 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+def test_an_image_of_more_than_8_bits_is_refused_not_clipped(
+    tmp_path: Path, image_checkpoint: Path, dtype: str
+) -> None:
+    (tmp_path / "flat").mkdir()
+    grey = Image.fromarray(np.arange(900).reshape(30, 30).astype(dtype))
+    grey.save(tmp_path / "flat/deep.tiff")
+    with pytest.raises(StageError, match=r"`deep\.tiff` has more than 8 bits") as caught:
+        make_samples(
+            tmp_path, image_checkpoint, "flat", task="image-classification",
+            stage={"max_length": None},
+        )  # fmt: skip
+    assert caught.value.where == "deep.tiff"
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image", _encoded(_picture(0), "PNG")[:900]])
 def test_an_image_that_cannot_be_decoded_is_named(
     tmp_path: Path, image_checkpoint: Path, content: bytes
@@ -362,6 +377,7 @@ def test_an_image_that_cannot_be_decoded_is_named(
             stage={"max_length": None},
         )
     assert caught.value.where == "bad.png"
+    assert "/data/" not in caught.value.message  # where the stage saw it
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/x.png", "missing.png"])

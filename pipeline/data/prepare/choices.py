@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.data.prepare.base import Prepared, describe, read_text
 from pipeline.data.prepare.texts import TextPreparation, joined
+from pipeline.data.rows import ClassValue
 from pipeline.errors import StageError
 from pipeline.tasks import CHOICES_AXIS, SEQUENCE_AXIS
 
@@ -83,11 +84,23 @@ class ChoicePreparation(TextPreparation):
     def _read_label(self, row: Row, choices: list[str]) -> int | None:
         column = self.fields.label
         value = row.values[column] if column is not None else None
+        if isinstance(value, ClassValue):  # as the library `datasets` has it for SWAG
+            value = value.number
         if value is None or value == "":
             return None
+        is_digits = isinstance(value, str) and value.strip().isascii() and value.strip().isdigit()
         if isinstance(value, str) and choices.count(value) == 1:
-            return choices.index(value)
-        if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+            place = choices.index(value)
+            if is_digits and int(value) != place:
+                raise StageError(
+                    f"column `{column}` holds the text `{value}`, which may be a place or the text "
+                    f"of choice {place}",
+                    where=row.where,
+                    hint="write the right choice's place, counted from 0, as a number, for which "
+                    "a table needs JSON or Parquet",
+                )
+            return place
+        if isinstance(value, str) and is_digits:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise StageError(

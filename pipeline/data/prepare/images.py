@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PIXELS = "pixel_values"
 THUMBNAIL_PIXELS = 96
 """Longer side of the pictures in the report."""
+DEEP_MODES = ("I", "F")
+"""Pillow's modes of more than 8 bits begin so: `I`, `I;16`, `F`."""
 
 
 class ImagePreparation:
@@ -84,7 +86,7 @@ class ImagePreparation:
 
     def _open(self, row: Row, column: str) -> tuple[Image.Image, str]:
         """The image in a column, as the model's channels want it, and its name."""
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         value, name = row.values[column], row.where
         if isinstance(value, dict):  # as the library `datasets` keeps it
@@ -109,12 +111,16 @@ class ImagePreparation:
                 # From a size on that only attacks and satellites have, pillow raises by itself.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 opened = source if isinstance(source, Image.Image) else Image.open(source)
+                _require_8_bits(opened, row, name)
                 # A camera's picture is turned by a note beside the pixels, as transformers does.
                 turned = ImageOps.exif_transpose(opened)
                 return turned.convert("RGB" if self._size[0] == RGB_CHANNELS else "L"), name
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+            # Pillow's own words for it name a file of ours.
+            is_unknown = isinstance(err, UnidentifiedImageError)
+            reason = "its content is of no known kind" if is_unknown else err
             raise StageError(
-                f"the image `{name}` cannot be decoded: {err}",
+                f"the image `{name}` cannot be decoded: {reason}",
                 where=row.where,
                 hint="save it again as PNG or JPEG, or leave it out",
             ) from err
@@ -142,6 +148,17 @@ class ImagePreparation:
                 f"recipe, so that images are looked for: `image: {self._setting.fields.image}`",
             )
         return path
+
+
+def _require_8_bits(picture: Image.Image, row: Row, name: str) -> None:
+    """Pillow would make white of all values above 255, and nobody would see that."""
+    if picture.mode.startswith(DEEP_MODES):
+        raise StageError(
+            f"the image `{name}` has more than 8 bits a channel (pillow's mode `{picture.mode}`), "
+            "and there is no one way to make 8 of them",
+            where=row.where,
+            hint="save it with 8 bits a channel, scaled as the model was trained, or leave it out",
+        )
 
 
 def _shrink(picture: Image.Image) -> Image.Image:
