@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from pipeline.calibration.methods import Range
     from pipeline.graph.qdq_placements import EightBits, OperatorRule, Placement
 
-INT32_MAX: Final = 2**31 - 1
+LARGEST_BIAS: Final = 2**30
+"""Of a bias in int32. The other half is for the sum of products it is added to."""
 
 FIRST_OPSET_WITH_HALF: Final = 19
 """QuantizeLinear takes float16 since then."""
@@ -131,10 +132,17 @@ def _bias_obstacle(layer: WeightedLayer) -> str:
     bias, beta = input_of(layer.node, 2), layer.node.attributes.get("beta")
     if bias is None:
         return ""
+    alpha = layer.node.attributes.get("alpha")
+    if alpha is not None and alpha.as_float() != 1.0:
+        return "it scales its product but not its bias"
     if bias.const_value is None:
         return "its bias is computed"
     if len(bias.const_value.shape) != 1:
         return f"its bias has {len(bias.const_value.shape)} axes, not 1"
+    if layer.weight is not None and layer.weight.const_value is not None:
+        channels = layer.weight.const_value.shape[layer.axis]
+        if bias.const_value.shape[0] != channels:
+            return f"its bias is not one number for each of {channels} outputs"
     return "" if beta is None or beta.as_float() == 1.0 else "it scales its bias"
 
 
@@ -237,11 +245,12 @@ class _Writer:
             raise ValueError(f"`{layer.name}` has no weight")
         kind = weight.dtype or ir.DataType.FLOAT
         source = self._activation(activation, planned.activation, node, kind)
-        stored = self._weight(weight, layer.axis, node)
-        bias = input_of(node, 2)
+        bias = input_of(node, 2) if rule.quantizes_bias else None
+        least = None if bias is None else self._least_scale(bias, source)
+        stored = self._weight(weight, layer.axis, node, least)
         node.replace_input_with(0, source)
         node.replace_input_with(1, stored)
-        if rule.quantizes_bias and bias is not None:
+        if bias is not None:
             scales = self._scales[source] * self._scales[stored]
             node.replace_input_with(2, self._bias(bias, scales, layer))
         if planned.result is not None:
@@ -256,10 +265,18 @@ class _Writer:
             self._pairs[value] = self._pair(value, found, before, kind)
         return self._pairs[value]
 
-    def _pair(self, value: ir.Value, found: Range, before: ir.Node, kind: ir.DataType) -> ir.Value:
+    def _pair(
+        self,
+        value: ir.Value,
+        found: Range,
+        before: ir.Node,
+        kind: ir.DataType,
+        *,
+        is_rectified: bool = False,
+    ) -> ir.Value:
         """A pair that reads `value`, just before a node."""
         dtype = self._options.activation_dtype
-        scale, zero_point = activation_scale(found, dtype, _NUMPY[kind])
+        scale, zero_point = activation_scale(found, dtype, _NUMPY[kind], is_rectified=is_rectified)
         parameters = [
             self._store(f"{value.name}_scale", scale),
             self._store(f"{value.name}_zero_point", zero_point),
@@ -274,32 +291,67 @@ class _Writer:
         self._scales[result] = scale
         return result
 
-    def _weight(self, value: ir.Value, axis: int, before: ir.Node) -> ir.Value:
-        """The dequantised weight."""
+    def _weight(
+        self,
+        value: ir.Value,
+        axis: int,
+        before: ir.Node,
+        least: NDArray[np.floating[Any]] | None,
+    ) -> ir.Value:
+        """The dequantised weight; layers share it unless one needs larger scales for its bias."""
         key = (value, axis)
         if key not in self._weights:
-            if value.const_value is None:
-                raise ValueError(f"`{value.name}` is not constant")
-            kind = value.dtype or ir.DataType.FLOAT
-            along = axis if self._options.per_channel else None
-            made = quantize_weight(
-                value.const_value.numpy(),
-                self._type,
-                axis=along,
-                scale_dtype=_NUMPY[kind],
-            )
-            inputs = [
-                self._store(f"{value.name}_quantized", made.values),
-                self._store(f"{value.name}_scale", made.scale),
-                self._store(f"{value.name}_zero_point", made.zero_point),
-            ]
-            attributes = {} if along is None else {"axis": along}
-            name = f"{value.name}_dequantized"
-            result = self._insert(before, "DequantizeLinear", inputs, name, kind, attributes)
-            result.shape = value.shape
-            self._scales[result] = made.scale
-            self._weights[key] = result
-        return self._weights[key]
+            self._weights[key] = self._write_weight(value, axis, before, None)
+        shared = self._weights[key]
+        if least is None or bool(np.all(self._scales[shared] >= least)):
+            return shared
+        return self._write_weight(value, axis, before, least)
+
+    def _write_weight(
+        self,
+        value: ir.Value,
+        axis: int,
+        before: ir.Node,
+        least: NDArray[np.floating[Any]] | None,
+    ) -> ir.Value:
+        if value.const_value is None:
+            raise ValueError(f"`{value.name}` is not constant")
+        kind = value.dtype or ir.DataType.FLOAT
+        along = axis if self._options.per_channel else None
+        made = quantize_weight(
+            value.const_value.numpy(),
+            self._type,
+            axis=along,
+            scale_dtype=_NUMPY[kind],
+            least_scale=least,
+        )
+        inputs = [
+            self._store(f"{value.name}_quantized", made.values),
+            self._store(f"{value.name}_scale", made.scale),
+            self._store(f"{value.name}_zero_point", made.zero_point),
+        ]
+        attributes = {} if along is None else {"axis": along}
+        name = f"{value.name}_dequantized"
+        result = self._insert(before, "DequantizeLinear", inputs, name, kind, attributes)
+        result.shape = value.shape
+        self._scales[result] = made.scale
+        return result
+
+    def _least_scale(self, bias: ir.Value, source: ir.Value) -> NDArray[np.floating[Any]]:
+        """Scales of a weight below which the bias, in units of the products, has too large integers.
+
+        A channel of tiny weights would lose its bias otherwise; beside it they count for nothing.
+
+        Returns:
+            float64 (channels,), or () for one scale.
+        """
+        if bias.const_value is None:
+            raise ValueError(f"`{bias.name}` is computed")
+        sizes = np.abs(bias.const_value.numpy().astype(np.float64))
+        least = sizes / LARGEST_BIAS / self._scales[source].astype(np.float64)
+        # What rounding to float32 loses must not matter.
+        least = least * (1 + 1e-6)
+        return least if self._options.per_channel else least.max()
 
     def _bias(
         self, bias: ir.Value, scales: NDArray[np.floating[Any]], layer: WeightedLayer
@@ -309,7 +361,7 @@ class _Writer:
             raise ValueError(f"`{bias.name}` is computed")
         values = bias.const_value.numpy().astype(np.float64)
         scale = np.broadcast_to(scales, values.shape).astype(np.float32)
-        integers = np.clip(np.rint(values / scale), -INT32_MAX, INT32_MAX).astype(np.int32)
+        integers = np.rint(values / scale).astype(np.int32)
         inputs = [
             self._store(f"{bias.name}_quantized", integers),
             self._store(f"{bias.name}_scale", scale),
@@ -324,7 +376,9 @@ class _Writer:
         if producer is None:
             raise ValueError(f"`{value.name}` is no result")
         readers, is_output = consumers(value), value.is_graph_output()
-        result = self._pair(value, found, producer, kind)
+        # A Relu or Clip goes into the product only when integers end where it cuts.
+        is_rectified = producer.op_type != "Conv"
+        result = self._pair(value, found, producer, kind, is_rectified=is_rectified)
         pair = [node for node in consumers(value) if node not in readers]
         pair += list(consumers(pair[0].outputs[0]))
         # Written before the producer, where nodes can be put by name; they belong behind it.
@@ -360,16 +414,24 @@ class _Writer:
 
 
 def activation_scale(
-    found: Range, dtype: EightBits, scale_dtype: np.dtype[np.floating[Any]]
+    found: Range,
+    dtype: EightBits,
+    scale_dtype: np.dtype[np.floating[Any]],
+    *,
+    is_rectified: bool = False,
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int8 | np.uint8]]:
     """Scale and zero point of an activation, both of shape (); the scale is never zero.
 
-    int8: `magnitude / 127` and 0. uint8: 255 steps from `low` to `high`, of which one is at 0.
+    int8: `magnitude / 127` and 0; rectified numbers, which have no negative ones among them, take
+    all 255 steps from the zero point -128. uint8: 255 steps from `low` to `high`, of which one is
+    at 0.
     """
-    is_symmetric = dtype == "int8"
+    is_symmetric = dtype == "int8" and not is_rectified
     width = found.magnitude / 127 if is_symmetric else (found.high - found.low) / 255
     scale = rounded_scale(np.array(width or 1.0), scale_dtype)
     if is_symmetric:
         return scale, np.array(0, dtype=np.int8)
-    zero_point = np.clip(np.rint(-found.low / scale.astype(np.float64)), 0, 255)
-    return scale, np.array(zero_point, dtype=np.uint8)
+    steps = np.clip(np.rint(-found.low / scale.astype(np.float64)), 0, 255)
+    if dtype == "int8":
+        return scale, np.array(steps - 128, dtype=np.int8)
+    return scale, np.array(steps, dtype=np.uint8)

@@ -45,7 +45,8 @@ class Placement:
 
     Attributes:
         operators: By operator; others stay float.
-        activation_dtypes: That may be asked for. int8 is symmetric around the zero point 0.
+        activation_dtypes: That may be asked for. int8 is symmetric around the zero point 0, but for
+            results behind a Relu, whose zero point is -128.
         weight_dtypes: Likewise.
         allows_embeddings: Whether token tables may be stored in 8 bits, one scale a row.
     """

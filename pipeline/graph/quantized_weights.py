@@ -79,6 +79,7 @@ def quantize_weight(
     *,
     axis: int | None,
     scale_dtype: np.dtype[np.floating[Any]],
+    least_scale: NDArray[np.floating[Any]] | None = None,
 ) -> QuantizedWeight:
     """Quantise a weight of any shape.
 
@@ -90,6 +91,7 @@ def quantize_weight(
         kind: Of the integers.
         axis: The axis with one scale for each index; None for one scale for all of it.
         scale_dtype: Type of the scales; the weight is quantised with the scales as rounded to it.
+        least_scale: No scale is smaller; of shape (channels,), or () for one scale.
     """
     low, high = _RANGES[kind.dtype, kind.bits]
     numbers = weight.astype(np.float32, copy=False)
@@ -101,9 +103,10 @@ def quantize_weight(
         most = np.maximum(most, -least)
         least = -most
     width = ((most - least) / (high - low)).astype(np.float32)
-    stored = rounded_scale(
-        np.where(width < np.finfo(np.float32).tiny, np.float32(1), width), scale_dtype
-    )
+    width = np.where(width < np.finfo(np.float32).tiny, np.float32(1), width)
+    if least_scale is not None:
+        width = np.maximum(width, least_scale.reshape(least_scale.shape and width.shape))
+    stored = rounded_scale(width, scale_dtype)
     scale = stored.astype(np.float32)
     zero_point = np.clip(np.rint(low - least / scale), low, high)
     if kind.dtype == "int8":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import onnx_ir as ir
 
 from pipeline.graph.fusions.matching import (
+    constant_scalar,
     input_of,
     int_attribute,
     is_standard,
@@ -34,9 +35,6 @@ _PRESERVING: Final = frozenset(
     {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Operators whose result has the numbers of their first input, in some order (ONNX opset 24)."""
-
-_ACTIVATIONS: Final = ("Relu", "Clip")
-"""Operators that 8-bit kernels of ONNX Runtime take into the product before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +63,20 @@ class WeightedLayer:
 
     @property
     def result(self) -> ir.Value:
-        """What comes out, behind a Relu or Clip that nothing else bypasses."""
+        """What comes out, behind a Relu, or a Clip at zero, that nothing else bypasses."""
         output = self.node.outputs[0]
         reader = only_consumer(output)
-        return reader.outputs[0] if is_standard(reader, *_ACTIVATIONS) and reader else output
+        return reader.outputs[0] if reader is not None and _is_rectifier(reader) else output
+
+
+def _is_rectifier(node: ir.Node) -> bool:
+    """Whether 8-bit kernels of ONNX Runtime take a node into the product before it.
+
+    They cut where their integers end, which is at zero when the range is of what comes out. A Clip
+    at other numbers would have to end exactly at one of the integers.
+    """
+    is_clip_at_zero = is_standard(node, "Clip") and constant_scalar(input_of(node, 1)) == 0.0
+    return is_standard(node, "Relu") or is_clip_at_zero
 
 
 def find_weighted_layers(graph: ir.Graph) -> tuple[WeightedLayer, ...]:

@@ -46,7 +46,9 @@ class OnnxRuntimeStaticOptions(StaticOptions):
     """Options that only ONNX Runtime's kernels leave open."""
 
     activation_dtype: Literal["uint8", "int8"] = Field(
-        default="uint8", description="uint8 has a zero point, int8 is symmetric around zero"
+        default="uint8",
+        description="uint8 has a zero point, int8 is symmetric around zero, but for "
+        "convolutions behind which a Relu follows",
     )
     weight_dtype: Literal["int8", "uint8"] = Field(default="int8", description="type of weights")
     reduce_range: bool = Field(
@@ -126,7 +128,7 @@ def _size_bytes(directory: Path) -> int:
 
 QUANTIZE_STATIC = Stage(
     name="quantize_static",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeStaticConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),

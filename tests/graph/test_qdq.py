@@ -271,18 +271,34 @@ def test_the_numbers_stay_close(
         ),
         (GEMM, GEMM_WEIGHTS, (9, 8), ["QGemm"]),
         (CONV, CONV_WEIGHTS, (2, 3, 6, 6), ["QLinearConv", "QLinearConv"]),
+        (
+            CONV.replace("Relu(inner)", "Clip(inner, zero, six)"),
+            CONV_WEIGHTS | {"zero": np.array(0, np.float32), "six": np.array(0.5, np.float32)},
+            (2, 3, 6, 6),
+            ["QLinearConv", "QLinearConv"],
+        ),
+        (
+            CONV.replace("Relu(inner)", "Clip(inner, low, high)"),
+            CONV_WEIGHTS | {"low": np.array(-1, np.float32), "high": np.array(1, np.float32)},
+            (2, 3, 6, 6),
+            ["QLinearConv", "QLinearConv"],
+        ),
     ],
-    ids=["matmul", "gemm", "conv"],
+    ids=["matmul", "gemm", "conv", "conv-relu6", "conv-clip"],
 )
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
 def test_onnxruntime_finds_its_kernels(
     text: str,
     weights: dict[str, np.ndarray],
     shape: tuple[int, ...],
     kernels: list[str],
+    activation: str,
     tmp_path: Path,
 ) -> None:
-    model = parse(text, weights)
-    quantized, _ = _quantize(model, ORT, _observe(model, {"x": random(*shape)}))
+    model, feeds = parse(text, weights), {"x": random(*shape)}
+    quantized, _ = _quantize(model, ORT, _observe(model, feeds), activation_dtype=activation)
+    wanted, found = _run(model, feeds, fused=False), _run(quantized, feeds, fused=True)
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
     operators = _fused_operators(quantized, tmp_path)
     products = {"MatMul", "Gemm", "Conv", "QGemm", "QLinearConv", "MatMulIntegerToFloat"}
     assert [operator for operator in operators if operator in products] == kernels
@@ -391,13 +407,17 @@ def test_operators_that_are_not_asked_for_stay_float() -> None:
         (GEMM.replace("transB = 1", "transB = 1, beta = 2.0"), "it scales its bias"),
         (GEMM.replace("y = Gemm", "twice = Add(bias, bias) y = Gemm").replace("t, bias)", "t, twice)"),
          "its bias is computed"),
+        (GEMM.replace("transB = 1", "transB = 1, alpha = 2.0"),
+         "it scales its product but not its bias"),
+        (GEMM.replace("x, weight, bias", "x, weight, one"),
+         "its bias is not one number for each of 16 outputs"),
     ],
-    ids=["scaled", "computed"],
+    ids=["scaled", "computed", "product-scaled", "one-for-all"],
 )  # fmt: skip
 def test_a_bias_that_cannot_be_an_integer_keeps_the_layer_float_for_onnxruntime_alone(
     text: str, reason: str
 ) -> None:
-    model = parse(text, GEMM_WEIGHTS)
+    model = parse(text, GEMM_WEIGHTS | {"one": random(1, seed=5)})
     feeds = {"x": random(20, 8)}
     ranges = _observe(model, feeds)
     _, result = _quantize(model, ORT, ranges)
@@ -406,6 +426,53 @@ def test_a_bias_that_cannot_be_an_integer_keeps_the_layer_float_for_onnxruntime_
     assert len(result.quantized) == 1
     wanted, found = _run(model, feeds, fused=False), _run(quantized, feeds, fused=False)
     assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("is_per_channel", [True, False])
+@pytest.mark.parametrize("kind", ["gemm", "conv"])
+def test_a_channel_of_tiny_weights_keeps_its_bias(kind: str, is_per_channel: bool) -> None:
+    text, weights, shape = (
+        (GEMM, GEMM_WEIGHTS, (20, 8)) if kind == "gemm" else (CONV, CONV_WEIGHTS, (2, 3, 6, 6))
+    )
+    name = "weight" if kind == "gemm" else "first"
+    tiny = weights[name].copy()
+    tiny[1] *= 1e-12
+    if not is_per_channel:
+        tiny *= 1e-12
+    bias = weights["bias"].copy()
+    bias[1] = 3.0
+    model, feeds = parse(text, weights | {name: tiny, "bias": bias}), {"x": random(*shape)}
+    quantized, _ = _quantize(model, ORT, _observe(model, feeds), per_channel=is_per_channel)
+    wanted = _run(model, feeds, fused=False)
+    for fused in (False, True):
+        found = _run(quantized, feeds, fused=fused)
+        assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)
+
+
+def test_layers_share_a_weight_unless_the_bias_of_one_needs_larger_scales() -> None:
+    text = """
+    twice (float[batch, 8] x) => (float[batch, 8] y)
+    {
+        first = Gemm(x, weight, small)
+        active = Relu(first)
+        second = Gemm(active, weight, small)
+        again = Relu(second)
+        y = Gemm(again, weight, large)
+    }
+    """
+    weights = {
+        "weight": random(8, 8, seed=1) * np.float32(1e-3),
+        "small": random(8, seed=2),
+        "large": random(8, seed=3) * np.float32(1e4),
+    }
+    model, feeds = parse(text, weights), {"x": random(20, 8)}
+    quantized, _ = _quantize(model, ORT, _observe(model, feeds))
+    stored = [_producer(quantized, _node(quantized, "Gemm", n).input[1]) for n in range(3)]
+    assert stored[0] == stored[1] != stored[2]
+    names = [tensor.name for tensor in quantized.graph.initializer]
+    assert len(names) == len(set(names))
+    wanted, found = _run(model, feeds, fused=False), _run(quantized, feeds, fused=True)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 HALF_LAYER = """
