@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
 from pipeline.environment import code_digest, cores, installed_onnxruntime
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, PipelineError
 from pipeline.hashing import tagged_digest
 from pipeline.planning import build_plan, plan_status
 from pipeline.publish import (
@@ -125,6 +125,21 @@ def prepare_plan(
         EnvironmentMissing: a package is not installed, or a hub cannot be reached.
         ArtifactError: the checkpoint is damaged.
     """
+    try:
+        return _prepare_plan(loaded, store, must_rehash=must_rehash, note=note)
+    except PipelineError as error:
+        if loaded.values:  # the position is the same for every recipe of the matrix
+            from pipeline.recipe.written import values_text
+
+            first, line_end, rest = error.message.partition("\n")
+            of_recipe = f"in recipe `{loaded.recipe.name}`, {values_text(loaded.values)}"
+            error.message = f"{first} ({of_recipe}){line_end}{rest}"
+        raise
+
+
+def _prepare_plan(
+    loaded: LoadedRecipe, store: Store, *, must_rehash: bool, note: Callable[[str], None]
+) -> Plan:
     installed_onnxruntime()
     memory = DigestMemory(store.root / "digests.json", is_fresh=must_rehash)
     source = resolve_source(

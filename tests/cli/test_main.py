@@ -57,6 +57,20 @@ def test_options_may_stand_before_the_recipe(tmp_path: Path) -> None:
     assert "nowhere.yaml" in done.stderr
 
 
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("option", ["--quiet", "--verbose"])
+def test_what_would_mend_a_failed_stage_is_said_even_to_the_quiet(
+    tmp_path: Path, sentence_encoder: Path, option: str
+) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "a"}\n')
+    data = {"evaluation": {"source": "data.jsonl", "samples": 2}}
+    write_recipe(tmp_path / "recipe.yaml", sentence_encoder, data=data)
+    done = run_convert("recipe.yaml", option, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "there are 1 rows, 2 are asked for" in done.stderr
+    assert "hint: write `samples: 1` or `samples: all`" in done.stderr
+
+
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown key": ({"limits_": {}}, 2, "did you mean `limits`?"),
     "wrong type": ({"name": 7}, 2, "name"),

@@ -154,6 +154,25 @@ def test_all_are_built_and_the_worst_exit_code_counts(
     assert "=== tiny-b (2 of 3): kind=b, least=1.0" in done.stderr
 
 
+def test_a_checkpoint_that_does_not_fit_is_said_with_its_combination(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    """`model.task` stands once, whatever the matrix puts beside it."""
+    several(
+        tmp_path / "recipe.yaml",
+        sentence_encoder,
+        model={"source": str(sentence_encoder), "task": "${kind}"},
+        matrix={"axes": {"kind": ["feature-extraction", "image-classification"]}},
+        targets=[FP32],
+    )
+    for command in (["plan", "recipe.yaml"], ["recipe.yaml"]):
+        done = run_convert(*command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert (
+            "(in recipe `tiny-image-classification`, kind=image-classification)" in done.stderr
+        ), done.stderr
+
+
 def test_python_takes_one_recipe_or_all(
     tmp_path: Path, sentence_encoder: Path, store: Path
 ) -> None:
