@@ -122,11 +122,10 @@ def _print_summary(judgement: Judgement, output: Path | None) -> None:
     say(render_terminal_summary(report).rstrip())
     say("")
     before = stored.report.verdict
-    if report.rejudged is None:
-        gates = f"{len(report.gates):,} gates"
-        say(f"judged again by the artifact's own {gates}: the stored verdict ({before}) follows")
+    if report is stored.report:
+        say(f"judged again by the artifact's own gates: its verdict, {before}, follows")
     else:
-        name = one_line(report.rejudged.recipe)
+        name = one_line(report.rejudged.recipe if report.rejudged else "")
         same = "still " if report.verdict == before else ""
         say(f"judged again by the gates of {name}: {before} before, {same}{report.verdict} now")
         for line in _change_lines(judgement.changes):

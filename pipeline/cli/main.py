@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.build import build_command
+from pipeline.cli.github import annotate_error
 from pipeline.cli.lazy import LazyCommand, LazyGroup
 from pipeline.cli.output import emit, error_document
 from pipeline.errors import ArtifactError, ExitCode, PipelineError, RecipeError
@@ -68,6 +69,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except PipelineError as error:
+        annotate_error(error, arguments)
         return _tell(error, int(error.exit_code), is_json=is_json)
     except click.ClickException as error:
         error.show()
