@@ -18,8 +18,8 @@ MAX_LEAVES = 40
 """Of one target; the smallest ones beyond that are one leaf."""
 
 GRAPH, MODEL, ENGINE, OTHER = "graph", "model", "engine", "other file"
-PLAIN_KINDS = (GRAPH, MODEL, OTHER)
-"""Kinds that are no element type and no engine."""
+PLAIN_KINDS = (GRAPH, MODEL, OTHER, "int64", "int32", "bool")
+"""Kinds that are neither engines nor element types in which weights are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
