@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.parity.metrics import DistanceSums, sum_distances
 from pipeline.parity.quality import QualityTally
 from pipeline.parity.types import OutputParity, Parity, SampleMetrics
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.tasks import Answer
 
 BATCH_AXIS = 0
+FEATURE_MAP_AXES = 3
+"""Of one sample's output that is a map; texts and patches have two axes at most."""
 OUTPUT_DTYPES = ("float16", "float32")
 """Element types in which an output may come; the comparison itself is in float64."""
 
@@ -225,7 +229,9 @@ class ParityRecorder:
             )
             record.add(index, DistanceSums())
             return False
-        sums = sum_distances(candidate, reference, is_ranked=record.is_ranked)
+        sums = sum_distances(
+            _vectors_last(candidate), _vectors_last(reference), is_ranked=record.is_ranked
+        )
         if sums.non_finite:
             record.note("finite", "", index, sums.non_finite)
         record.add(index, sums)
@@ -264,6 +270,15 @@ class ParityRecorder:
             samples_seen=self._seen,
             quality=None if self._tally is None else self._tally.result(),
         )
+
+
+def _vectors_last(sample: Array) -> Array:
+    """A sample's output with its vectors along the last axis.
+
+    Feature maps are (channels, height, width) throughout transformers: what describes a place lies
+    along the first axis, and a row of pixels of one channel is no vector of anything.
+    """
+    return np.moveaxis(sample, 0, -1) if sample.ndim == FEATURE_MAP_AXES else sample
 
 
 def _sentence(name: str, kind: str, trouble: _Trouble, samples: int) -> str:

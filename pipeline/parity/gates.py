@@ -29,6 +29,9 @@ WIDEST_SPREAD = 4.0
 than others from a busy machine, so launches that disagree that much flatter the target. Only a
 target that passes the limit by this factor as well is not in doubt."""
 
+OF_VECTORS = frozenset({"cosine_similarity", "cosine_similarity_mean", "top1_agreement"})
+"""Metrics that compare vectors; they are there whatever the reference is, if vectors are."""
+
 MOST_LAUNCHES = 50
 """The most that a recipe may ask for in `benchmark.launches`."""
 
@@ -267,6 +270,11 @@ def _read_metric(metrics: Metrics, name: str) -> tuple[float | None, str]:
     if name == "sqnr_db" and metrics.max_abs_diff == 0.0:
         # No noise at all: the ratio is infinite, and every lower limit holds.
         return math.inf, ""
+    if name in OF_VECTORS:
+        return None, (
+            "it cannot be computed: the output is one number, which has no angle and no rank; "
+            "limit `relative_l2` or `max_abs_diff`"
+        )
     return None, "it cannot be computed: the reference is zero everywhere"
 
 

@@ -29,7 +29,7 @@ class DistanceSums:
         elements: Elements that were compared.
         non_finite: The candidate's elements that are NaN or infinite; when there are any, no
             number below is of use.
-        vectors: Vectors (last axis) that were compared.
+        vectors: Vectors (last axis) of two elements or more that were compared.
         cosine_min: Smallest cosine of two vectors.
         cosine_sum: Sum of the cosines.
         abs_max: Largest absolute difference.
@@ -83,8 +83,8 @@ class DistanceSums:
             )
         relative_l2 = self._relative_l2()
         return Metrics(
-            cosine_similarity=self.cosine_min,
-            cosine_similarity_mean=self.cosine_sum / self.vectors,
+            cosine_similarity=self.cosine_min if self.vectors else None,
+            cosine_similarity_mean=self.cosine_sum / self.vectors if self.vectors else None,
             max_abs_diff=self.abs_max,
             mean_abs_diff=self.abs_sum / self.elements,
             relative_l2=relative_l2,
@@ -105,6 +105,9 @@ class DistanceSums:
 def sum_distances(candidate: Array, reference: Array, *, is_ranked: bool = False) -> DistanceSums:
     """Compare two tensors of one shape.
 
+    Vectors of one element have no angle but their sign, and their largest is always in the same
+    place: neither is counted, so that no limit on them holds for nothing.
+
     Args:
         candidate: Floating point of at most 32 bits, any shape; may hold NaN and infinities.
         reference: The same shape, finite. The squares of its square sums must fit float64, which
@@ -124,20 +127,23 @@ def sum_distances(candidate: Array, reference: Array, *, is_ranked: bool = False
     width = candidate.shape[-1] if candidate.ndim else 1
     left = candidate.astype(np.float64).reshape(-1, width)
     right = reference.astype(np.float64).reshape(-1, width)
-    cosines = cosine_similarities(left, right)
+    has_vectors = width > 1
+    cosines = cosine_similarities(left, right) if has_vectors else np.empty(0)
     difference = left - right
     distance = np.abs(difference)
     return DistanceSums(
         elements=candidate.size,
         vectors=len(cosines),
-        cosine_min=float(cosines.min()),
+        cosine_min=float(cosines.min(initial=math.inf)),
         cosine_sum=float(cosines.sum()),
         abs_max=float(distance.max()),
         abs_sum=float(distance.sum()),
         square_sum=float(np.square(difference).sum()),
         reference_square_sum=float(np.square(right).sum()),
-        ranked=len(left) if is_ranked else 0,
-        agreed=int(np.sum(left.argmax(axis=1) == right.argmax(axis=1))) if is_ranked else 0,
+        ranked=len(left) if is_ranked and has_vectors else 0,
+        agreed=int(np.sum(left.argmax(axis=1) == right.argmax(axis=1)))
+        if is_ranked and has_vectors
+        else 0,
     )
 
 

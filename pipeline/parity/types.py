@@ -15,8 +15,9 @@ class Metrics(Frozen):
     """Distance of a candidate's tensor to the reference's, over all valid positions.
 
     A vector is the last axis of the tensor (a token's hidden state, a sentence's embedding, a
-    sample's logits). Padding is left out. A number that cannot be computed (candidate not finite,
-    reference zero) is None, and the counts say why.
+    sample's logits), and of a feature map (channels, height, width) the channels at one place.
+    Padding is left out. A number that cannot be computed (candidate not finite, reference zero,
+    vectors of one element) is None, and the counts say why.
 
     Attributes:
         cosine_similarity: The smallest over all vectors, in [-1, 1].

@@ -153,7 +153,7 @@ def _facts(parity: Parity) -> dict[str, JSON]:
 
 VALIDATE = Stage(
     name="validate",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=150, memory_per_weight=2.8),
     config_type=ValidateConfig,
     run=run,

@@ -124,6 +124,16 @@ def test_nan_passes_no_limit(name: str) -> None:
     assert _failed(_judge(_parity(_metrics(**{name: math.nan}))))
 
 
+def test_a_limit_on_the_angle_of_one_number_fails_and_says_what_to_limit() -> None:
+    numbers = _metrics(cosine_similarity=None, cosine_similarity_mean=None)
+    failed = _failed(_judge(_parity(numbers)))
+    assert [result.metric.rpartition(".")[2] for result in failed] == [
+        "cosine_similarity",
+        "cosine_similarity_mean",
+    ]
+    assert all("limit `relative_l2`" in result.reason for result in failed)
+
+
 def test_a_comparison_of_nothing_fails() -> None:
     assert _failed(_judge(_parity()))
     assert _failed(_judge(_parity(_metrics(), seen=0)))

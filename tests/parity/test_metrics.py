@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline.parity.metrics import DistanceSums, cosine_similarities, measure, sum_distances
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
-SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=6)
+SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=2, max_side=6)
 PAIRS = SHAPES.flatmap(
     lambda shape: st.tuples(*(hnp.arrays(np.float32, shape, elements=FLOATS) for _ in range(2)))
 )
@@ -125,6 +125,14 @@ def test_a_zero_reference_has_no_relative_error_unless_there_is_no_error() -> No
 def test_nothing_compared_leaves_no_number() -> None:
     assert DistanceSums().metrics().cosine_similarity is None
     assert DistanceSums().metrics().elements == 0
+
+
+def test_vectors_of_one_number_have_no_angle_and_no_rank() -> None:
+    reference = np.array([[0.5], [2.0]], np.float32)
+    measured = sum_distances(3 * reference, reference, is_ranked=True).metrics()
+    assert measured.cosine_similarity is measured.cosine_similarity_mean is None
+    assert measured.top1_agreement is None
+    assert measured.relative_l2 == 2.0
 
 
 def test_half_precision_is_compared_in_float64() -> None:

@@ -21,10 +21,12 @@ from pipeline.data.sample_set import (
     save_samples,
     tensor_name,
 )
+from pipeline.parity.compare import ParityRecorder
 from pipeline.parity.gates import judge_parity, judge_quality
 from pipeline.parity.quality import QualityTally, best_span, right_answers
 from pipeline.parity.types import Parity
 from pipeline.recipe.types import Bound, ParityGates, QualityGates
+from pipeline.runtimes.base import ModelTensor
 from pipeline.stages.validate import VALIDATE, ValidateConfig
 from tests.stages.context import RecordingContext
 
@@ -186,3 +188,18 @@ def test_paired_counts_say_which_answers_changed() -> None:
     assert (result.gained, result.lost, result.answers) == (1, 2, 4)
     assert (result.score, result.reference_score, result.drop) == (0.5, 0.75, 0.25)
     assert QualityTally("class").result() is None
+
+
+def test_the_vectors_of_a_feature_map_are_its_channels() -> None:
+    reference = np.zeros((1, 2, 3, 4), np.float32)
+    reference[:, 0] = 1.0
+    candidate = reference.copy()
+    candidate[0, :, 1, 2] = [0.0, 1.0]  # at one place another direction
+    axes = ("batch", 2, 3, 4)
+    recorder = ParityRecorder(["map"], [ModelTensor(name="map", dtype="float32", shape=axes)])
+    entry = SampleEntry(index=0, text="", extents={})
+    recorder.add_batch([entry], {"map": candidate}, {"map": [reference[0]]})
+    (output,) = recorder.finish([], session="", batch_size=1, samples=1).outputs
+    assert output.metrics.cosine_similarity == 0.0
+    assert output.metrics.cosine_similarity_mean == pytest.approx(11 / 12)
+    assert output.metrics.elements == 24
