@@ -222,3 +222,14 @@ def test_an_interrupt_leaves_no_process_and_a_store_that_goes_on(
     again.execute()
     assert kept
     assert not kept & set(again.names(NodeFinished))
+
+
+def test_the_peak_of_a_stage_does_not_count_the_memory_of_whoever_started_it(
+    tmp_path: Path, sentence_encoder: Path, store: Path
+) -> None:
+    forget(store, "fuse")
+    mine = bytearray(os.urandom(1 << 20) * 600)  # touched, so that it is resident
+    run = _Run(tmp_path, sentence_encoder)
+    record = run.execute()["fuse"].record
+    assert record is not None
+    assert record.peak_rss_mib < len(mine) / 2**20
