@@ -194,7 +194,6 @@ def _measure(task: Task, source: Source, data: DataSource, columns: Columns) -> 
             fields=fields,
             max_length=source.max_positions or UNLIMITED_TOKENS,
             num_choices=MOST_CHOICES,
-            seed=SEED,
             classes=read_classes(checkpoint) if has_classes else None,
         )
         request = Request(

@@ -105,7 +105,6 @@ def run(
         fields=fields,
         max_length=_max_length(config, task),
         num_choices=config.num_choices or 0,
-        seed=config.seed,
         classes=classes,
     )
     preparation = prepare_for(task, setting)
@@ -342,7 +341,7 @@ def _describe_lengths(lengths: Sequence[int]) -> dict[str, JSON]:
 
 SAMPLES = Stage(
     name="samples",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=100),
     config_type=SamplesConfig,
     run=run,

@@ -379,13 +379,14 @@ def test_the_right_choice_may_be_a_class_of_the_data_set(tmp_path: Path, checkpo
 # --- masks ------------------------------------------------------------------------------------
 
 
-def test_some_tokens_are_hidden_by_the_seed(
+def test_some_tokens_are_hidden_whatever_the_seed_is(
     tmp_path: Path, checkpoint: Path, auto_tokenizer: Any
 ) -> None:
     rows = [{"text": CONTEXT}, {"text": "Yes"}, {"text": "It [MASK] today, and that is all."}]
-    made = [_make(tmp_path, checkpoint, "fill-mask", *rows, seed=seed) for seed in (0, 0, 1)]
-    (samples, facts), (_, again), (_, other) = made
-    assert facts["fingerprint"] == again["fingerprint"] != other["fingerprint"]
+    made = [_make(tmp_path, checkpoint, "fill-mask", *rows, seed=seed) for seed in (0, 1)]
+    (samples, facts), (_, other) = made
+    # Equal texts of evaluation and calibration are found out by their tensors.
+    assert facts["fingerprint"] == other["fingerprint"]
     tokens = [_tokens(auto_tokenizer, samples, index) for index in range(3)]
     whole = auto_tokenizer(CONTEXT)["input_ids"]
     assert tokens[0].count("[MASK]") == round(0.15 * (len(whole) - 2))

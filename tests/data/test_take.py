@@ -101,17 +101,22 @@ def test_the_same_tensors_have_the_same_fingerprint_and_others_have_not() -> Non
 # --- through the stage ------------------------------------------------------------------------
 
 
-def test_one_file_serves_both_uses_and_they_stay_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["text-classification", "fill-mask"])
+def test_one_file_serves_both_uses_and_they_stay_apart(tmp_path: Path, task: str) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
-    write_lines(tmp_path / "a.jsonl", *({"text": f"row {n}"} for n in range(40)))
-    evaluation, _ = make_samples(tmp_path, checkpoint, "a.jsonl", samples=15)
+    write_lines(tmp_path / "a.jsonl", *({"text": f"row {n}, and {n} again"} for n in range(40)))
+    evaluation, _ = make_samples(tmp_path, checkpoint, "a.jsonl", task=task, samples=15)
     at = evaluation.tensors.parent
-    calibration, facts = make_samples(tmp_path, checkpoint, "a.jsonl", samples=25, evaluation=at)
+    calibration, facts = make_samples(
+        tmp_path, checkpoint, "a.jsonl", task=task, samples=25, seed=1, evaluation=at
+    )
     texts = [{entry.text for entry in one.entries} for one in (evaluation, calibration)]
     assert not texts[0] & texts[1]
     assert facts["overlap"] == 0
     assert calibration.index.use == "calibration"
-    _, facts = make_samples(tmp_path, checkpoint, "a.jsonl", samples=30, evaluation=at)
+    _, facts = make_samples(
+        tmp_path, checkpoint, "a.jsonl", task=task, samples=30, seed=1, evaluation=at
+    )
     assert facts["overlap"] == 5
 
 

@@ -46,7 +46,6 @@ class Setting:
         fields: Which column holds what.
         max_length: Longest sample, tokens; 0 for images.
         num_choices: Most choices of a question; 0 for other tasks.
-        seed: Of what is chosen at random within a sample.
         classes: The checkpoint's classes; None when labels are of another kind, or not read.
     """
 
@@ -55,7 +54,6 @@ class Setting:
     fields: Fields
     max_length: int
     num_choices: int
-    seed: int
     classes: Classes | None
 
 
