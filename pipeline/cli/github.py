@@ -72,7 +72,7 @@ def tell_github(
     """
     if not wants_github(is_github, os.environ):
         return
-    from pipeline.report.github import annotations, append_summary
+    from pipeline.report.github import annotation_lines, append_summary
 
     places = None
     if loaded is not None:
@@ -80,7 +80,7 @@ def tell_github(
 
         places = recipe_places(loaded)
     shown = report()
-    for line in annotations(shown, places):
+    for line in annotation_lines(shown, places):
         say(line)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     try:

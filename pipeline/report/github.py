@@ -31,7 +31,7 @@ MAX_SUMMARY_BYTES = 1 << 20
 """Of the file at `$GITHUB_STEP_SUMMARY`; GitHub drops a larger one whole."""
 
 
-def annotations(report: Report, places: Places | None = None) -> tuple[str, ...]:
+def annotation_lines(report: Report, places: Places | None = None) -> tuple[str, ...]:
     """Workflow commands: an error for each gate that breaks the build and each stage that failed.
 
     Args:

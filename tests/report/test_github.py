@@ -10,7 +10,7 @@ from pipeline.errors import StoreError
 from pipeline.report.github import (
     MAX_ANNOTATIONS,
     MAX_SUMMARY_BYTES,
-    annotations,
+    annotation_lines,
     append_summary,
     error_command,
 )
@@ -48,7 +48,7 @@ def read_command(line: str) -> tuple[str, dict[str, str], str]:
 
 
 def test_a_broken_gate_is_an_error_on_the_line_of_its_limit() -> None:
-    (line,) = annotations(example_report("failed"), here)
+    (line,) = annotation_lines(example_report("failed"), here)
     name, properties, message = read_command(line)
     assert name == "error"
     assert properties == {
@@ -61,11 +61,11 @@ def test_a_broken_gate_is_an_error_on_the_line_of_its_limit() -> None:
 
 
 def test_what_passed_has_no_annotation() -> None:
-    assert annotations(example_report(), here) == ()
+    assert annotation_lines(example_report(), here) == ()
 
 
 def test_a_failed_stage_is_an_error_with_its_hint() -> None:
-    (line,) = annotations(example_report("error"))
+    (line,) = annotation_lines(example_report("error"))
     _, properties, message = read_command(line)
     assert "engine@rtx-fp16-sm120 failed" in properties["title"]
     assert "\nhint: the kernel's out-of-memory killer" in message
@@ -75,7 +75,7 @@ def test_no_more_errors_than_github_keeps_and_the_last_one_counts_the_rest() -> 
     base = example_report("failed")
     gate = next(gate for gate in base.gates if not gate.is_allowed)
     many = base.model_copy(update={"gates": (gate,) * 25})
-    lines = annotations(many, here)
+    lines = annotation_lines(many, here)
     assert len(lines) == MAX_ANNOTATIONS
     assert "16 more" in lines[-1]
 
@@ -83,7 +83,7 @@ def test_no_more_errors_than_github_keeps_and_the_last_one_counts_the_rest() -> 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_text_can_end_a_command_or_start_another(text: str) -> None:
     report = hostile_report(text)
-    for line in annotations(report, here):
+    for line in annotation_lines(report, here):
         name, properties, _ = read_command(line)
         assert name == "error"
         assert properties.keys() <= {"file", "line", "col", "title"}
