@@ -20,6 +20,7 @@ from pipeline.listing import find_artifact, path_kind
 from pipeline.publish import MANIFEST_FILE
 from pipeline.recipe import dump_recipe
 from pipeline.recipe.types import Recipe
+from pipeline.report.printable import printable_text
 from pipeline.report.schema import Rejudged
 from pipeline.report.serialize import load_report
 from pipeline.stages.catalogue import STAGES
@@ -160,7 +161,8 @@ def judge_again(stored: StoredReport) -> Judgement:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ArtifactError(
-            f"the stored verdict does not follow from the stored numbers: {faults[0]}{more}",
+            "the stored verdict does not follow from the stored numbers: "
+            f"{printable_text(faults[0])}{more}",
             where=str(stored.path),
             hint="another version of convert judged it, or it was edited: build again",
         )
@@ -230,8 +232,8 @@ def _stored_recipe(stored: StoredReport) -> Recipe:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
-            f"the recipe in the report is not one of this version of convert: `{key}`: "
-            f"{first['msg']}",
+            "the recipe in the report is not one of this version of convert: "
+            f"`{printable_text(key)}`: {printable_text(first['msg'])}",
             where=str(stored.path),
             hint="judge it with the version of convert that wrote it, or build again",
         ) from error

@@ -239,6 +239,18 @@ def test_a_verdict_that_does_not_follow_is_an_error(
     assert words in caught.value.message
 
 
+def test_what_a_foreign_report_says_does_no_harm_in_a_terminal(
+    built: Built, tmp_path: Path
+) -> None:
+    alone = tmp_path / "report.json"
+    shutil.copy(built.passed / "report.json", alone)
+    _edit(alone, lambda report: report["gates"][0].update(metric="\x1b[2Jgone"))
+    done = run_convert("judge", alone, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "gone" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 UNREADABLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "schema version": (lambda r: r.update(schema_version=99), "has schema_version 99"),
     "recipe": (lambda r: r["recipe"].update(recipe=2), "not one of this version"),
