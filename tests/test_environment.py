@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import shutil
 import subprocess
 import sys
@@ -97,15 +98,16 @@ def test_the_code_digest_follows_what_a_stage_uses_and_nothing_else(tmp_path: Pa
     assert _digest_in_copy(tmp_path, "pipeline.stages.simplify") != before
 
 
-def _imported(source: str) -> set[str]:
+@functools.cache
+def _imported(path: Path) -> frozenset[str]:
     """Modules of ours that a source imports, as Python's own parser sees it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith("pipeline.")}
+    return frozenset(name for name in found if name.startswith("pipeline."))
 
 
 def test_the_code_digest_misses_no_import_of_a_stage() -> None:
@@ -118,9 +120,58 @@ def test_the_code_digest_misses_no_import_of_a_stage() -> None:
             for path in (stem.with_suffix(".py"), stem / "__init__.py"):
                 if path.is_file():
                     assert path.relative_to(root).as_posix() in files, stage.name
-                    fresh = _imported(path.read_text(encoding="utf-8")) - seen
+                    fresh = _imported(path) - seen
                     seen |= fresh
                     queue += fresh
+
+
+FORMATS = {"google", "pydantic", "safetensors"}
+"""Packages that only write down what others have computed."""
+
+
+class _RunTimeImports(ast.NodeVisitor):
+    """Modules that a source imports when it runs, not for its types alone."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:
+        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        assert node.module is not None
+        self.found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+
+
+@functools.cache
+def _imported_at_run_time(path: Path) -> frozenset[str]:
+    imports = _RunTimeImports()
+    imports.visit(ast.parse(path.read_text(encoding="utf-8")))
+    return frozenset(imports.found)
+
+
+def test_a_stage_names_every_package_that_its_code_computes_with() -> None:
+    root = Path(pipeline.__file__).parent
+    for stage in STAGES:
+        declared = {name.replace("-", "_") for name in (*stage.packages, *stage.optional_packages)}
+        declared |= {"PIL"} if "pillow" in declared else set()
+        queue, seen = [stage.run.__module__], {stage.run.__module__}
+        while queue:
+            stem = root.joinpath(*queue.pop().split(".")[1:])
+            for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if not path.is_file():
+                    continue
+                imported = _imported_at_run_time(path)
+                ours = {name for name in imported if name.startswith("pipeline.")}
+                queue += ours - seen
+                seen |= ours
+                packages = {name.partition(".")[0] for name in imported - ours}
+                packages -= {*sys.stdlib_module_names, *FORMATS, "pipeline"}
+                assert packages <= declared, (stage.name, path.name)
 
 
 def test_machine_facts_are_plain_values() -> None:

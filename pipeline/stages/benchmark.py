@@ -91,7 +91,7 @@ BENCHMARK: Final = Stage(
     footprint=Footprint(base_mib=600, memory_per_weight=4.0),
     config_type=BenchmarkConfig,
     run=run,
-    packages=("numpy", "onnxruntime", "safetensors", "torch", "transformers"),
+    packages=("numpy", "onnxruntime", "safetensors", "scipy", "torch", "transformers"),
     machine=("cpu_model", "cpu_flags", "cores"),
     is_exclusive=True,
 )

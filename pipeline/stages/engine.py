@@ -135,6 +135,6 @@ ENGINE = Stage(
     config_type=EngineConfig,
     coverage=("fused_attention", "fp32_gemms", "fp16_gemms", "bf16_gemms", "int8_gemms"),
     run=run_engine,
-    packages=("tensorrt-rtx",),
+    packages=("numpy", "onnx", "onnx-ir", "tensorrt-rtx"),
     extra="rtx",
 )

@@ -105,7 +105,7 @@ REFERENCE = Stage(
     footprint=Footprint(base_mib=450, memory_per_weight=1.05, keeps_outputs=True),
     config_type=ReferenceConfig,
     run=run,
-    packages=("torch", "transformers"),
+    packages=("numpy", "torch", "transformers"),
     # The last bits depend on the instruction set.
     machine=("cpu_flags",),
     preload=("torch", "transformers"),

@@ -347,7 +347,8 @@ SAMPLES = Stage(
     run=run,
     # transformers is imported for images, and for checkpoints without tokenizer.json.
     packages=("numpy", "tokenizers", "transformers"),
-    optional_packages=("datasets", "pillow", "pyarrow"),
+    # Vocabularies without tokenizer.json are read with the last two.
+    optional_packages=("datasets", "pillow", "pyarrow", "sentencepiece", "tiktoken"),
     # The built-in source reads the standard library's docstrings, which differ between patch releases.
     machine=("python_version",),
 )

@@ -70,6 +70,6 @@ SIMPLIFY = Stage(
     footprint=Footprint(base_mib=300, memory_per_weight=6.2, disk_per_weight=1.0),
     config_type=SimplifyConfig,
     run=_run,
-    packages=("onnx", "onnxsim", "onnxslim", "onnxruntime"),
+    packages=("onnx", "onnx-ir", "onnxsim", "onnxslim", "onnxruntime"),
     preload=("pipeline.graph.simplification", "pipeline.graph.interface"),
 )
