@@ -72,8 +72,9 @@ def real_values(array: Array, mask: NDArray[np.bool_] | None) -> Array:
     """The part of an activation that belongs to real positions.
 
     Args:
-        array: (batch, sequence, ...), or (batch * sequence, ...) as graphs flatten it; anything
-            else, such as (batch, features), has no positions and is taken whole.
+        array: (batch, sequence, features ...), or (batch * sequence, features ...) as graphs
+            flatten it; anything else, such as (batch, features), has no positions and is taken
+            whole, also where there happen to be as many features as positions.
         mask: (batch, sequence), or with more leading axes that the graph has flattened into the
             batch, as (batch, choices, sequence); None when every position is real.
     """
@@ -81,8 +82,8 @@ def real_values(array: Array, mask: NDArray[np.bool_] | None) -> Array:
         return array
     rows = mask.reshape(-1, mask.shape[-1])
     for positions in (mask, rows):
-        if array.shape[: positions.ndim] == positions.shape:
+        if array.ndim > positions.ndim and array.shape[: positions.ndim] == positions.shape:
             return array[positions]
-    if array.ndim and array.shape[0] == mask.size:
+    if array.ndim > 1 and array.shape[0] == mask.size:
         return array[mask.reshape(-1)]
     return array

@@ -157,7 +157,7 @@ def _facts(ranges: Ranges) -> dict[str, JSON]:
 
 CALIBRATE = Stage(
     name="calibrate",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0),
     config_type=CalibrateConfig,
     run=run,

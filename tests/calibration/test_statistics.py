@@ -30,7 +30,7 @@ def test_a_mask_without_padding_is_no_mask() -> None:
     assert mask_of({"attention_mask": np.ones((2, 3), dtype=np.int64)}) is None
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5), (6, 5), (2, 3)])
+@pytest.mark.parametrize("shape", [(2, 3, 5), (6, 5), (2, 3, 1)])
 def test_padded_positions_do_not_count_in_any_layout(shape: tuple[int, ...]) -> None:
     mask = mask_of({"attention_mask": MASK})
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
@@ -47,5 +47,6 @@ def test_choices_that_the_graph_lays_into_the_batch_are_masked_too() -> None:
 
 def test_what_has_no_positions_is_taken_whole() -> None:
     mask = mask_of({"attention_mask": MASK})
-    pooled = np.ones((2, 7), dtype=np.float32)
-    assert real_values(pooled, mask) is pooled
+    for features in (7, 3):  # also when there are as many as positions
+        pooled = np.ones((2, features), dtype=np.float32)
+        assert real_values(pooled, mask) is pooled
