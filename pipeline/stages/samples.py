@@ -153,6 +153,7 @@ def run(
         "labels": _describe_labels(taken, names),
         "repeated": len(entries) - len({entry.fingerprint for entry in entries}),
         "overlap": sum(sample.is_shared for sample in taken.samples),
+        "warnings": _warnings(taken),
         **preparation.notes,
         "fingerprint": fingerprint,
     }
@@ -256,6 +257,17 @@ def _check_overlap(config: SamplesConfig, taken: Taken) -> None:
         where=config.source,
         hint="ask for fewer samples, give more data, or write `overlap: warn` in `data`",
     )
+
+
+def _warnings(taken: Taken) -> list[JSON]:
+    """What the report must say at the top."""
+    shared = sum(sample.is_shared for sample in taken.samples)
+    if not shared:
+        return []
+    return [
+        f"{shared} of {len(taken.samples)} calibration samples are evaluation samples too, so that "
+        "a quantised target may look better than it is on other data"
+    ]
 
 
 def _log(preparation: Preparation, taken: Taken, context: StageContext) -> None:

@@ -112,12 +112,13 @@ def test_one_file_serves_both_uses_and_they_stay_apart(tmp_path: Path, task: str
     )
     texts = [{entry.text for entry in one.entries} for one in (evaluation, calibration)]
     assert not texts[0] & texts[1]
-    assert facts["overlap"] == 0
+    assert (facts["overlap"], facts["warnings"]) == (0, [])
     assert calibration.index.use == "calibration"
     _, facts = make_samples(
         tmp_path, checkpoint, "a.jsonl", task=task, samples=30, seed=1, evaluation=at
     )
     assert facts["overlap"] == 5
+    assert "5 of 30 calibration samples are evaluation samples too" in facts["warnings"][0]
 
 
 def test_an_overlap_is_an_error_when_the_recipe_says_so(tmp_path: Path) -> None:
