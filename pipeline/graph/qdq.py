@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 LARGEST_BIAS: Final = 2**30
 """Of a bias in int32. The other half is for the sum of products it is added to."""
 
+SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
+
 FIRST_OPSET_WITH_HALF: Final = 19
 """QuantizeLinear takes float16 since then."""
 
@@ -361,6 +363,7 @@ class _Writer:
             raise ValueError(f"`{bias.name}` is computed")
         values = bias.const_value.numpy().astype(np.float64)
         scale = np.broadcast_to(scales, values.shape).astype(np.float32)
+        scale = np.maximum(scale, np.float32(SMALLEST_NORMAL))  # where the bias is as small
         integers = np.rint(values / scale).astype(np.int32)
         inputs = [
             self._store(f"{bias.name}_quantized", integers),
@@ -428,7 +431,9 @@ def activation_scale(
     """
     is_symmetric = dtype == "int8" and not is_rectified
     width = found.magnitude / 127 if is_symmetric else (found.high - found.low) / 255
-    scale = rounded_scale(np.array(width or 1.0), scale_dtype)
+    # Of nothing but zeros, or nearly so, any scale would do for the numbers; but a bias is in units of
+    # it, and runtimes may take the smallest ones for zero. So as if there were numbers up to 1.
+    scale = rounded_scale(np.array(width if width >= SMALLEST_NORMAL else 1 / 255), scale_dtype)
     if is_symmetric:
         return scale, np.array(0, dtype=np.int8)
     steps = np.clip(np.rint(-found.low / scale.astype(np.float64)), 0, 255)

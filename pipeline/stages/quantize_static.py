@@ -128,7 +128,7 @@ def _size_bytes(directory: Path) -> int:
 
 QUANTIZE_STATIC = Stage(
     name="quantize_static",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeStaticConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),

@@ -449,6 +449,21 @@ def test_a_channel_of_tiny_weights_keeps_its_bias(kind: str, is_per_channel: boo
         assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)
 
 
+@pytest.mark.parametrize("magnitude", [0.0, 1e-44, 1e-38])
+def test_an_input_of_nearly_nothing_leaves_the_bias(magnitude: float) -> None:
+    bias = GEMM_WEIGHTS["bias"].copy()
+    bias[3] = 0.0
+    model = parse(GEMM, GEMM_WEIGHTS | {"bias": bias})
+    found = Range(low=-magnitude, high=magnitude, magnitude=magnitude)
+    quantized, _ = _quantize(model, ORT, {"x": found})
+    for tensor in quantized.graph.initializer:
+        if tensor.name.endswith("_scale"):
+            assert (numpy_helper.to_array(tensor) >= np.finfo(np.float32).tiny).all()
+    for fused in (False, True):
+        result = _run(quantized, {"x": np.zeros((2, 8), np.float32)}, fused=fused)
+        np.testing.assert_allclose(result, [bias, bias], atol=1e-4)
+
+
 def test_layers_share_a_weight_unless_the_bias_of_one_needs_larger_scales() -> None:
     text = """
     twice (float[batch, 8] x) => (float[batch, 8] y)
