@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from pipeline.report.schema import Report
     from pipeline.run.events import Listener
 
+JUDGE = "pipeline.judging"
+"""Module that comes to the verdict: what is written there, and in what it uses, is in the digest."""
+
 VERSION_DIGITS = 12
 """Hex digits of the build digest in a version's name; the manifest has it in full."""
 
@@ -271,7 +274,7 @@ def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
             "companions": plan.source.group_digest("companions"),
             "revision": plan.source.revision,
             "not_run": {target.name: target.chain.not_run_reason for target in plan.targets},
-            "gates": code_digest("pipeline.parity.gates"),
+            "gates": code_digest(JUDGE),
         },
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.build import JUDGE
 from pipeline.environment import (
     MACHINE_FACTS,
     _dist_info,
@@ -23,6 +24,7 @@ from pipeline.environment import (
     require_packages,
 )
 from pipeline.errors import EnvironmentMissing
+from pipeline.judging import judged
 from pipeline.stages.base import Stage, StageConfig
 from pipeline.stages.catalogue import STAGES
 
@@ -123,6 +125,11 @@ def test_the_code_digest_misses_no_import_of_a_stage() -> None:
                     fresh = _imported(path) - seen
                     seen |= fresh
                     queue += fresh
+
+
+def test_the_digest_of_a_build_follows_all_that_comes_to_its_verdict() -> None:
+    assert judged.__module__ == JUDGE
+    assert {"judging.py", "parity/gates.py", "parity/types.py"} <= set(code_files(JUDGE))
 
 
 FORMATS = {"google", "pydantic", "safetensors"}
