@@ -255,7 +255,18 @@ class QualityGates(Strict):
         if self.drop is not None and self.drop.max is None:
             msg = "a worse target holds `min` all the more; a limit here is a `max`"
             raise InvalidAt(msg, "drop", "min")
+        self._require_shares()
         return self
+
+    def _require_shares(self) -> None:
+        """Refuse percents: as a share, 1 lets every answer be lost and 95 lets none pass."""
+        share = "it is a share, of which 1 is all answers"
+        if self.score is not None and self.score.min is not None and not 0 < self.score.min <= 1:
+            msg = f"{share}: {self.score.min:g}; 0.95 is 95 percent"
+            raise InvalidAt(msg, "score", "min")
+        if self.drop is not None and self.drop.max is not None and not -1 <= self.drop.max < 1:
+            msg = f"{share}: {self.drop.max:g}; 0.005 is half a point"
+            raise InvalidAt(msg, "drop", "max")
 
 
 class SpeedGate(Strict):

@@ -264,10 +264,11 @@ def _warnings(taken: Taken) -> list[JSON]:
     shared = sum(sample.is_shared for sample in taken.samples)
     if not shared:
         return []
-    return [
+    warning = (
         f"{shared} of {len(taken.samples)} calibration samples are evaluation samples too, so that "
         "a quantised target may look better than it is on other data"
-    ]
+    )
+    return [warning]
 
 
 def _log(preparation: Preparation, taken: Taken, context: StageContext) -> None:
