@@ -87,18 +87,11 @@ def recipe_for(entry: Entry, checkpoint: Path) -> dict[str, Any]:
             "parity": PARITY["cpu-fp32"],
             # The patches of a tiny image model are half of its weights, and stay float.
             "coverage": {"quantized_weights": {"min": 0.5}},
-            "targets": {name: {"parity": limits} for name, limits in _parity(entry).items()},
+            "targets": {name: {"parity": limits} for name, limits in PARITY.items()},
             "allow_not_run": ["device_parity"],
         },
         "benchmark": None,
     }
-
-
-def _parity(entry: Entry) -> dict[str, dict[str, dict[str, float]]]:
-    if entry.architecture in CONVOLUTIONAL and entry.task == "image-feature-extraction":
-        # The vectors of its output are rows of two pixels, whose angle says nothing.
-        return PARITY | {"cpu-int8": {"relative_l2": {"max": 0.1}}}
-    return PARITY
 
 
 def _source(entry: Entry) -> str:
