@@ -135,7 +135,7 @@ def test_a_quality_gate_without_labels_fails(tmp_path: Path) -> None:
     assert parity.quality is None
     (result,) = judge_quality(
         parity.quality,
-        QualityGates(drop=Bound(max=1.0)),
+        QualityGates(drop=Bound(max=0.5)),
         target="cpu",
         component="model",
         is_proxy=False,
