@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
 from pipeline.environment import code_digest, cores, installed_onnxruntime
 from pipeline.errors import ArtifactError, PipelineError
 from pipeline.hashing import tagged_digest
-from pipeline.planning import build_plan, plan_status
+from pipeline.planning import plan_status
 from pipeline.publish import (
     AlreadyPublished,
     artifact_directory,
@@ -30,8 +29,9 @@ from pipeline.publish import (
     verify_artifact,
 )
 from pipeline.recipe import dump_recipe
+from pipeline.resolving import resolve_plan
 from pipeline.run.outcomes import NodeOutcome
-from pipeline.source import fetch_source, resolve_source
+from pipeline.source import fetch_source
 from pipeline.store import Store, resolve_store_root
 
 if TYPE_CHECKING:
@@ -145,25 +145,7 @@ def _prepare_plan(
 ) -> Plan:
     installed_onnxruntime()
     memory = DigestMemory(store.root / "digests.json", is_fresh=must_rehash)
-    source = resolve_source(
-        loaded.recipe.model.source,
-        recipe_directory=loaded.directory("model", "source"),
-        memory=memory,
-        revision=loaded.recipe.model.revision,
-        where=loaded.where("model", "source"),
-        where_revision=loaded.where("model", "revision"),
-        note=note,
-    )
-    data = {
-        use: resolve_data(
-            spec,
-            directory=loaded.directory("data", use, "source"),
-            memory=memory,
-            where=loaded.where("data", use, "source"),
-        )
-        for use, spec in loaded.recipe.data.specs().items()
-    }
-    plan = build_plan(loaded.recipe, source, data, loaded.where)
+    plan = resolve_plan(loaded, memory, note=note)
     memory.save()  # a recipe that is refused leaves nothing behind
     return plan
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("rejudging",),
     ("doctor", "drafting", "inspection", "verification"),
     ("listing", "package_checks", "store_trial"),
-    ("publish", "run", "forecast"),
+    ("publish", "run", "forecast", "resolving"),
     ("judging", "planning"),
     ("recipe",),
     ("targets",),

@@ -24,6 +24,7 @@ from pipeline.errors import ArtifactError, EnvironmentMissing, RecipeError
 from pipeline.planning import build_plan
 from pipeline.recipe import load_recipe_file
 from pipeline.recipe.types import NAME_PATTERN, PRINTABLE_PATTERN, DataSpec, Recipe
+from pipeline.resolving import resolve_plan
 from pipeline.source import resolve_source
 from pipeline.tasks import TASKS, check_task, find_task, fitting_tasks
 
@@ -399,22 +400,5 @@ def _write(
 
 def _load_and_plan(path: Path, memory: DigestMemory, note: Callable[[str], None]) -> Recipe:
     loaded = load_recipe_file(path)
-    source = resolve_source(
-        loaded.recipe.model.source,
-        recipe_directory=loaded.directory("model", "source"),
-        memory=memory,
-        revision=loaded.recipe.model.revision,
-        where=loaded.where("model", "source"),
-        note=note,
-    )
-    data = {
-        use: resolve_data(
-            spec,
-            directory=loaded.directory("data", use, "source"),
-            memory=memory,
-            where=loaded.where("data", use, "source"),
-        )
-        for use, spec in loaded.recipe.data.specs().items()
-    }
-    build_plan(loaded.recipe, source, data, loaded.where)
+    resolve_plan(loaded, memory, note=note)
     return loaded.recipe
