@@ -16,10 +16,11 @@ from pipeline.environment import describe_environment
 from pipeline.errors import ArtifactError
 from pipeline.judging import judged
 from pipeline.manifest import Manifest
-from pipeline.parity.types import Parity
+from pipeline.parity.types import NoiseFloor, Parity
 from pipeline.publish import ArtifactFile
 from pipeline.recipe import dump_recipe
 from pipeline.report.schema import (
+    CheckEntry,
     EngineReport,
     Failure,
     FileEntry,
@@ -153,6 +154,7 @@ def assemble_report(
         worst_samples=tuple(_worst_samples(results, targets)),
         warnings=tuple(_warnings(results)),
         sample_sizes=_sample_sizes(results),
+        noise_floors=tuple(_noise_floors(results)),
     )
     return judged(
         measured,
@@ -167,6 +169,12 @@ def _warnings(results: Results) -> Iterator[str]:
         facts: Mapping[str, Any] = outcome.record.facts if outcome.record else {}
         for warning in facts.get("warnings", ()):
             yield f"{outcome.node.name}: {warning}"
+
+
+def _noise_floors(results: Results) -> Iterator[NoiseFloor]:
+    for ref in results.plan.noise_floors.values():
+        for floor in json.loads(results.document(ref, "noise.json") or "[]"):
+            yield NoiseFloor.model_validate(floor)
 
 
 def _node_report(plan: Plan, outcome: NodeOutcome) -> NodeReport:
@@ -216,6 +224,7 @@ def _target_report(
                     component=component,
                     parity=None if text is None else Parity.model_validate_json(text),
                     not_run_reason="" if text is not None else results.why_missing(validation),
+                    arithmetic=link.arithmetic,
                 )
             )
     benchmark = None
@@ -238,6 +247,16 @@ def _target_report(
         engines=tuple(_engine_reports(results, target)),
         nodes=_nodes_of(results.plan, target),
         weights=tuple(_weights(results, target)),
+        checks=tuple(
+            CheckEntry(
+                check=check.check,
+                node=results.plan.nodes[check.node.node].name,
+                of=results.plan.nodes[check.of.node].name,
+                stage=results.plan.nodes[check.of.node].stage.name,
+                component=check.component,
+            )
+            for check in target.checks
+        ),
     )
 
 
@@ -256,6 +275,7 @@ def _nodes_of(plan: Plan, target: TargetPlan) -> tuple[str, ...]:
     refs += [made.node for group in chain.deliverables.values() for made in group]
     refs += [check for checks in target.validations.values() for _, check in checks]
     refs += target.benchmarks.values()
+    refs += [check.node for check in target.checks]
     found: set[int] = set()
     queue = [ref.node for ref in refs]
     while queue:

@@ -10,6 +10,9 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.attribution import findings
+from pipeline.checks.base import Measured
+from pipeline.checks.catalogue import find_check
 from pipeline.errors import RecipeError
 from pipeline.parity.gates import (
     judge_coverage,
@@ -18,12 +21,13 @@ from pipeline.parity.gates import (
     judge_quality,
     judge_speed,
 )
+from pipeline.parity.stage_gates import judge_stage
 from pipeline.report.summary import delivered, node_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from pipeline.parity.types import GateResult
+    from pipeline.parity.types import GateResult, NoiseFloor
     from pipeline.recipe.types import Gates
     from pipeline.report.schema import NodeReport, Report, TargetReport
 
@@ -41,7 +45,7 @@ class _Unmeasured:
 
 
 def judged(report: Report, gates: Gates, *, declared: Mapping[str, Collection[str]]) -> Report:
-    """The report with its gates judged anew: `gates`, `reasons` and `verdict` are replaced.
+    """The report with its gates judged anew: `gates`, `reasons`, `findings`, `verdict` are replaced.
 
     A stage that failed stays failed, whatever the limits are. Of the recipe in the report nothing is
     used; the caller says what is judged by.
@@ -68,7 +72,12 @@ def judged(report: Report, gates: Gates, *, declared: Mapping[str, Collection[st
     if failures or broken:
         verdict = "error" if failures else "failed"
     return report.model_copy(
-        update={"gates": results, "reasons": (*failures, *broken), "verdict": verdict}
+        update={
+            "gates": results,
+            "reasons": (*failures, *broken),
+            "verdict": verdict,
+            "findings": findings(report.targets, results),
+        }
     )
 
 
@@ -126,6 +135,8 @@ def _gate_results(
                     component=last.component,
                     is_proxy=bool(target.proxy),
                 )
+        verdicts += _stage_results(report, target, own)
+        verdicts += _check_results(report, target, own, nodes)
         if target.proxy:
             verdicts += judge_device_parity(
                 target=target.name,
@@ -152,6 +163,52 @@ def _gate_results(
         },
     )
     return tuple(verdicts)
+
+
+def _stage_results(report: Report, target: TargetReport, gates: Gates) -> Iterator[GateResult]:
+    """Every graph of the chain against what its arithmetic allows."""
+    for link in target.parity:
+        if link.parity is None or link.arithmetic is None:
+            continue
+        own = gates.stages.get(link.stage)
+        yield from judge_stage(
+            link.parity,
+            link.arithmetic,
+            _floors(report, link.component),
+            None if own is None else own.noise,
+            target=target.name,
+            component=link.component,
+            stage=link.stage,
+            node=link.node,
+            is_proxy=bool(target.proxy),
+        )
+
+
+def _floors(report: Report, component: str) -> dict[str, NoiseFloor]:
+    return {floor.output: floor for floor in report.noise_floors if floor.component == component}
+
+
+def _check_results(
+    report: Report, target: TargetReport, gates: Gates, nodes: Mapping[str, NodeReport]
+) -> Iterator[GateResult]:
+    """What each check found; one that could not be run has failed as a stage."""
+    arithmetic = {link.node: link.arithmetic for link in target.parity}
+    for entry in target.checks:
+        check, limits = find_check(entry.check), getattr(gates.checks, entry.check, None)
+        node = nodes[entry.node]
+        if check is None or limits is None or node.state in NO_RESULT:
+            continue
+        measured = Measured(
+            target=target.name,
+            component=entry.component,
+            stage=entry.stage,
+            node=entry.of,
+            arithmetic=arithmetic.get(entry.of) or "quantized",
+            is_proxy=bool(target.proxy),
+            facts=node.facts,
+            floors=_floors(report, entry.component),
+        )
+        yield from check.judge(measured, limits)
 
 
 def _has_failed_benchmark(report: Report, target: TargetReport) -> bool:

@@ -12,6 +12,8 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from pipeline.checks.base import Link, Subject
+from pipeline.checks.catalogue import CHECKS
 from pipeline.data.fields import pick_fields
 from pipeline.environment import (
     MACHINE_FACTS,
@@ -26,6 +28,8 @@ from pipeline.hashing import canonical_json, tagged_digest
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
 from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig
 from pipeline.stages.export import EXPORT, ExportConfig
+from pipeline.stages.noise_floor import NOISE_FLOOR, NoiseFloorConfig
+from pipeline.stages.probes import PROBES, ProbesConfig
 from pipeline.stages.reference import REFERENCE, ReferenceConfig
 from pipeline.stages.samples import SAMPLES, SamplesConfig
 from pipeline.stages.validate import VALIDATE, ValidateConfig
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from pipeline.checks.limits import CheckLimits
     from pipeline.data_source import DataSource
     from pipeline.hashing import JSON
     from pipeline.recipe.types import DataSpec, Recipe, ShapeRange
@@ -75,6 +80,23 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetCheck:
+    """One check of one graph of a target.
+
+    Attributes:
+        check: The check's name.
+        component: The model component.
+        of: The node whose graph is looked at.
+        node: The node that looks.
+    """
+
+    check: str
+    component: str
+    of: NodeRef
+    node: NodeRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetPlan:
     """What a target needs of the plan.
 
@@ -82,12 +104,14 @@ class TargetPlan:
         chain: The target's own chain, as its runtime lays it out.
         validations: Component -> (model link, node that compares it), in the order of the chain.
         benchmark: Component -> node that times it; empty when the target cannot run here.
+        checks: What else is looked at.
     """
 
     name: str
     chain: TargetChain
     validations: Mapping[str, tuple[tuple[ModelLink, NodeRef], ...]]
     benchmarks: Mapping[str, NodeRef]
+    checks: tuple[TargetCheck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +121,7 @@ class Plan:
     Attributes:
         data: Use (`evaluation`, `calibration`) -> the files its samples come from.
         samples: The node that prepares the evaluation samples.
+        noise_floors: Component -> the node that measures the checkpoint's own noise.
     """
 
     recipe: Recipe
@@ -106,6 +131,7 @@ class Plan:
     nodes: tuple[Node, ...]
     targets: tuple[TargetPlan, ...]
     samples: NodeRef
+    noise_floors: Mapping[str, NodeRef]
 
     def group_content(self, group: str) -> JSON:
         """What is behind a `SourceRef`, for keys: the digest of data, of a checkpoint each file's."""
@@ -198,6 +224,15 @@ class _Builder:
         """The node that prepares the samples everything is compared on."""
         return self._samples("evaluation", self._recipe.data.evaluation, {})
 
+    def probes(self) -> NodeRef:
+        """The node that makes the probes."""
+        sequence = self._recipe.shapes.sequence
+        config = ProbesConfig(
+            task=self._task.name, lengths=(sequence.min, sequence.max) if sequence else None
+        )
+        ports = {"samples": self.evaluation_samples(), "tokenizer": SourceRef("tokenizer")}
+        return self.add(PROBES, config, ports)
+
     def calibration_samples(self) -> NodeRef:
         spec = self._recipe.data.calibration
         if spec is None:
@@ -284,7 +319,12 @@ def _about(where: Where, *key_path: str | int) -> Iterator[None]:
 
 
 def build_plan(
-    recipe: Recipe, source: Source, data: Mapping[str, DataSource], where: Where = _key_path
+    recipe: Recipe,
+    source: Source,
+    data: Mapping[str, DataSource],
+    where: Where = _key_path,
+    *,
+    is_diagnosing: bool = False,
 ) -> Plan:
     """Lay out all the work of a recipe.
 
@@ -293,6 +333,7 @@ def build_plan(
         source: Its checkpoint.
         data: Use -> where its samples come from; one for each in the recipe's `data`.
         where: Key path -> position for messages, such as `LoadedRecipe.where`.
+        is_diagnosing: Add what explains a failure.
 
     Raises:
         RecipeError: the task does not fit the checkpoint, shapes are not those of the task or go
@@ -312,11 +353,22 @@ def build_plan(
             pick_fields(task, spec)
     builder = _Builder(recipe, task, data)
     samples = builder.evaluation_samples()
+    probes = builder.probes()
+    ports = {"checkpoint": SourceRef("checkpoint"), "samples": samples, "probes": probes}
     references = {
         component: builder.add(
             REFERENCE,
             ReferenceConfig(task=task.name, component=component),
-            {"checkpoint": SourceRef("checkpoint"), "samples": samples},
+            ports,
+            component=component,
+        )
+        for component in task.components
+    }
+    noise_floors = {
+        component: builder.add(
+            NOISE_FLOOR,
+            NoiseFloorConfig(task=task.name, component=component),
+            ports,
             component=component,
         )
         for component in task.components
@@ -326,9 +378,10 @@ def build_plan(
         builder.prefix = target.name
         with _about(where, "targets", place):
             chain = target.chain(builder)
-        targets.append(
-            _plan_target(target.name, chain, builder, recipe, task, samples, references)
+        measures = _Measures(
+            samples=samples, probes=probes, references=references, is_diagnosing=is_diagnosing
         )
+        targets.append(_plan_target(target.name, chain, builder, recipe, task, measures))
     _check_coverage(recipe, builder.drafts, where)
     _check_limits(recipe, where)
     nodes = _named(builder.drafts)
@@ -342,7 +395,18 @@ def build_plan(
         nodes=nodes,
         targets=tuple(targets),
         samples=samples,
+        noise_floors=noise_floors,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measures:
+    """What every target is measured with."""
+
+    samples: NodeRef
+    probes: NodeRef
+    references: Mapping[str, NodeRef]
+    is_diagnosing: bool
 
 
 def _plan_target(
@@ -351,13 +415,14 @@ def _plan_target(
     builder: _Builder,
     recipe: Recipe,
     task: Task,
-    samples: NodeRef,
-    references: Mapping[str, NodeRef],
+    measures: _Measures,
 ) -> TargetPlan:
-    """Add what measures a target: a comparison of every model in its chain, and a benchmark."""
+    """Add what measures a target: a comparison of every model in its chain, checks, and a benchmark."""
     gates = recipe.gates.of(name)
+    samples = measures.samples
     validations = {}
     benchmarks = {}
+    checks: list[TargetCheck] = []
     for component, links in chain.models.items():
         found = []
         for link in links:
@@ -369,13 +434,15 @@ def _plan_target(
             inputs: dict[str, Ref] = {
                 "model": link.node,
                 "samples": samples,
-                "reference": references[component],
+                "probes": measures.probes,
+                "reference": measures.references[component],
             }
             label = builder.drafts[link.node.node].stage.name
             found.append(
                 (link, builder.add(VALIDATE, config, inputs, component=component, label=label))
             )
         validations[component] = tuple(found)
+        checks += _plan_checks(component, links, builder, task, gates.checks, measures)
         options = recipe.benchmark
         if chain.runtime is not None and options is not None:
             benchmark = BenchmarkConfig(
@@ -398,7 +465,50 @@ def _plan_target(
                 },
                 component=component,
             )
-    return TargetPlan(name=name, chain=chain, validations=validations, benchmarks=benchmarks)
+    return TargetPlan(
+        name=name,
+        chain=chain,
+        validations=validations,
+        benchmarks=benchmarks,
+        checks=tuple(checks),
+    )
+
+
+def _plan_checks(
+    component: str,
+    links: tuple[ModelLink, ...],
+    builder: _Builder,
+    task: Task,
+    limits: CheckLimits,
+    measures: _Measures,
+) -> Iterator[TargetCheck]:
+    drafts = [builder.drafts[link.node.node] for link in links]
+    subject = Subject(
+        component=component,
+        links=tuple(
+            Link(model=link, stage=draft.stage.name, config=draft.config, inputs=draft.inputs)
+            for link, draft in zip(links, drafts, strict=True)
+        ),
+        samples=measures.samples,
+        probes=measures.probes,
+        reference=measures.references[component],
+        task=task,
+        profile=builder.profile,
+        is_diagnosing=measures.is_diagnosing,
+    )
+    for check in CHECKS:
+        own = getattr(limits, check.name)
+        for wanted in check.plan(subject, own) if own is not None else ():
+            node = builder.add(
+                check.stage,
+                wanted.config,
+                wanted.inputs,
+                component=component,
+                label=wanted.link.stage,
+            )
+            yield TargetCheck(
+                check=check.name, component=component, of=wanted.link.node, node=node
+            )
 
 
 def _named(drafts: list[_Draft]) -> tuple[Node, ...]:

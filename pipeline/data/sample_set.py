@@ -71,6 +71,10 @@ class SampleEntry(_Record):
             (`NO_LABEL`: not counted); first and last token of the answer. None when unlabelled.
         image: The sample's picture below the sample set's directory, `images/000007.png`.
         fingerprint: SHA-256 of its tensors, the same for equal samples of any set.
+        kind: What a probe is made to show; empty for samples of data.
+        starts: Where outputs begin to be compared along a named axis, where not at 0: what lies
+            before is padding.
+        compared: `finite`: the outputs only have to be numbers, for nobody reads them.
     """
 
     index: int
@@ -79,6 +83,9 @@ class SampleEntry(_Record):
     label: Label | None = None
     image: str | None = None
     fingerprint: str = ""
+    kind: str = ""
+    starts: dict[str, int] = {}
+    compared: Literal["values", "finite"] = "values"
 
 
 class SampleIndex(_Record):

@@ -188,7 +188,7 @@ class ParityRecorder:
                     record.note("array", fault, entry.index)
                     record.add(entry.index, DistanceSums())
                     continue
-                row = self._cut(name, array[place], entry.extents)
+                row = cut_padding(self._declared[name], array[place], entry.extents, entry.starts)
                 if self._add_row(name, entry.index, row, reference[name][place]):
                     rows[place][name] = row
         if self._tally is None:
@@ -207,15 +207,6 @@ class ParityRecorder:
             return f"has shape {list(array.shape)} for a batch of {rows}"
         return ""
 
-    def _cut(self, name: str, sample: Array, extents: Mapping[str, int]) -> Array:
-        """One row without its padding; the axes are found by the names the graph gives them."""
-        for axis, size in extents.items():
-            place = self._declared[name].axis(axis)
-            if place is not None and BATCH_AXIS < place <= sample.ndim:
-                # Slicing past the end gives what is there, and the shapes are then found to differ.
-                sample = sample[(slice(None),) * (place - 1) + (slice(size),)]
-        return sample
-
     def _add_row(self, name: str, index: int, candidate: Array, reference: Array) -> bool:
         """Compare one sample's output; False when there is nothing that could be compared."""
         record = self._records[name]
@@ -230,7 +221,7 @@ class ParityRecorder:
             record.add(index, DistanceSums())
             return False
         sums = sum_distances(
-            _vectors_last(candidate), _vectors_last(reference), is_ranked=record.is_ranked
+            vectors_last(candidate), vectors_last(reference), is_ranked=record.is_ranked
         )
         if sums.non_finite:
             record.note("finite", "", index, sums.non_finite)
@@ -272,7 +263,30 @@ class ParityRecorder:
         )
 
 
-def _vectors_last(sample: Array) -> Array:
+def cut_padding(
+    declared: ModelTensor,
+    sample: Array,
+    extents: Mapping[str, int],
+    starts: Mapping[str, int],
+) -> Array:
+    """One sample's output without its padding; the axes are found by the names the graph gives them.
+
+    Args:
+        declared: The output as the graph declares it, with its batch axis.
+        sample: The output without its batch axis.
+        extents: Named axis -> where padding begins.
+        starts: Named axis -> where padding before the sample ends; 0 when left out.
+    """
+    for axis, size in extents.items():
+        place = declared.axis(axis)
+        if place is not None and BATCH_AXIS < place <= sample.ndim:
+            # Slicing past the end gives what is there, and the shapes are then found to differ.
+            valid = slice(starts.get(axis, 0), size)
+            sample = sample[(slice(None),) * (place - 1) + (valid,)]
+    return sample
+
+
+def vectors_last(sample: Array) -> Array:
     """A sample's output with its vectors along the last axis.
 
     Feature maps are (channels, height, width) throughout transformers: what describes a place lies

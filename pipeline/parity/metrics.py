@@ -92,6 +92,8 @@ class DistanceSums:
             top1_agreement=self.agreed / self.ranked if self.ranked else None,
             non_finite=0,
             elements=self.elements,
+            rmse=math.sqrt(self.square_sum / self.elements),
+            reference_rms=math.sqrt(self.reference_square_sum / self.elements),
         )
 
     def _relative_l2(self) -> float | None:

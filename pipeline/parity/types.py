@@ -30,6 +30,8 @@ class Metrics(Frozen):
             outputs of which that says nothing.
         non_finite: How many of the candidate's elements are NaN or infinite.
         elements: How many elements were compared.
+        rmse: Root of the mean squared difference.
+        reference_rms: Root of the mean square of the reference.
     """
 
     cosine_similarity: float | None
@@ -41,6 +43,8 @@ class Metrics(Frozen):
     top1_agreement: float | None = None
     non_finite: int
     elements: int
+    rmse: float | None = None
+    reference_rms: float | None = None
 
 
 class SampleMetrics(Frozen):
@@ -61,6 +65,46 @@ class OutputParity(Frozen):
     is_ranked: bool = False
     metrics: Metrics
     samples: tuple[SampleMetrics, ...]
+
+
+class ProbeMetrics(Frozen):
+    """One output of one probe, an input that was made to show what usual samples do not.
+
+    Attributes:
+        index: The probe's place in the probes' set.
+        kind: What it is made to show, such as `left_padding`.
+        text: What it is, for people.
+        output: The output's name.
+        metrics: None when the checkpoint itself gives no finite number here, so that nothing can
+            be compared.
+    """
+
+    index: int
+    kind: str
+    text: str
+    output: str
+    metrics: Metrics | None
+
+
+class NoiseFloor(Frozen):
+    """How far the checkpoint in float32 is from itself, for one output.
+
+    The unit is the root mean square of the output over all samples that were looked at, so that a
+    sample whose output happens to be small does not count for more.
+
+    Attributes:
+        component: The model component.
+        output: The output's name.
+        float64: Largest over samples and probes of RMSE(float32, float64) over that unit.
+        threads: The same of one thread against several, both float32.
+        samples: How many samples and probes were looked at.
+    """
+
+    component: str
+    output: str
+    float64: float
+    threads: float
+    samples: int
 
 
 class Quality(Frozen):
@@ -99,6 +143,7 @@ class Parity(Frozen):
         batch_size: Samples a run.
         samples_seen: How many samples were compared.
         quality: Right answers; None when no sample is labelled.
+        probes: Each output of each probe; not part of `outputs`.
     """
 
     outputs: tuple[OutputParity, ...]
@@ -107,6 +152,7 @@ class Parity(Frozen):
     batch_size: int
     samples_seen: int
     quality: Quality | None = None
+    probes: tuple[ProbeMetrics, ...] = ()
 
 
 GateVerdict = Literal["passed", "failed", "not_run"]
@@ -116,7 +162,8 @@ class GateResult(Frozen):
     """What one gate said about one target.
 
     Attributes:
-        gate: `parity`, `device_parity`, `quality`, `speed` or `coverage`.
+        gate: `parity`, `stages`, `device_parity`, `quality`, `speed`, `coverage`, or the name of a
+            check.
         target: The target's name.
         metric: What was limited, such as `sentence_embedding.cosine_similarity`.
         measured: The number that was judged; None when there is none.
@@ -125,6 +172,8 @@ class GateResult(Frozen):
         reason: One sentence: why it failed, or why it was not run.
         is_allowed: False when this result fails the build.
         is_proxy: The number stands in for one that could not be measured here.
+        node: The node whose output was judged, when the gate tells it: the one a failure accuses.
+        layer: The layer of it that a failure accuses, when the gate tells it.
     """
 
     gate: str
@@ -136,3 +185,5 @@ class GateResult(Frozen):
     reason: str
     is_allowed: bool
     is_proxy: bool = False
+    node: str = ""
+    layer: str = ""

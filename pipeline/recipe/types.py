@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from pipeline.checks.limits import CheckLimits
 from pipeline.stages.export import ExportOptions
 from pipeline.targets import AnyTarget
 
@@ -280,6 +281,15 @@ class SpeedGate(Strict):
     )
 
 
+class StageTolerance(Strict):
+    """A limit of one stage's graphs in place of the derived one."""
+
+    noise: Annotated[float, Field(gt=0)] = Field(
+        description="RMSE of a sample's output over the output's root mean square over all samples",
+        examples=[1e-4],
+    )
+
+
 NotRun = Literal["device_parity", "speed"]
 
 
@@ -289,6 +299,10 @@ class TargetGates(Strict):
     parity: ParityGates | None = Field(default=None, description="distance to the reference")
     quality: QualityGates | None = Field(default=None, description="right answers")
     speed: SpeedGate | None = Field(default=None, description="against torch, on this machine")
+    stages: dict[FactName, StageTolerance] | None = Field(
+        default=None, description="stage -> limit of its graphs in place of the derived one"
+    )
+    checks: CheckLimits | None = Field(default=None, description="limits of the checks")
 
 
 class Gates(Strict):
@@ -304,6 +318,15 @@ class Gates(Strict):
     coverage: dict[FactName, Bound] = Field(
         default_factory=dict,
         description="limits on what the stages report, e.g. quantized_weights, fused_attention",
+    )
+    stages: dict[FactName, StageTolerance] = Field(
+        default_factory=dict,
+        description="stage -> limit of its graphs in place of the one that is derived from the "
+        "checkpoint's noise floor",
+        examples=[{"fuse": {"noise": 1e-4}}],
+    )
+    checks: CheckLimits = Field(
+        default=CheckLimits(), description="limits of the checks; null leaves one out"
     )
     allow_not_run: tuple[NotRun, ...] = Field(
         default=(), description="gates that may stay unchecked where they cannot run"

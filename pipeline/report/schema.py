@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from pipeline.bench.types import BenchmarkResult
-from pipeline.parity.types import GateResult, Parity
+from pipeline.parity.tolerances import Arithmetic
+from pipeline.parity.types import GateResult, NoiseFloor, Parity
 from pipeline.records import Frozen
 
 SCHEMA_VERSION: Final = 1
@@ -52,13 +53,56 @@ class NodeReport(Frozen):
 
 
 class StageParity(Frozen):
-    """Parity after one stage of a target's chain."""
+    """Parity after one stage of a target's chain.
+
+    Attributes:
+        arithmetic: What the graph computes with, which says how far it may be from the checkpoint;
+            None in reports that were written before it was recorded.
+    """
 
     node: str
     stage: str
     component: str
     parity: Parity | None
     not_run_reason: str = ""
+    arithmetic: Arithmetic | None = None
+
+
+class CheckEntry(Frozen):
+    """One check of one graph; what it measured stands in the facts of its node.
+
+    Attributes:
+        check: The check's name.
+        node: The node that measured it.
+        of: The node whose graph was looked at.
+        stage: The stage of that node.
+    """
+
+    check: str
+    node: str
+    of: str
+    stage: str
+    component: str
+
+
+class Finding(Frozen):
+    """What a failed target's failures come down to.
+
+    Attributes:
+        target: The target's name.
+        node: The first node of its chain that a failure accuses; empty when none does.
+        stage: Its stage.
+        layer: The layer in it, when one is known.
+        sentence: All of it in words.
+        gates: Metrics of the failed gates that accuse this node.
+    """
+
+    target: str
+    node: str
+    stage: str
+    layer: str = ""
+    sentence: str
+    gates: tuple[str, ...] = ()
 
 
 class EngineReport(Frozen):
@@ -115,6 +159,7 @@ class TargetReport(Frozen):
         nodes: Names of the nodes that this target hangs on; when empty, renderers tell them by
             their names.
         weights: What the last model of each component is made of; empty when no stage said it.
+        checks: What else was looked at.
     """
 
     name: str
@@ -128,6 +173,7 @@ class TargetReport(Frozen):
     engines: tuple[EngineReport, ...]
     nodes: tuple[str, ...] = ()
     weights: tuple[WeightPart, ...] = ()
+    checks: tuple[CheckEntry, ...] = ()
 
 
 class WorstSample(Frozen):
@@ -177,6 +223,8 @@ class Report(Frozen):
         source: `source`, `revision` and the digest of every file that was used.
         warnings: What fails nothing and should be known: samples in both sets, notices of stages.
         sample_sizes: Of the evaluation samples, for each axis that differs between them.
+        noise_floors: What the checkpoint in float32 does to itself, by output.
+        findings: For each failed target, which stage and layer it comes down to.
         rejudged: None in an artifact: its report is the build's own.
     """
 
@@ -195,4 +243,6 @@ class Report(Frozen):
     worst_samples: tuple[WorstSample, ...]
     warnings: tuple[str, ...] = ()
     sample_sizes: tuple[SampleSizes, ...] = ()
+    noise_floors: tuple[NoiseFloor, ...] = ()
+    findings: tuple[Finding, ...] = ()
     rejudged: Rejudged | None = None

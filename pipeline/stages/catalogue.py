@@ -10,6 +10,9 @@ from pipeline.stages.cast import CAST
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
+from pipeline.stages.invariance import INVARIANCE
+from pipeline.stages.noise_floor import NOISE_FLOOR
+from pipeline.stages.probes import PROBES
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
 from pipeline.stages.quantize_static import QUANTIZE_STATIC
 from pipeline.stages.reference import REFERENCE
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 STAGES: tuple[AnyStage, ...] = (
     SAMPLES,
+    PROBES,
     REFERENCE,
+    NOISE_FLOOR,
     EXPORT,
     SIMPLIFY,
     FUSE,
@@ -32,6 +37,7 @@ STAGES: tuple[AnyStage, ...] = (
     QUANTIZE_STATIC,
     ENGINE,
     VALIDATE,
+    INVARIANCE,
     BENCHMARK,
 )
 """Every stage there is, in the order in which a chain may use them."""

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING
 from pipeline.stages.base import Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from pipeline.data.reference_set import ReferenceIndex
+    from pipeline.data.sample_set import SampleSet
     from pipeline.hashing import JSON
+    from pipeline.runtimes.torch_reference import TorchReferenceRunner
     from pipeline.stages.base import StageContext
 
 CHECKPOINT_PORT = "checkpoint"
 SAMPLES_PORT = "samples"
+PROBES_PORT = "probes"
+PROBES_FOLDER = "probes"
+"""Holds the reference of the probes, in the same two files."""
 
 THREADS = 1
 """One thread, so that the last bits do not depend on how many cores a machine has.
@@ -38,70 +44,96 @@ class ReferenceConfig(StageConfig):
 def run(
     config: ReferenceConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
 ) -> dict[str, JSON]:
-    """Write `reference.safetensors` and `reference.json`.
+    """Write `reference.safetensors` and `reference.json`, for the probes too when there are any.
 
     Raises:
         StageError: when the samples lack an input that the checkpoint takes, or the checkpoint
-            itself gives NaN or infinity: no candidate can be held against that.
+            itself gives NaN or infinity on a sample: no candidate can be held against that.
     """
-    import numpy as np
-
-    from pipeline.data.reference_set import ReferenceIndex, save_reference
-    from pipeline.data.sample_set import load_samples, tensor_name
-    from pipeline.errors import StageError
+    from pipeline.data.sample_set import load_samples
     from pipeline.runtimes.torch_reference import TorchReferenceRunner
 
     samples = load_samples(inputs[SAMPLES_PORT])
-    runner = TorchReferenceRunner(
+    probes = load_samples(inputs[PROBES_PORT]) if PROBES_PORT in inputs else None
+    total, done = len(samples) + (len(probes) if probes else 0), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        context.progress(done, total, "samples")
+
+    with TorchReferenceRunner(
         inputs[CHECKPOINT_PORT],
         task=config.task,
         component=config.component,
         threads=THREADS,
-    )
+    ) as runner:
+        index = _write_reference(config, runner, samples, output, advance)
+        if probes is not None:
+            folder = output / PROBES_FOLDER
+            folder.mkdir()
+            _write_reference(config, runner, probes, folder, advance, may_be_non_finite=True)
+    return {
+        "samples": len(samples),
+        "probes": len(probes) if probes else 0,
+        "inputs": list(index.inputs),
+        "outputs": list(index.outputs),
+        "session": index.session,
+    }
+
+
+def _write_reference(
+    config: ReferenceConfig,
+    runner: TorchReferenceRunner,
+    samples: SampleSet,
+    output: Path,
+    advance: Callable[[], None],
+    *,
+    may_be_non_finite: bool = False,
+) -> ReferenceIndex:
+    """Run one sample set and file the outputs."""
+    import numpy as np
+
+    from pipeline.data.reference_set import ReferenceIndex, save_reference
+    from pipeline.data.sample_set import tensor_name
+    from pipeline.errors import StageError
+
     tensors = {}
-    with runner:
-        names = tuple(spec.name for spec in runner.inputs)
-        outputs = tuple(spec.name for spec in runner.outputs)
-        lacking = [name for name in names if name not in samples.input_names]
-        if lacking:
-            raise StageError(
-                f"the checkpoint takes `{lacking[0]}`, the samples have only "
-                + ", ".join(f"`{name}`" for name in samples.input_names)
-            )
-        for entry in samples.index.samples:
-            (sample,) = samples.read([entry.index])
-            results = runner.run({name: sample[name][np.newaxis] for name in names})
-            for name, array in results.items():
-                bad = int(array.size - np.count_nonzero(np.isfinite(array)))
-                if bad:
-                    raise StageError(
-                        f"the checkpoint itself gives {bad} NaN or infinite elements in "
-                        f"`{name}` for sample {entry.index}: {entry.text[:80]!r}",
-                        hint="the weights are damaged, or overflow in float32",
-                    )
-                tensors[tensor_name(name, entry.index)] = array[0].copy()
-            context.progress(entry.index + 1, len(samples), "samples")
-        session = runner.session
+    names = tuple(spec.name for spec in runner.inputs)
+    lacking = [name for name in names if name not in samples.input_names]
+    if lacking:
+        raise StageError(
+            f"the checkpoint takes `{lacking[0]}`, the samples have only "
+            + ", ".join(f"`{name}`" for name in samples.input_names)
+        )
+    for entry in samples.entries:
+        (sample,) = samples.read([entry.index])
+        results = runner.run({name: sample[name][np.newaxis] for name in names})
+        for name, array in results.items():
+            bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+            if bad and not may_be_non_finite:
+                raise StageError(
+                    f"the checkpoint itself gives {bad} NaN or infinite elements in "
+                    f"`{name}` for sample {entry.index}: {entry.text[:80]!r}",
+                    hint="the weights are damaged, or overflow in float32",
+                )
+            tensors[tensor_name(name, entry.index)] = array[0].copy()
+        advance()
     index = ReferenceIndex(
         task=config.task,
         component=config.component,
         inputs=names,
-        outputs=outputs,
+        outputs=tuple(spec.name for spec in runner.outputs),
         samples=len(samples),
-        session=session,
+        session=runner.session,
     )
     save_reference(index, tensors, output)
-    return {
-        "samples": len(samples),
-        "inputs": list(names),
-        "outputs": list(outputs),
-        "session": session,
-    }
+    return index
 
 
 REFERENCE = Stage(
     name="reference",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=450, memory_per_weight=1.05, keeps_outputs=True),
     config_type=ReferenceConfig,
     run=run,

@@ -23,6 +23,7 @@ PARITY_FILE = "parity.json"
 MODEL_PORT = "model"
 SAMPLES_PORT = "samples"
 REFERENCE_PORT = "reference"
+PROBES_PORT = "probes"
 
 
 class ValidateConfig(StageConfig):
@@ -47,6 +48,8 @@ def run(
 ) -> dict[str, JSON]:
     """Write `parity.json`. A candidate that is wrong is a result, not a failure of this stage.
 
+    With the port `probes`, every probe is run alone and compared too.
+
     The facts say in `weights` what the graph's stored numbers are for, in bytes.
 
     Raises:
@@ -58,7 +61,9 @@ def run(
     from pipeline.data.sample_set import load_samples
     from pipeline.errors import StageError
     from pipeline.parity.compare import ParityRecorder, check_signature
+    from pipeline.parity.probes import with_probes
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+    from pipeline.stages.reference import PROBES_FOLDER
     from pipeline.tasks import find_task
 
     samples = load_samples(inputs[SAMPLES_PORT])
@@ -98,6 +103,10 @@ def run(
             batch_size=config.batch_size,
             samples=len(samples),
         )
+        if PROBES_PORT in inputs and check.can_run:
+            probes = load_samples(inputs[PROBES_PORT])
+            expectations = load_reference(inputs[REFERENCE_PORT] / PROBES_FOLDER)
+            parity = with_probes(parity, runner, probes, expectations)
     (output / PARITY_FILE).write_text(f"{parity.model_dump_json(indent=1)}\n", encoding="utf-8")
     return _facts(parity) | {"weights": _weights(inputs[MODEL_PORT] / MODEL_FILE)}
 
@@ -147,13 +156,14 @@ def _facts(parity: Parity) -> dict[str, JSON]:
         "outputs": {
             output.name: output.metrics.model_dump(mode="json") for output in parity.outputs
         },
+        "probes": len({probe.index for probe in parity.probes}),
         "quality": None if parity.quality is None else parity.quality.model_dump(mode="json"),
     }
 
 
 VALIDATE = Stage(
     name="validate",
-    version=3,
+    version=4,
     footprint=Footprint(base_mib=150, memory_per_weight=2.8),
     config_type=ValidateConfig,
     run=run,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.parity.tolerances import Arithmetic
     from pipeline.stages.base import AnyStage, StageConfig
 
 
@@ -59,10 +60,13 @@ class ModelLink:
         node: The node.
         optimizations: ONNX Runtime's graph optimisations while comparing: `disabled` runs the graph
             as it is written, `all` as a user of ONNX Runtime would.
+        arithmetic: The least exact numbers it computes with on purpose, which say how far it may
+            be from the checkpoint; None when only the graph itself says it.
     """
 
     node: NodeRef
     optimizations: Optimizations
+    arithmetic: Arithmetic | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

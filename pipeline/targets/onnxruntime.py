@@ -68,13 +68,13 @@ class OnnxRuntimeTarget(TargetBase):
             last = builder.add(FUSE, self.fuse, {"model": simplified}, component=component)
             # Before fusion a graph is compared as it is written; afterwards as users will run it.
             links = [
-                ModelLink(node=exported, optimizations="disabled"),
-                ModelLink(node=simplified, optimizations="disabled"),
-                ModelLink(node=last, optimizations="all"),
+                ModelLink(node=exported, optimizations="disabled", arithmetic="float32"),
+                ModelLink(node=simplified, optimizations="disabled", arithmetic="float32"),
+                ModelLink(node=last, optimizations="all", arithmetic="float32"),
             ]
             if self.quantization is not None:
                 last = self._quantized(builder, component, simplified, last)
-                links.append(ModelLink(node=last, optimizations="all"))
+                links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
             models[component] = tuple(links)
             deliverables[component] = (Deliverable(node=last),)
         return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")

@@ -20,6 +20,7 @@ from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
 
 if TYPE_CHECKING:
+    from pipeline.parity.tolerances import Arithmetic
     from pipeline.targets.base import ChainBuilder, NodeRef
 
 ComputeCapability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
@@ -76,12 +77,15 @@ class TensorRTRTXTarget(TargetBase):
             )
             last = builder.add(CAST, self.cast, {"model": simplified}, component=component)
             nodes = [exported, simplified, last]
+            arithmetic: list[Arithmetic] = ["float32", "float32", "float16"]
             if self.quantization is not None:
                 last = _quantized(self.quantization, builder, component, nodes)
                 nodes.append(last)
+                arithmetic.append("quantized")
             # The engine is strongly typed, so the graph as it is written is its nearest stand-in.
             models[component] = tuple(
-                ModelLink(node=node, optimizations="disabled") for node in nodes
+                ModelLink(node=node, optimizations="disabled", arithmetic=kind)
+                for node, kind in zip(nodes, arithmetic, strict=True)
             )
             made = [Deliverable(node=last)]
             for capability in self.compute_capability:

@@ -1,0 +1,14 @@
+"""The explicit list of checks; a new check is a new file here, a line in `CHECKS`, and its limits."""
+
+from __future__ import annotations
+
+from pipeline.checks.base import Check
+from pipeline.checks.invariance import INVARIANCE
+
+CHECKS: tuple[Check, ...] = (INVARIANCE,)
+"""Every check there is, in the order in which reports show them."""
+
+
+def find_check(name: str) -> Check | None:
+    """The check of this name; None when there is none."""
+    return next((check for check in CHECKS if check.name == name), None)

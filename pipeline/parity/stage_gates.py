@@ -1,0 +1,143 @@
+"""The gate that holds every graph of a chain to what its arithmetic allows, stage by stage.
+
+Pure. It is what finds a fault where it was made: after quantisation the same fault would drown.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pipeline.parity.gates import DEFAULT_COMPONENT
+from pipeline.parity.tolerances import TOLERANCES
+from pipeline.parity.types import GateResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pipeline.parity.tolerances import Arithmetic
+    from pipeline.parity.types import Metrics, NoiseFloor, OutputParity, Parity
+
+GATE = "stages"
+
+
+def noise_of(metrics: Metrics, unit: float) -> float | None:
+    """RMSE over the root mean square of the output over all samples; None when it is no number."""
+    if metrics.rmse is None or metrics.non_finite:
+        return None
+    if metrics.rmse == 0.0:
+        return 0.0
+    return metrics.rmse / unit if unit > 0.0 else None
+
+
+def judge_stage(
+    parity: Parity,
+    arithmetic: Arithmetic,
+    floors: Mapping[str, NoiseFloor],
+    own_limit: float | None,
+    *,
+    target: str,
+    component: str,
+    stage: str,
+    node: str,
+    is_proxy: bool,
+) -> tuple[GateResult, ...]:
+    """Judge one graph of a chain, each output over samples and probes.
+
+    Args:
+        parity: The comparison of this graph with the checkpoint.
+        arithmetic: What the graph computes with.
+        floors: Output -> its noise floor; of an output that is not there nothing is known.
+        own_limit: The recipe's limit in place of the table's; None when it names none.
+        target: The target's name.
+        component: The model component.
+        stage: Name of the stage that made the graph.
+        node: Name of the node that made it.
+        is_proxy: The graph stands in for an engine.
+    """
+    prefix = "" if component == DEFAULT_COMPONENT else f"{component}."
+    common = {"gate": GATE, "target": target, "is_proxy": is_proxy, "node": node}
+    results = [
+        GateResult(
+            metric=f"{prefix}{stage}.problems",
+            measured=float(len(parity.problems)),
+            limit="<= 0",
+            verdict="failed",
+            reason="; ".join(parity.problems),
+            is_allowed=False,
+            **common,
+        )
+        for _ in parity.problems[:1]
+    ]
+    for output in parity.outputs:
+        floor = floors.get(output.name)
+        if own_limit is None and floor is None and TOLERANCES[arithmetic].factor is not None:
+            results.append(
+                GateResult(
+                    metric=f"{prefix}{stage}.{output.name}.noise",
+                    measured=None,
+                    limit="of the noise floor",
+                    verdict="failed",
+                    reason=f"the noise floor of `{output.name}` was not measured",
+                    is_allowed=False,
+                    **common,
+                )
+            )
+            continue
+        floor_value = 0.0 if floor is None else max(floor.float64, floor.threads)
+        limit = TOLERANCES[arithmetic].limit(floor_value) if own_limit is None else own_limit
+        worst, where = _worst(output, parity)
+        is_good = worst is not None and worst <= limit
+        why = f"{where} is {_times(worst, floor_value)}" if worst is not None else where
+        results.append(
+            GateResult(
+                metric=f"{prefix}{stage}.{output.name}.noise",
+                measured=worst if worst is not None and math.isfinite(worst) else None,
+                limit=f"<= {limit:.3g}",
+                verdict="passed" if is_good else "failed",
+                reason="" if is_good else why,
+                is_allowed=is_good,
+                **common,
+            )
+        )
+    return tuple(results)
+
+
+def _times(worst: float, floor: float) -> str:
+    if floor <= 0.0:
+        return f"{worst:.3g} of the output's size away from the checkpoint"
+    return f"{worst / floor:,.0f} times as far from the checkpoint as float32 is from float64"
+
+
+def _worst(output: OutputParity, parity: Parity) -> tuple[float | None, str]:
+    """Largest noise, and of what; None with the reason when something cannot be compared."""
+    unit = output.metrics.reference_rms or _unit(output)
+    worst, where = 0.0, "no sample"
+    seen = 0
+    for name, metrics in _all_metrics(output, parity):
+        noise = noise_of(metrics, unit)
+        if noise is None:
+            return None, f"{name} gives no finite number that can be compared"
+        seen += 1
+        if noise >= worst:
+            worst, where = noise, name
+    return (worst, where) if seen else (None, "nothing was compared")
+
+
+def _unit(output: OutputParity) -> float:
+    """The output's size from the samples that are finite, when one that is not spoils the whole."""
+    squares = [
+        (sample.metrics.reference_rms**2, sample.metrics.elements)
+        for sample in output.samples
+        if sample.metrics.reference_rms is not None
+    ]
+    elements = sum(count for _, count in squares)
+    return math.sqrt(sum(s * n for s, n in squares) / elements) if elements else 0.0
+
+
+def _all_metrics(output: OutputParity, parity: Parity) -> Iterator[tuple[str, Metrics]]:
+    for sample in output.samples:
+        yield f"sample {sample.index}", sample.metrics
+    for probe in parity.probes:
+        if probe.output == output.name and probe.metrics is not None:
+            yield f"probe {probe.index} ({probe.kind.replace('_', ' ')})", probe.metrics

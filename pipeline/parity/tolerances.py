@@ -1,0 +1,84 @@
+"""How far a graph may be from the checkpoint, from evidence: the one table, with its reasons.
+
+The unit everywhere is *noise*: the RMSE of a sample's output over the root mean square of that
+output over all samples. The noise floor is what the checkpoint in float32 does to itself: against
+float64, and with another number of threads (`noise_floor` stage, measured anew for every
+checkpoint). A graph that computes the same in float32 rounds as often and as much, in another order;
+it cannot be much farther away unless it computes something else.
+
+Measured with torch 2.13 and ONNX Runtime 1.31, `benchmarks/noise.py` (largest sample each):
+
+| checkpoint | floor | export | simplify | fuse | cast to float16 | LayerNorm epsilon | tanh for erf |
+|---|---|---|---|---|---|---|---|
+| MiniLM, 6 layers | 1.6e-6 | 1.7e-6 | 1.5e-6 | 1.8e-6 | 1.7e-3 | 1.3e-3 | 2.6e-3 |
+| ViT, digits | 7.7e-7 | 7.8e-7 | 7.8e-7 | 7.3e-7 | 8.7e-4 | 3.0e-3 | 2.8e-4 |
+| BERT, text classes | 4.3e-7 | 4.0e-7 | 5.5e-7 | 5.6e-7 | 6.0e-4 | 5.8e-4 | 1.3e-4 |
+| BERT, token classes | 2.6e-7 | 2.3e-7 | 2.4e-7 | 2.7e-7 | 3.2e-4 | 1.2e-4 | 8.7e-5 |
+| BERT, answers | 2.3e-7 | 1.6e-7 | 1.6e-7 | 2.2e-7 | 2.6e-4 | 1.8e-5 | 5.7e-5 |
+
+The last two columns are faults, small ones that people really ship; the smallest is 77 times the floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Arithmetic: TypeAlias = Literal["float32", "float16", "bfloat16", "quantized"]
+"""The least exact numbers that a graph computes with on purpose."""
+
+SMALLEST_FLOOR: Final = 2.0**-22
+"""Two units in the last place of float32 (2^-23): a floor below it was measured on too few sums."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """What noise a graph may have.
+
+    Attributes:
+        factor: Times the noise floor; None where the floor says nothing.
+        ceiling: Largest noise whatever the floor is: beyond it there is no resemblance that matters.
+        reason: Why, in a sentence.
+    """
+
+    factor: float | None
+    ceiling: float
+    reason: str
+
+    def limit(self, floor: float) -> float:
+        """The largest noise that passes, given the floor of the output."""
+        if self.factor is None:
+            return self.ceiling
+        return min(self.ceiling, self.factor * max(floor, SMALLEST_FLOOR))
+
+
+TOLERANCES: Final[Mapping[Arithmetic, Tolerance]] = {
+    "float32": Tolerance(
+        factor=8.0,
+        ceiling=1e-3,
+        reason="the same sums in another order: 0.7 to 1.3 times the floor was measured, the "
+        "smallest fault is 77 times the floor",
+    ),
+    "float16": Tolerance(
+        factor=2.0**12,
+        ceiling=0.05,
+        reason="float16 keeps 13 bits less (2^13); sums are kept in float32, and 1,060 to 1,400 "
+        "times the floor was measured",
+    ),
+    "bfloat16": Tolerance(
+        factor=2.0**15,
+        ceiling=0.25,
+        reason="bfloat16 keeps 16 bits less (2^16); sums are kept in float32",
+    ),
+    "quantized": Tolerance(
+        factor=None,
+        ceiling=0.7,
+        reason="8 bits lose what the weights and ranges make of it, which the floor does not know: "
+        "this only says that the outputs still resemble each other (a cosine of about 0.75); "
+        "`gates.parity` and the check of the quantisation itself are what is strict",
+    ),
+}
+"""Arithmetic -> tolerance. A recipe's `gates.stages` replaces the limit of a stage."""

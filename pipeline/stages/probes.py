@@ -1,0 +1,120 @@
+"""Make the probes: inputs that show what usual samples do not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from pipeline.stages.base import Footprint, Stage, StageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.hashing import JSON
+    from pipeline.stages.base import StageContext
+
+SAMPLES_PORT = "samples"
+TOKENIZER_PORT = "tokenizer"
+MOST_SAMPLES = 64
+"""Evaluation samples that probes are made from."""
+
+
+class ProbesConfig(StageConfig):
+    """For which task, and how long texts may be.
+
+    Attributes:
+        task: The task.
+        lengths: Smallest and largest number of tokens; None for images.
+        seed: Of the choice of rare tokens.
+    """
+
+    task: str
+    lengths: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def run(
+    config: ProbesConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
+) -> dict[str, JSON]:
+    """Write a sample set of probes; facts count them by kind.
+
+    Raises:
+        StageError: when the samples are damaged or `config.json` says no size of the vocabulary.
+    """
+    from collections import Counter
+
+    import numpy as np
+
+    from pipeline.data.probes import image_probes, text_probes
+    from pipeline.data.sample_set import SampleEntry, SampleIndex, load_samples, save_samples
+    from pipeline.tasks import find_task
+
+    samples = load_samples(inputs[SAMPLES_PORT])
+    some = samples.read(range(min(MOST_SAMPLES, len(samples))))
+    generator = np.random.default_rng(config.seed)
+    if find_task(config.task).modality == "image":
+        probes = list(image_probes(some, generator=generator))
+    else:
+        probes = list(
+            text_probes(
+                some,
+                samples.index.inputs,
+                vocabulary=_vocabulary(inputs[TOKENIZER_PORT]),
+                lengths=config.lengths or (1, 1),
+                generator=generator,
+            )
+        )
+    entries = []
+    for number, probe in enumerate(probes):
+        extents = {
+            axis: size
+            for name, spec in samples.index.inputs.items()
+            for axis, size in zip(spec.axes, probe.tensors[name].shape, strict=True)
+            if axis is not None
+        }
+        entries.append(
+            SampleEntry(
+                index=number,
+                text=probe.text,
+                extents=extents,
+                kind=probe.kind,
+                starts=dict(probe.starts),
+                compared=probe.compared,
+            )
+        )
+    index = SampleIndex(
+        source="probes",
+        use="probes",
+        seed=config.seed,
+        max_length=config.lengths[1] if config.lengths else None,
+        inputs=samples.index.inputs,
+        samples=tuple(entries),
+    )
+    save_samples(index, [probe.tensors for probe in probes], output)
+    return {"probes": len(probes), "kinds": dict(Counter(probe.kind for probe in probes))}
+
+
+def _vocabulary(checkpoint: Path) -> int:
+    import json
+
+    from pipeline.errors import StageError
+
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    size = config.get("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise StageError("`config.json` says no `vocab_size`", where="config.json")
+    return size
+
+
+PROBES = Stage(
+    name="probes",
+    version=1,
+    footprint=Footprint(base_mib=120),
+    config_type=ProbesConfig,
+    run=run,
+    packages=("numpy",),
+    preload=("numpy",),
+)
+"""Ports `samples` and `tokenizer` -> a sample set."""
