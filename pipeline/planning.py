@@ -230,7 +230,10 @@ class _Builder:
         config = ProbesConfig(
             task=self._task.name, lengths=(sequence.min, sequence.max) if sequence else None
         )
-        ports = {"samples": self.evaluation_samples(), "tokenizer": SourceRef("tokenizer")}
+        ports: dict[str, Ref] = {
+            "samples": self.evaluation_samples(),
+            "tokenizer": SourceRef("tokenizer"),
+        }
         return self.add(PROBES, config, ports)
 
     def calibration_samples(self) -> NodeRef:
@@ -354,7 +357,11 @@ def build_plan(
     builder = _Builder(recipe, task, data)
     samples = builder.evaluation_samples()
     probes = builder.probes()
-    ports = {"checkpoint": SourceRef("checkpoint"), "samples": samples, "probes": probes}
+    ports: dict[str, Ref] = {
+        "checkpoint": SourceRef("checkpoint"),
+        "samples": samples,
+        "probes": probes,
+    }
     references = {
         component: builder.add(
             REFERENCE,

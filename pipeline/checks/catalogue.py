@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.checks.base import Check
+from typing import TYPE_CHECKING
+
 from pipeline.checks.invariance import INVARIANCE
+
+if TYPE_CHECKING:
+    from pipeline.checks.base import Check
 
 CHECKS: tuple[Check, ...] = (INVARIANCE,)
 """Every check there is, in the order in which reports show them."""
