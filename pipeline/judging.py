@@ -21,7 +21,7 @@ from pipeline.parity.gates import (
     judge_quality,
     judge_speed,
 )
-from pipeline.parity.stage_gates import judge_stage
+from pipeline.parity.stage_gates import JudgedGraph, judge_stage
 from pipeline.report.summary import delivered, node_names
 
 if TYPE_CHECKING:
@@ -171,17 +171,16 @@ def _stage_results(report: Report, target: TargetReport, gates: Gates) -> Iterat
         if link.parity is None or link.arithmetic is None:
             continue
         own = gates.stages.get(link.stage)
-        yield from judge_stage(
-            link.parity,
-            link.arithmetic,
-            _floors(report, link.component),
-            None if own is None else own.noise,
+        graph = JudgedGraph(
             target=target.name,
             component=link.component,
             stage=link.stage,
             node=link.node,
+            arithmetic=link.arithmetic,
             is_proxy=bool(target.proxy),
         )
+        floors = _floors(report, link.component)
+        yield from judge_stage(graph, link.parity, floors, None if own is None else own.noise)
 
 
 def _floors(report: Report, component: str) -> dict[str, NoiseFloor]:

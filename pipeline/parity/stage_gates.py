@@ -6,10 +6,11 @@ Pure. It is what finds a fault where it was made: after quantisation the same fa
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.parity.gates import DEFAULT_COMPONENT
-from pipeline.parity.tolerances import TOLERANCES
+from pipeline.parity.tolerances import TOLERANCES, floor_value
 from pipeline.parity.types import GateResult
 
 if TYPE_CHECKING:
@@ -30,77 +31,82 @@ def noise_of(metrics: Metrics, unit: float) -> float | None:
     return metrics.rmse / unit if unit > 0.0 else None
 
 
-def judge_stage(
-    parity: Parity,
-    arithmetic: Arithmetic,
-    floors: Mapping[str, NoiseFloor],
-    own_limit: float | None,
-    *,
-    target: str,
-    component: str,
-    stage: str,
-    node: str,
-    is_proxy: bool,
-) -> tuple[GateResult, ...]:
-    """Judge one graph of a chain, each output over samples and probes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedGraph:
+    """Which graph of a chain is judged.
 
-    Args:
-        parity: The comparison of this graph with the checkpoint.
-        arithmetic: What the graph computes with.
-        floors: Output -> its noise floor; of an output that is not there nothing is known.
-        own_limit: The recipe's limit in place of the table's; None when it names none.
+    Attributes:
         target: The target's name.
         component: The model component.
         stage: Name of the stage that made the graph.
         node: Name of the node that made it.
+        arithmetic: What the graph computes with.
         is_proxy: The graph stands in for an engine.
     """
-    prefix = "" if component == DEFAULT_COMPONENT else f"{component}."
-    common = {"gate": GATE, "target": target, "is_proxy": is_proxy, "node": node}
-    results = [
-        GateResult(
-            metric=f"{prefix}{stage}.problems",
-            measured=float(len(parity.problems)),
-            limit="<= 0",
-            verdict="failed",
-            reason="; ".join(parity.problems),
-            is_allowed=False,
-            **common,
-        )
-        for _ in parity.problems[:1]
-    ]
-    for output in parity.outputs:
-        floor = floors.get(output.name)
-        if own_limit is None and floor is None and TOLERANCES[arithmetic].factor is not None:
-            results.append(
-                GateResult(
-                    metric=f"{prefix}{stage}.{output.name}.noise",
-                    measured=None,
-                    limit="of the noise floor",
-                    verdict="failed",
-                    reason=f"the noise floor of `{output.name}` was not measured",
-                    is_allowed=False,
-                    **common,
-                )
-            )
-            continue
-        floor_value = 0.0 if floor is None else max(floor.float64, floor.threads)
-        limit = TOLERANCES[arithmetic].limit(floor_value) if own_limit is None else own_limit
-        worst, where = _worst(output, parity)
-        is_good = worst is not None and worst <= limit
-        why = f"{where} is {_times(worst, floor_value)}" if worst is not None else where
+
+    target: str
+    component: str
+    stage: str
+    node: str
+    arithmetic: Arithmetic
+    is_proxy: bool
+
+
+def judge_stage(
+    graph: JudgedGraph,
+    parity: Parity,
+    floors: Mapping[str, NoiseFloor],
+    own_limit: float | None,
+) -> tuple[GateResult, ...]:
+    """Judge one graph of a chain, each output over samples and probes.
+
+    Args:
+        graph: Which one.
+        parity: Its comparison with the checkpoint.
+        floors: Output -> its noise floor; of an output that is not there nothing is known.
+        own_limit: The recipe's limit in place of the table's; None when it names none.
+    """
+    results = []
+    if parity.problems:
+        count = len(parity.problems)
         results.append(
-            GateResult(
-                metric=f"{prefix}{stage}.{output.name}.noise",
-                measured=worst if worst is not None and math.isfinite(worst) else None,
-                limit=f"<= {limit:.3g}",
-                verdict="passed" if is_good else "failed",
-                reason="" if is_good else why,
-                is_allowed=is_good,
-                **common,
-            )
+            _result(graph, "problems", float(count), "<= 0", "; ".join(parity.problems))
         )
+    tolerance = TOLERANCES[graph.arithmetic]
+    for output in parity.outputs:
+        metric, floor = f"{output.name}.noise", floors.get(output.name)
+        if own_limit is None and floor is None and tolerance.factor is not None:
+            why = f"the noise floor of `{output.name}` was not measured"
+            results.append(_result(graph, metric, None, "of the noise floor", why))
+            continue
+        limit = tolerance.limit(floor_value(floor)) if own_limit is None else own_limit
+        worst, where = _worst(output, parity)
+        why = ""
+        if worst is None:
+            why = where
+        elif not worst <= limit:
+            why = f"{where} is {_times(worst, floor_value(floor))}"
+        results.append(_result(graph, metric, worst, f"<= {limit:.3g}", why))
     return tuple(results)
+
+
+def _result(
+    graph: JudgedGraph, metric: str, measured: float | None, limit: str, reason: str
+) -> GateResult:
+    """It failed when there is a reason why."""
+    prefix = "" if graph.component == DEFAULT_COMPONENT else f"{graph.component}."
+    return GateResult(
+        gate=GATE,
+        target=graph.target,
+        metric=f"{prefix}{graph.stage}.{metric}",
+        measured=measured,
+        limit=limit,
+        verdict="failed" if reason else "passed",
+        reason=reason,
+        is_allowed=not reason,
+        is_proxy=graph.is_proxy,
+        node=graph.node,
+    )
 
 
 def _times(worst: float, floor: float) -> str:

@@ -27,11 +27,18 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.parity.types import NoiseFloor
+
 Arithmetic: TypeAlias = Literal["float32", "float16", "bfloat16", "quantized"]
 """The least exact numbers that a graph computes with on purpose."""
 
 SMALLEST_FLOOR: Final = 2.0**-22
 """Two units in the last place of float32 (2^-23): a floor below it was measured on too few sums."""
+
+
+def floor_value(floor: NoiseFloor | None) -> float:
+    """The larger of both ways to measure the floor; 0 when it was not measured."""
+    return 0.0 if floor is None else max(floor.float64, floor.threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

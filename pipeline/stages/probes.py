@@ -66,6 +66,7 @@ def run(
                 generator=generator,
             )
         )
+    context.log(f"{len(probes)} probes made from {len(some)} samples")
     entries = []
     for number, probe in enumerate(probes):
         extents = {
