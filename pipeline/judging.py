@@ -21,8 +21,10 @@ from pipeline.parity.gates import (
     judge_quality,
     judge_speed,
 )
+from pipeline.parity.quality.names import OF_ANSWERS
 from pipeline.parity.stage_gates import JudgedGraph, judge_stage
 from pipeline.report.summary import delivered, node_names
+from pipeline.tasks import find_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -129,8 +131,9 @@ def _gate_results(
             )
             if own.quality is not None:
                 verdicts += judge_quality(
-                    last.parity.quality,
+                    last.parity,
                     own.quality,
+                    _own_figure(report),
                     target=target.name,
                     component=last.component,
                     is_proxy=bool(target.proxy),
@@ -248,12 +251,14 @@ def _unmeasured(
                 key_path=_key_path(gates, name, "speed"),
                 message=f"the speed of `{name}` was not measured",
             )
-        if limits.quality is not None and any(parity.quality is None for parity in parities):
-            yield _Unmeasured(
-                key_path=_key_path(gates, name, "quality"),
-                message=f"right answers of `{name}` were not counted: no evaluation sample has a "
-                "label",
-            )
+        for metric, key_path in _limited_figures(gates, name, _own_figure(report)):
+            if any(parity.figure(metric) is None for parity in parities):
+                yield _Unmeasured(
+                    key_path=key_path,
+                    message=f"`{metric}` of `{name}` was not computed",
+                    hint="right answers need evaluation samples with labels, and a build: convert "
+                    "RECIPE",
+                )
         key_path = _key_path(gates, name, "parity")
         # A limit for all targets is for those whose outputs have classes.
         is_ranked = name in ranked if "targets" in key_path else bool(ranked)
@@ -276,6 +281,26 @@ def _unmeasured(
             + (f" - did you mean `{near[0]}`?" if near else only),
             hint="",
         )
+
+
+def _own_figure(report: Report) -> str:
+    """Name of the figure that `score` and `drop` of a recipe limit; empty when the task has none."""
+    task = find_task(report.recipe["model"]["task"])
+    return OF_ANSWERS[task.answer][0] if task.answer is not None else ""
+
+
+def _limited_figures(
+    gates: Gates, target: str, own_figure: str
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every figure of a target that is limited, and where."""
+    quality = gates.of(target).quality
+    if quality is None:
+        return
+    key_path = _key_path(gates, target, "quality")
+    if quality.score is not None or quality.drop is not None:
+        yield own_figure, key_path
+    for metric in quality.metrics:
+        yield metric, (*key_path, "metrics", metric)
 
 
 def _is_ranked(target: TargetReport) -> bool:

@@ -25,6 +25,7 @@ from pipeline.environment import (
 )
 from pipeline.errors import RecipeError
 from pipeline.hashing import canonical_json, tagged_digest
+from pipeline.parity.quality.names import metric_names
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
 from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig
 from pipeline.stages.export import EXPORT, ExportConfig
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from pipeline.checks.limits import CheckLimits
     from pipeline.data_source import DataSource
     from pipeline.hashing import JSON
-    from pipeline.recipe.types import DataSpec, Recipe, ShapeRange
+    from pipeline.recipe.types import DataSpec, QualityGates, Recipe, ShapeRange
     from pipeline.source import Source
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.store import StageRecord
@@ -614,27 +615,41 @@ def _check_shapes(recipe: Recipe, task: Task, source: Source, where: Where) -> N
 
 
 def _check_quality(recipe: Recipe, task: Task, where: Where) -> None:
-    places: list[tuple[str, ...]] = [("gates", "quality")] if recipe.gates.quality else []
-    places += [
-        ("gates", "targets", name, "quality")
+    sections: list[tuple[tuple[str, ...], QualityGates]] = []
+    if recipe.gates.quality is not None:
+        sections.append((("gates", "quality"), recipe.gates.quality))
+    sections += [
+        (("gates", "targets", name, "quality"), own.quality)
         for name, own in recipe.gates.targets.items()
-        if own.quality
+        if own.quality is not None
     ]
-    if not places:
-        return
-    if task.answer is None:
-        raise RecipeError(
-            f"task `{task.name}` has no answers that could be right or wrong",
-            where=where(*places[0]),
-            hint="limit the distance to the checkpoint in `gates.parity` instead",
-        )
-    # A folder of images is labelled by its own folders.
-    if recipe.data.evaluation.label is None and task.modality == "text":
-        raise RecipeError(
-            "a quality gate needs labelled evaluation data",
-            where=where(*places[0]),
-            hint="say which column holds the true answer: `data.evaluation.label`",
-        )
+    known = metric_names(task)
+    for place, quality in sections:
+        for metric in quality.metrics:
+            if metric not in known:
+                near = difflib.get_close_matches(metric, known, n=1)
+                raise RecipeError(
+                    f"task `{task.name}` has no figure `{metric}`"
+                    + (f" - did you mean `{near[0]}`?" if near else ""),
+                    where=where(*place, "metrics", metric),
+                    hint=f"its figures are: {', '.join(known)}" if known else "",
+                )
+        has_own = quality.score is not None or quality.drop is not None
+        if has_own and task.answer is None:
+            raise RecipeError(
+                f"task `{task.name}` has no answers that could be right or wrong",
+                where=where(*place),
+                hint="limit the distance to the checkpoint in `gates.parity` instead"
+                + (f", or one of these in `metrics`: {', '.join(known)}" if known else ""),
+            )
+        # A folder of images is labelled by its own folders.
+        is_unlabelled = recipe.data.evaluation.label is None and task.modality == "text"
+        if task.answer is not None and is_unlabelled:
+            raise RecipeError(
+                "a quality gate needs labelled evaluation data",
+                where=where(*place),
+                hint="say which column holds the true answer: `data.evaluation.label`",
+            )
 
 
 def _check_limits(recipe: Recipe, where: Where) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.parity.metrics import DistanceSums, sum_distances
-from pipeline.parity.quality import QualityTally
 from pipeline.parity.types import OutputParity, Parity, SampleMetrics
 
 if TYPE_CHECKING:
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
     from pipeline.data.sample_set import InputSpec, SampleEntry
     from pipeline.parity.metrics import Array
+    from pipeline.parity.quality.meters import Meter
     from pipeline.runtimes.base import ModelTensor
-    from pipeline.tasks import Answer
 
 BATCH_AXIS = 0
 FEATURE_MAP_AXES = 3
@@ -142,7 +141,8 @@ class ParityRecorder:
         outputs: Every output of the reference.
         declared: What the graph declares of its outputs, which says where their named axes are.
         ranked: Outputs of which the place of the largest element counts.
-        answer: What the samples' labels say; None when they are not looked at.
+        meters: Figures of the task, which are given every sample that could be compared; the first
+            one is the task's own where samples are labelled.
     """
 
     def __init__(
@@ -151,10 +151,10 @@ class ParityRecorder:
         declared: Sequence[ModelTensor],
         *,
         ranked: Sequence[str] = (),
-        answer: Answer | None = None,
+        meters: Sequence[Meter] = (),
     ) -> None:
         self._records = {name: _OutputRecord(is_ranked=name in ranked) for name in outputs}
-        self._tally = None if answer is None else QualityTally(answer)
+        self._meters = tuple(meters)
         self._declared = {spec.name: spec for spec in declared}
         self._seen = 0
 
@@ -191,13 +191,12 @@ class ParityRecorder:
                 row = cut_padding(self._declared[name], array[place], entry.extents, entry.starts)
                 if self._add_row(name, entry.index, row, reference[name][place]):
                     rows[place][name] = row
-        if self._tally is None:
-            return
         for place, entry in enumerate(entries):
             # A sample with an output that could not be compared has no answer to be counted.
-            if entry.label is not None and len(rows[place]) == len(self._records):
+            if self._meters and len(rows[place]) == len(self._records):
                 expected = {name: reference[name][place] for name in self._records}
-                self._tally.add(entry.label, rows[place], expected)
+                for meter in self._meters:
+                    meter.add(entry.label, rows[place], expected)
 
     @staticmethod
     def _array_fault(array: Array, rows: int) -> str:
@@ -259,7 +258,9 @@ class ParityRecorder:
             session=session,
             batch_size=batch_size,
             samples_seen=self._seen,
-            quality=None if self._tally is None else self._tally.result(),
+            qualities=tuple(
+                quality for meter in self._meters if (quality := meter.result()) is not None
+            ),
         )
 
 

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from pipeline.bench.types import BenchmarkResult, ShapeResult
     from pipeline.parity.types import Metrics, Parity, Quality
-    from pipeline.recipe.types import Bound, ParityGates, QualityGates, SpeedGate
+    from pipeline.recipe.types import (
+        Bound,
+        FigureGates,
+        ParityGates,
+        QualityGates,
+        SpeedGate,
+    )
 
 DEFAULT_COMPONENT = "model"
 """Name of the only component of a model that has one; it is left out of metric names."""
@@ -104,30 +110,67 @@ def judge_device_parity(
 
 
 def judge_quality(
-    quality: Quality | None, gates: QualityGates, *, target: str, component: str, is_proxy: bool
+    parity: Parity,
+    gates: QualityGates,
+    own_figure: str,
+    *,
+    target: str,
+    component: str,
+    is_proxy: bool,
 ) -> tuple[GateResult, ...]:
-    """Judge how often the last graph of a target's chain gives the true answer.
+    """Judge how well the last graph of a target's chain does its task.
 
     Args:
-        quality: What was counted; None when no sample has a label.
+        parity: The comparison, with the figures.
         gates: The recipe's limits.
+        own_figure: Name of the task's own figure, which `score` and `drop` are of; empty when the
+            task has none.
         target: The target's name.
         component: The model component, such as `model`.
         is_proxy: The graph was run in place of the target (an engine without its GPU).
     """
     prefix = "" if component == DEFAULT_COMPONENT else f"{component}."
-    return tuple(
-        _judge_number(
-            None if quality is None else getattr(quality, name),
-            bound,
-            gate="quality",
-            target=target,
-            metric=f"{prefix}{quality.metric if quality else 'quality'}.{name}",
-            is_proxy=is_proxy,
-            unmeasured="no sample of the evaluation data has a label that could be counted",
-        )
-        for name in type(gates).model_fields
-        if (bound := getattr(gates, name)) is not None
+    wanted: list[tuple[str, FigureGates]] = [(own_figure, gates), *gates.metrics.items()]
+    results = []
+    for metric, limits in wanted:
+        quality = parity.figure(metric)
+        for name, bound in (("score", limits.score), ("drop", limits.drop)):
+            if bound is None:
+                continue
+            result = _judge_number(
+                None if quality is None else getattr(quality, name),
+                bound,
+                gate="quality",
+                target=target,
+                metric=f"{prefix}{metric or 'quality'}.{name}",
+                is_proxy=is_proxy,
+                unmeasured=_why_no_figure(metric, parity),
+            )
+            if name == "drop" and quality is not None and gates.doubt == "passes":
+                result = _in_doubt(result, quality)
+            results.append(result)
+    return tuple(results)
+
+
+def _why_no_figure(metric: str, parity: Parity) -> str:
+    found = ", ".join(quality.metric for quality in parity.figures())
+    if found:
+        return f"`{metric}` could not be computed from these samples, only: {found}"
+    return "no sample of the evaluation data has a label that could be counted"
+
+
+def _in_doubt(result: GateResult, quality: Quality) -> GateResult:
+    """A drop that cannot be told from none is not a finding, and the result says so."""
+    low, high = quality.drop_low, quality.drop_high
+    if result.verdict != "failed" or low is None or high is None or low > 0.0:
+        return result
+    return result.model_copy(
+        update={
+            "verdict": "passed",
+            "is_allowed": True,
+            "reason": f"more than the limit, but not told from no drop at all with "
+            f"{quality.samples:,} samples (95 % confidence: {low:.4f} to {high:.4f})",
+        }
     )
 
 

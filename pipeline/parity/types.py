@@ -108,18 +108,21 @@ class NoiseFloor(Frozen):
 
 
 class Quality(Frozen):
-    """How often a graph gives the true answer, beside the checkpoint on the same samples.
+    """How well a graph does its task, beside the checkpoint on the same samples.
 
     Attributes:
-        metric: `accuracy` (classes, choices), `token_accuracy`, or `exact_match` (first and last
-            token of an answer).
-        samples: Labelled samples that were asked.
-        answers: Answers that were counted: tokens with a label, else one a sample.
-        score: Share of right answers, in [0, 1].
+        metric: A name of `pipeline.parity.quality.names`: `accuracy` (classes, choices),
+            `token_accuracy`, `exact_match` (first and last token of an answer), `f1_macro`...
+        samples: Samples that were asked.
+        answers: Answers that were counted: tokens with a label, entities, else one a sample.
+        score: In [0, 1], larger is better (`spearman`: [-1, 1]).
         reference_score: The checkpoint's.
         drop: `reference_score - score`: 0.005 is half a point.
-        gained: Answers that are right here and wrong in the checkpoint.
-        lost: Answers that are wrong here and right in the checkpoint.
+        drop_low, drop_high: 95 % confidence interval of the drop; None in reports that were written
+            before it was computed.
+        gained: Answers (samples, where an answer is more than right or wrong) that are better here
+            than in the checkpoint.
+        lost: Those that are worse.
     """
 
     metric: str
@@ -128,6 +131,8 @@ class Quality(Frozen):
     score: float
     reference_score: float
     drop: float
+    drop_low: float | None = None
+    drop_high: float | None = None
     gained: int
     lost: int
 
@@ -142,7 +147,8 @@ class Parity(Frozen):
         session: How the graph was run, e.g. `onnxruntime 1.31.1 CPUExecutionProvider, all`.
         batch_size: Samples a run.
         samples_seen: How many samples were compared.
-        quality: Right answers; None when no sample is labelled.
+        qualities: All figures of the task that could be computed.
+        quality: Only in reports that were written before there were several: the task's own.
         probes: Each output of each probe; not part of `outputs`.
     """
 
@@ -151,8 +157,17 @@ class Parity(Frozen):
     session: str
     batch_size: int
     samples_seen: int
+    qualities: tuple[Quality, ...] = ()
     quality: Quality | None = None
     probes: tuple[ProbeMetrics, ...] = ()
+
+    def figures(self) -> tuple[Quality, ...]:
+        """All figures of the task."""
+        return self.qualities or ((self.quality,) if self.quality is not None else ())
+
+    def figure(self, metric: str) -> Quality | None:
+        """The figure of this name; None when it was not computed."""
+        return next((found for found in self.figures() if found.metric == metric), None)
 
 
 GateVerdict = Literal["passed", "failed", "not_run"]

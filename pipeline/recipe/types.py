@@ -231,23 +231,19 @@ class ParityGates(Strict):
         return self
 
 
-class QualityGates(Strict):
-    """Limits on how often a target gives the true answer; needs labelled evaluation data."""
+class FigureGates(Strict):
+    """Limits on one figure of quality."""
 
-    score: Bound | None = Field(
-        default=None,
-        description="share of right answers: accuracy of classes, choices and tokens, exact match "
-        "of answers",
-    )
+    score: Bound | None = Field(default=None, description="the figure itself, of which 1 is best")
     drop: Bound | None = Field(
         default=None,
-        description="the checkpoint's score minus the target's: 0.005 is half a point",
+        description="the checkpoint's figure minus the target's: 0.005 is half a point",
         examples=[{"max": 0.005}],
     )
 
     @model_validator(mode="after")
     def _can_fail(self) -> Self:
-        if self.score is None and self.drop is None:
+        if self.score is None and self.drop is None and not getattr(self, "metrics", None):
             msg = "no number would be judged; write `drop: {max: 0.005}` or `score: {min: 0.9}`"
             raise ValueError(msg)
         if self.score is not None and self.score.min is None:
@@ -268,6 +264,25 @@ class QualityGates(Strict):
         if self.drop is not None and self.drop.max is not None and not -1 <= self.drop.max < 1:
             msg = f"{share}: {self.drop.max:g}; 0.005 is half a point"
             raise InvalidAt(msg, "drop", "max")
+
+
+class QualityGates(FigureGates):
+    """Limits on how well a target does its task; `score` and `drop` are of the task's own figure.
+
+    The task's own figure is the share of right answers, and needs labelled evaluation data. A drop
+    fails when it is larger than its limit and its 95 % confidence interval does not reach 0.
+    """
+
+    metrics: dict[FactName, FigureGates] = Field(
+        default_factory=dict,
+        description="limits on further figures: f1_macro, top5_accuracy, f1_entity, f1_span; of "
+        "embeddings spearman, recall_at_1, recall_at_10",
+        examples=[{"f1_macro": {"drop": {"max": 0.01}}}],
+    )
+    doubt: Literal["passes", "fails"] = Field(
+        default="passes",
+        description="a drop beyond its limit that cannot be told from none with so few samples",
+    )
 
 
 class SpeedGate(Strict):

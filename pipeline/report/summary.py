@@ -222,12 +222,13 @@ def qualities(report: Report) -> tuple[TargetQuality, ...]:
         TargetQuality(
             target=target.name,
             component=link.component if len(delivered(target)) > 1 else "",
-            quality=link.parity.quality,
+            quality=quality,
             is_proxy=bool(target.proxy),
         )
         for target in report.targets
         for link in delivered(target)
-        if link.parity is not None and link.parity.quality is not None
+        if link.parity is not None
+        for quality in link.parity.figures()
     )
 
 

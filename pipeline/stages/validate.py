@@ -62,6 +62,7 @@ def run(
     from pipeline.errors import StageError
     from pipeline.parity.compare import ParityRecorder, check_signature
     from pipeline.parity.probes import with_probes
+    from pipeline.parity.quality.catalogue import meters_of
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
     from pipeline.stages.reference import PROBES_FOLDER
     from pipeline.tasks import find_task
@@ -86,7 +87,10 @@ def run(
         )
         task = find_task(config.task)
         recorder = ParityRecorder(
-            reference.index.outputs, runner.outputs, ranked=task.ranked, answer=task.answer
+            reference.index.outputs,
+            runner.outputs,
+            ranked=task.ranked,
+            meters=meters_of(task, reference.index.outputs, samples.index.label_names),
         )
         names = [spec.name for spec in runner.inputs]
         done = 0
@@ -157,17 +161,17 @@ def _facts(parity: Parity) -> dict[str, JSON]:
             output.name: output.metrics.model_dump(mode="json") for output in parity.outputs
         },
         "probes": len({probe.index for probe in parity.probes}),
-        "quality": None if parity.quality is None else parity.quality.model_dump(mode="json"),
+        "qualities": [quality.model_dump(mode="json") for quality in parity.qualities],
     }
 
 
 VALIDATE = Stage(
     name="validate",
-    version=4,
+    version=5,
     footprint=Footprint(base_mib=150, memory_per_weight=2.8),
     config_type=ValidateConfig,
     run=run,
-    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("numpy", "onnx", "onnx-ir", "onnxruntime", "scipy"),
     extra="cpu",
     # The last bits depend on the instruction set and on how a sum is cut into threads.
     machine=("cpu_flags", "cores"),

@@ -23,7 +23,8 @@ from pipeline.data.sample_set import (
 )
 from pipeline.parity.compare import ParityRecorder
 from pipeline.parity.gates import judge_parity, judge_quality
-from pipeline.parity.quality import QualityTally, best_span, right_answers
+from pipeline.parity.quality.answers import best_span, right_answers
+from pipeline.parity.quality.meters import RightAnswers
 from pipeline.parity.types import Parity
 from pipeline.recipe.types import Bound, ParityGates, QualityGates
 from pipeline.runtimes.base import ModelTensor
@@ -100,24 +101,23 @@ def _validate(tmp_path: Path, weight: np.ndarray, *, is_labelled: bool = True) -
 
 
 def _failed(parity: Parity, gates: QualityGates = GATES) -> list[str]:
-    results = judge_quality(parity.quality, gates, target="cpu", component="model", is_proxy=False)
+    results = judge_quality(
+        parity, gates, "accuracy", target="cpu", component="model", is_proxy=False
+    )
     return [result.metric for result in results if result.verdict != "passed"]
 
 
 def test_a_good_image_classifier_keeps_the_checkpoints_score(tmp_path: Path) -> None:
     parity = _validate(tmp_path, _weight())
     assert parity.problems == ()
-    assert parity.quality is not None
-    assert parity.quality.model_dump() == {
-        "metric": "accuracy",
-        "samples": SAMPLES,
-        "answers": SAMPLES,
-        "score": pytest.approx(11 / 12),
-        "reference_score": pytest.approx(11 / 12),
-        "drop": 0.0,
-        "gained": 0,
-        "lost": 0,
-    }
+    accuracy, f1_macro = parity.qualities  # three classes have no five likeliest
+    assert (accuracy.metric, f1_macro.metric) == ("accuracy", "f1_macro")
+    assert (accuracy.samples, accuracy.answers) == (SAMPLES, SAMPLES)
+    assert accuracy.score == accuracy.reference_score == pytest.approx(11 / 12)
+    assert (accuracy.drop, accuracy.gained, accuracy.lost) == (0.0, 0, 0)
+    assert accuracy.drop_low is not None
+    assert accuracy.drop_high is not None
+    assert -0.3 < accuracy.drop_low < 0.0 < accuracy.drop_high < 0.3
     assert parity.outputs[0].metrics.top1_agreement == 1.0
     assert _failed(parity) == []
 
@@ -132,10 +132,11 @@ def test_classes_in_another_order_fail_both_limits_and_top1(tmp_path: Path) -> N
 
 def test_a_quality_gate_without_labels_fails(tmp_path: Path) -> None:
     parity = _validate(tmp_path, _weight(), is_labelled=False)
-    assert parity.quality is None
+    assert parity.qualities == ()
     (result,) = judge_quality(
-        parity.quality,
+        parity,
         QualityGates(drop=Bound(max=0.5)),
+        "accuracy",
         target="cpu",
         component="model",
         is_proxy=False,
@@ -179,7 +180,7 @@ def test_the_best_span_is_that_of_trying_all(pairs: list[tuple[float, float]]) -
 
 
 def test_paired_counts_say_which_answers_changed() -> None:
-    tally = QualityTally("class")
+    tally = RightAnswers("accuracy", "class")
     good, bad = {"logits": np.array([1.0, 0.0])}, {"logits": np.array([0.0, 1.0])}
     for candidate, reference in ((good, good), (good, bad), (bad, good), (bad, good)):
         tally.add(0, candidate, reference)
@@ -187,7 +188,7 @@ def test_paired_counts_say_which_answers_changed() -> None:
     assert result is not None
     assert (result.gained, result.lost, result.answers) == (1, 2, 4)
     assert (result.score, result.reference_score, result.drop) == (0.5, 0.75, 0.25)
-    assert QualityTally("class").result() is None
+    assert RightAnswers("accuracy", "class").result() is None
 
 
 def test_the_vectors_of_a_feature_map_are_its_channels() -> None:

@@ -1,8 +1,4 @@
-"""How often a model gives the true answer, and how that compares with the checkpoint.
-
-The checkpoint is asked the same questions, so every figure is a paired one: what matters is on how
-many samples only one of the two is right, not how hard the samples are.
-"""
+"""What a model answers, and whether that is the true answer."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.sample_set import NO_LABEL
-from pipeline.parity.types import Quality
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,14 +16,6 @@ if TYPE_CHECKING:
     from pipeline.tasks import Answer
 
 Array: TypeAlias = NDArray[Any]
-
-METRICS: Mapping[Answer, str] = {
-    "class": "accuracy",
-    "choice": "accuracy",
-    "token_classes": "token_accuracy",
-    "span": "exact_match",
-}
-"""Kind of answer -> name of the share of right ones."""
 
 
 def right_answers(answer: Answer, label: Label, outputs: Mapping[str, Array]) -> NDArray[np.bool_]:
@@ -66,42 +53,3 @@ def best_span(start: Array, end: Array) -> tuple[int, int]:
     best_end = np.maximum.accumulate(reversed_end)[::-1]
     first = int(np.argmax(start.astype(np.float64) + best_end))
     return first, first + int(np.argmax(end[first:]))
-
-
-class QualityTally:
-    """Counts right answers of a candidate and of the reference, sample by sample.
-
-    Args:
-        answer: What labels say.
-    """
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self._samples = 0
-        self._counts = np.zeros((2, 2), dtype=np.int64)
-
-    def add(
-        self, label: Label, candidate: Mapping[str, Array], reference: Mapping[str, Array]
-    ) -> None:
-        """Count one labelled sample; both mappings as in `right_answers`."""
-        ours = right_answers(self._answer, label, candidate)
-        theirs = right_answers(self._answer, label, reference)
-        np.add.at(self._counts, (theirs.astype(int), ours.astype(int)), 1)
-        self._samples += 1
-
-    def result(self) -> Quality | None:
-        """The figures; None when nothing was labelled."""
-        (neither, gained), (lost, both) = self._counts.tolist()
-        answers = neither + gained + lost + both
-        if not answers:
-            return None
-        return Quality(
-            metric=METRICS[self._answer],
-            samples=self._samples,
-            answers=answers,
-            score=(gained + both) / answers,
-            reference_score=(lost + both) / answers,
-            drop=(lost - gained) / answers,
-            gained=gained,
-            lost=lost,
-        )
