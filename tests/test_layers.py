@@ -22,7 +22,7 @@ LAYERS = (
     ("rejudging",),
     ("doctor", "drafting", "inspection", "verification"),
     ("listing", "package_checks", "store_trial"),
-    ("publish", "run", "forecast", "resolving"),
+    ("publish", "run", "forecast", "resolving", "foreign_models"),
     ("judging", "planning"),
     ("attribution",),
     ("recipe",),

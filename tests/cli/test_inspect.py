@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from pipeline.errors import ArtifactError, PipelineError, RecipeError
 from pipeline.graph.layers import iter_layers
-from pipeline.inspection import ModelInspection, inspect_path, read_model
+from pipeline.foreign_models import read_model
+from pipeline.inspection import ModelInspection, inspect_path
 from pipeline.listing import list_artifacts
 from pipeline.recipe import load_recipe
 from tests.cli.artifacts import edit_manifest, publish
