@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import onnx
-import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper
 
@@ -20,6 +19,8 @@ from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import onnx_ir as ir
 
 INLINE_LIMIT_BYTES: Final = 1_900_000_000
 """Above this many bytes of weights they are stored outside the model file; protobuf's own limit is
@@ -106,6 +107,8 @@ def load_ir_model(path: Path) -> ir.Model:
     Raises:
         ArtifactError: as `load_model`.
     """
+    import onnx_ir as ir  # a second, for sympy: not for those who only read a graph
+
     return ir.serde.deserialize_model(load_model(path))
 
 
@@ -117,6 +120,8 @@ def save_ir_model(
     Raises:
         StoreError: as `save_model`.
     """
+    import onnx_ir as ir
+
     path, data_path = directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE
     _require_absent(path, data_path)
     weights = sum(
