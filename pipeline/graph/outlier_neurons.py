@@ -30,7 +30,7 @@ from pipeline.graph.fusions.matching import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -74,18 +74,22 @@ class _Block:
     second: ir.Node
 
 
-def split_outlier_neurons(graph: ir.Graph) -> tuple[FloatNeurons, ...]:
+def split_outlier_neurons(
+    graph: ir.Graph, *, kept_float: Collection[str] = ()
+) -> tuple[FloatNeurons, ...]:
     """Gives every block with outliers a float part; the graph computes the same up to rounding.
 
     Args:
         graph: Edited in place; float32, with constants as initializers. Nodes that nothing reads any
             longer stay in it.
+        kept_float: Names of products that will not be quantised; where the second one of a block is
+            among them, no tensor is coarsened.
     """
     editor = GraphEditor(graph)
     return tuple(
         _split(block, neurons, editor)
         for block in list(_blocks(graph))
-        if (neurons := outliers(_strengths(block)))
+        if node_name(block.second) not in kept_float and (neurons := outliers(_strengths(block)))
     )
 
 
@@ -211,6 +215,9 @@ def _split(block: _Block, neurons: tuple[int, ...], editor: GraphEditor) -> Floa
         node.replace_input_with(list(node.inputs).index(old), rest)
     # `end` is written again before itself, so that the sum can stand behind it.
     rest = editor.insert(end, end.op_type, end.inputs, output=f"{name}_rest")
+    copy = rest.producer()
+    if end is block.second and copy is not None:  # the layer is known by its name
+        copy.name = end.name
     replace_value(
         end.outputs[0], editor.insert(end, "Add", [rest, result], output=f"{name}_whole")
     )

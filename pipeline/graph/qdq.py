@@ -10,7 +10,6 @@ residual connection, keeps the unrounded numbers. Where pairs go is `pipeline.gr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.graph.fusions.matching import (
     consumers,
     input_of,
 )
+from pipeline.graph.kept_float import find_kept_float
 from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
 from pipeline.graph.quantized_embeddings import quantize_embeddings
 from pipeline.graph.quantized_weights import WeightType, quantize_weight, rounded_scale
@@ -53,12 +53,15 @@ _NUMPY: Final[Mapping[ir.DataType, np.dtype[np.floating[Any]]]] = {
     ir.DataType.FLOAT16: np.dtype(np.float16),
 }
 _IR: Final = {"int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
-_SHOWN_NAMES: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QdqOptions:
-    """As `pipeline.stages.quantize_static.QuantizeStaticConfig`, which explains each."""
+    """As `pipeline.stages.quantize_static.QuantizeStaticConfig`, which explains each.
+
+    Attributes:
+        given_back: Names of more layers that stay float, chosen by a repair.
+    """
 
     per_channel: bool
     activation_dtype: EightBits
@@ -67,6 +70,7 @@ class QdqOptions:
     quantize_embeddings: bool
     op_types: tuple[str, ...]
     exclude_nodes: tuple[str, ...]
+    given_back: frozenset[str] = frozenset()
 
 
 def quantize_static(
@@ -113,15 +117,15 @@ def _reasons(
     layers: Sequence[WeightedLayer], placement: Placement, options: QdqOptions
 ) -> dict[WeightedLayer, str]:
     """Why layers stay float."""
-    excluded = _excluded(layers, options.exclude_nodes)
+    named = find_kept_float(layers, options.exclude_nodes, options.given_back)
     reasons = {}
     for layer in layers:
         operator = layer.node.op_type
         reason = layer.reason
         if not reason and operator not in options.op_types:
             reason = f"{operator} is not among op_types"
-        if not reason and layer in excluded:
-            reason = f"excluded by `{excluded[layer]}`"
+        if not reason:
+            reason = named.get(layer, "")
         if not reason and placement.operators[operator].quantizes_bias:
             reason = _bias_obstacle(layer)
         if reason:
@@ -146,31 +150,6 @@ def _bias_obstacle(layer: WeightedLayer) -> str:
         if bias.const_value.shape[0] != channels:
             return f"its bias is not one number for each of {channels} outputs"
     return "" if beta is None or beta.as_float() == 1.0 else "it scales its bias"
-
-
-def _excluded(
-    layers: Sequence[WeightedLayer], patterns: Sequence[str]
-) -> dict[WeightedLayer, str]:
-    """Layer -> the first pattern that matches its name.
-
-    Raises:
-        QuantizationError: for a pattern that matches no layer with a weight.
-    """
-    found: dict[WeightedLayer, str] = {}
-    candidates = [layer for layer in layers if not layer.reason]
-    for pattern in patterns:
-        matching = [layer for layer in candidates if fnmatchcase(layer.name, pattern)]
-        if not matching:
-            names = [f"`{layer.name}`" for layer in candidates]
-            more = ", ..." if len(names) > _SHOWN_NAMES else ""
-            raise QuantizationError(
-                f"exclude_nodes: `{pattern}` matches no layer with a weight; there are "
-                f"{', '.join(names[:_SHOWN_NAMES]) or 'none'}{more}",
-                hint="`convert inspect` lists nodes; take the pattern out if nothing is to stay",
-            )
-        for layer in matching:
-            found.setdefault(layer, pattern)
-    return found
 
 
 def _require_opset(model: ir.Model, layers: Sequence[WeightedLayer]) -> None:

@@ -25,6 +25,7 @@ from pipeline.graph.fusions.matching import (
     node_name,
     replace_value,
 )
+from pipeline.graph.kept_float import find_kept_float
 from pipeline.graph.outlier_channels import DampedChannels, damp_outlier_channels
 from pipeline.graph.outlier_neurons import FloatNeurons, split_outlier_neurons
 from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
@@ -33,7 +34,7 @@ from pipeline.graph.quantized_weights import QuantizedWeight, WeightType, quanti
 from pipeline.graph.weighted_layers import WeightedLayer, find_weighted_layers, gemm_obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -43,13 +44,19 @@ _FLOAT: Final = ir.DataType.FLOAT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationOptions:
-    """As `pipeline.stages.quantize_dynamic.QuantizeDynamicConfig`, which explains each."""
+    """As `pipeline.stages.quantize_dynamic.QuantizeDynamicConfig`, which explains each.
+
+    Attributes:
+        given_back: Names of more layers that stay float, chosen by a repair.
+    """
 
     per_channel: bool
     weight_dtype: Literal["int8", "uint8"]
     reduce_range: bool
     quantize_embeddings: bool
     treat_outliers: bool
+    exclude_nodes: tuple[str, ...] = ()
+    given_back: frozenset[str] = frozenset()
 
 
 def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> QuantizationResult:
@@ -58,20 +65,25 @@ def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> Quantizat
     Args:
         model: Opset 13 or later; float32.
         options: How to quantise.
+
+    Raises:
+        QuantizationError: when a pattern matches nothing; the model is as it was then.
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     layers = find_weighted_layers(model.graph)
-    reasons = _reasons(layers)
+    named = find_kept_float(layers, options.exclude_nodes, options.given_back)
+    kept = {layer.name: reason for layer, reason in named.items()}
+    reasons = _reasons(layers, kept)
     record = LayerRecord(layers, reasons)
     neurons: tuple[FloatNeurons, ...] = ()
     channels: tuple[DampedChannels, ...] = ()
     if options.treat_outliers:
-        neurons = split_outlier_neurons(model.graph)
+        neurons = split_outlier_neurons(model.graph, kept_float=kept)
         RemoveUnusedNodesPass()(model)
         # Afterwards: what belongs to outliers among the neurons is gone from the weights then.
         channels = damp_outlier_channels(model.graph)
         layers = find_weighted_layers(model.graph)
-        reasons = _reasons(layers)
+        reasons = _reasons(layers, kept)
     floats = {node for each in neurons for node in each.nodes}
     writer = _Writer(model.graph, options)
     for layer in layers:
@@ -86,9 +98,9 @@ def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> Quantizat
     return record.result(embeddings, neurons, channels)
 
 
-def _reasons(layers: Sequence[WeightedLayer]) -> dict[WeightedLayer, str]:
-    """Why layers stay float."""
-    reasons = {layer: layer.reason or _obstacle(layer) for layer in layers}
+def _reasons(layers: Sequence[WeightedLayer], kept: Mapping[str, str]) -> dict[WeightedLayer, str]:
+    """Why layers stay float; `kept` says it of those that were named."""
+    reasons = {layer: layer.reason or kept.get(layer.name) or _obstacle(layer) for layer in layers}
     return {layer: reason for layer, reason in reasons.items() if reason}
 
 

@@ -112,7 +112,8 @@ class LayerRecord:
             float_neurons=float_neurons,
             damped_channels=damped_channels,
             kept_float=tuple((name, reason) for name, _, reason in self._entries if reason),
-            weight_coverage=done / total if total else 0.0,
+            # Outliers may have been split off a layer that stays float as a whole.
+            weight_coverage=max(0, done) / total if total else 0.0,
             layer_coverage=len(quantized) / with_weight if with_weight else 0.0,
         )
 

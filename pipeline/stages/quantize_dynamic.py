@@ -45,6 +45,11 @@ class QuantizeDynamicConfig(StageConfig):
         "coarsen all others, and divides such channels of a normalised tensor: 30 batches of random "
         "tokens 0.91 -> 0.987, for 0 to 5 % more time; does nothing where weights have no outliers",
     )
+    exclude_nodes: tuple[str, ...] = Field(
+        default=(),
+        description="names of nodes that stay float; `*`, `?` and `[...]` match as in file names, "
+        "and a pattern that matches nothing is an error",
+    )
 
 
 def _run(
@@ -57,26 +62,24 @@ def _run(
 
     Raises:
         ArtifactError: when the input is no model.
-        QuantizationError: when no layer could be quantised.
+        QuantizationError: when no layer could be quantised, or a pattern matches nothing.
+        StageError: when the port `repair` holds something else.
         StoreError: when the output cannot be written.
     """
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.quantization import QuantizationOptions, quantize_dynamic
+    from pipeline.stages.given_back import read_given_back, repair_facts
 
     model = load_ir_model(inputs["model"] / MODEL_FILE)
-    options = QuantizationOptions(
-        per_channel=config.per_channel,
-        weight_dtype=config.weight_dtype,
-        reduce_range=config.reduce_range,
-        quantize_embeddings=config.quantize_embeddings,
-        treat_outliers=config.treat_outliers,
-    )
+    given_back = read_given_back(inputs)
+    options = QuantizationOptions(**config.model_dump(), given_back=given_back)
     result = quantize_dynamic(model, options)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
     result.require_any()
     save_ir_model(model, output)
-    return result.as_json(_size_bytes(output) / _size_bytes(inputs["model"]))
+    size_ratio = _size_bytes(output) / _size_bytes(inputs["model"])
+    return result.as_json(size_ratio) | repair_facts(inputs, given_back)
 
 
 def _size_bytes(directory: Path) -> int:
@@ -86,7 +89,7 @@ def _size_bytes(directory: Path) -> int:
 
 QUANTIZE_DYNAMIC = Stage(
     name="quantize_dynamic",
-    version=3,
+    version=4,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeDynamicConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
@@ -94,4 +97,4 @@ QUANTIZE_DYNAMIC = Stage(
     packages=("onnx", "onnx-ir", "numpy"),
     preload=("pipeline.graph.files", "pipeline.graph.quantization"),
 )
-"""Port `model` (`model.onnx`) -> `model.onnx` with 8-bit weights."""
+"""Ports `model` and, with a repair, `repair` -> `model.onnx` with 8-bit weights."""

@@ -1,7 +1,8 @@
 """Quantise a graph to 8 bits with ranges that were found beforehand, for one runtime.
 
 Ports: `model` (the graph as that runtime gets it: fused for ONNX Runtime, cast to float16 for
-TensorRT) and `ranges` (`ranges.json` of the simplified graph that it was made from).
+TensorRT), `ranges` (`ranges.json` of the simplified graph that it was made from) and, with a repair,
+`repair` (`repair.json`: layers that stay float besides).
 """
 
 from __future__ import annotations
@@ -75,18 +76,21 @@ def run(
         ArtifactError: when the input is no model.
         QuantizationError: when a tensor has no range, a pattern matches nothing, the placement does
             not allow an option, or the result is not valid.
+        StageError: when the port `repair` holds something else.
     """
     from pipeline.calibration.ranges import load_ranges
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.qdq import QdqOptions, quantize_static
     from pipeline.graph.qdq_placements import PLACEMENTS
     from pipeline.graph.validity import require_valid
+    from pipeline.stages.given_back import read_given_back, repair_facts
 
     placement = PLACEMENTS[config.placement]
     _require_allowed(config, placement)
     ranges = load_ranges(inputs[RANGES_PORT])
     model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
-    options = QdqOptions(**config.model_dump(exclude={"placement"}))
+    given_back = read_given_back(inputs)
+    options = QdqOptions(**config.model_dump(exclude={"placement"}), given_back=given_back)
     result = quantize_static(model, placement, ranges.by_name(), options)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
@@ -100,6 +104,7 @@ def run(
         "method": ranges.method,
         "calibration_samples": ranges.samples,
         **result.as_json(size_ratio),
+        **repair_facts(inputs, given_back),
     }
 
 
@@ -128,7 +133,7 @@ def _size_bytes(directory: Path) -> int:
 
 QUANTIZE_STATIC = Stage(
     name="quantize_static",
-    version=3,
+    version=4,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeStaticConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
