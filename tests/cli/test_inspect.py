@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.errors import ArtifactError, PipelineError, RecipeError
-from pipeline.graph.layers import iter_layers
 from pipeline.foreign_models import read_model
+from pipeline.graph.layers import iter_layers
 from pipeline.inspection import ModelInspection, inspect_path
 from pipeline.listing import list_artifacts
 from pipeline.recipe import load_recipe
