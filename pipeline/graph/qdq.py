@@ -94,7 +94,7 @@ def quantize_static(
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     layers = find_weighted_layers(model.graph)
-    reasons = _reasons(layers, placement, options)
+    reasons = static_reasons(layers, placement, options)
     record = LayerRecord(layers, reasons)
     chosen = [layer for layer in layers if layer not in reasons]
     _require_opset(model, chosen)
@@ -113,10 +113,14 @@ def quantize_static(
     return record.result(embeddings)
 
 
-def _reasons(
+def static_reasons(
     layers: Sequence[WeightedLayer], placement: Placement, options: QdqOptions
 ) -> dict[WeightedLayer, str]:
-    """Why layers stay float."""
+    """Layer -> why it stays float, for those that do.
+
+    Raises:
+        QuantizationError: for a name or a pattern that matches no layer with a weight.
+    """
     named = find_kept_float(layers, options.exclude_nodes, options.given_back)
     reasons = {}
     for layer in layers:

@@ -73,7 +73,7 @@ def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> Quantizat
     layers = find_weighted_layers(model.graph)
     named = find_kept_float(layers, options.exclude_nodes, options.given_back)
     kept = {layer.name: reason for layer, reason in named.items()}
-    reasons = _reasons(layers, kept)
+    reasons = dynamic_reasons(layers, kept)
     record = LayerRecord(layers, reasons)
     neurons: tuple[FloatNeurons, ...] = ()
     channels: tuple[DampedChannels, ...] = ()
@@ -83,7 +83,7 @@ def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> Quantizat
         # Afterwards: what belongs to outliers among the neurons is gone from the weights then.
         channels = damp_outlier_channels(model.graph)
         layers = find_weighted_layers(model.graph)
-        reasons = _reasons(layers, kept)
+        reasons = dynamic_reasons(layers, kept)
     floats = {node for each in neurons for node in each.nodes}
     writer = _Writer(model.graph, options)
     for layer in layers:
@@ -98,8 +98,10 @@ def quantize_dynamic(model: ir.Model, options: QuantizationOptions) -> Quantizat
     return record.result(embeddings, neurons, channels)
 
 
-def _reasons(layers: Sequence[WeightedLayer], kept: Mapping[str, str]) -> dict[WeightedLayer, str]:
-    """Why layers stay float; `kept` says it of those that were named."""
+def dynamic_reasons(
+    layers: Sequence[WeightedLayer], kept: Mapping[str, str]
+) -> dict[WeightedLayer, str]:
+    """Layer -> why it stays float, for those that do; `kept` says it of those that were named."""
     reasons = {layer: layer.reason or kept.get(layer.name) or _obstacle(layer) for layer in layers}
     return {layer: reason for layer, reason in reasons.items() if reason}
 

@@ -36,7 +36,7 @@ def quantize_embeddings(graph: ir.Graph, editor: GraphEditor) -> tuple[str, ...]
     Returns:
         Names of the lookups.
     """
-    lookups = [node for node in graph if _is_embedding(node)]
+    lookups = embedding_lookups(graph)
     names = tuple(node_name(node) for node in lookups)
     for node, name in zip(lookups, names, strict=True):
         table, indices = node.inputs
@@ -56,6 +56,11 @@ def quantize_embeddings(graph: ir.Graph, editor: GraphEditor) -> tuple[str, ...]
             node.outputs[0], editor.insert(node, "Mul", [row, scale], output=f"{name}_scaled")
         )
     return names
+
+
+def embedding_lookups(graph: ir.Graph) -> list[ir.Node]:
+    """The lookups whose table is stored in 8 bits when that is asked for."""
+    return [node for node in graph if _is_embedding(node)]
 
 
 def _is_embedding(node: ir.Node) -> bool:
