@@ -48,7 +48,11 @@ class ExternalFile(_Frozen):
 
 
 class ModelFacts(_Frozen):
-    """One model file; see `inspect.ModelDescription` for what the first ones mean."""
+    """One model file; see `inspect.ModelDescription` for what the first ones mean.
+
+    Attributes:
+        functions: Operators that the model itself defines, as `domain::op`.
+    """
 
     opset: int
     domains: dict[str, int]
@@ -62,6 +66,7 @@ class ModelFacts(_Frozen):
     layers: tuple[LayerFacts, ...]
     external_files: tuple[ExternalFile, ...]
     size_bytes: int
+    functions: tuple[str, ...] = ()
 
 
 class Refusal(_Frozen):

@@ -87,6 +87,7 @@ def read_facts(path: Path) -> ModelFacts:
         layers=tuple(iter_layers(model)),
         external_files=external_files,
         size_bytes=path.stat().st_size + sum(file.size_bytes or 0 for file in external_files),
+        functions=tuple(sorted({f"{each.domain}::{each.name}" for each in model.functions})),
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.source.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from pipeline.source.types import Location
 
@@ -55,6 +56,16 @@ WEIGHTS_FILE = "model.safetensors"
 def is_weights(name: str) -> bool:
     """Whether a used file holds weights, which only stages need."""
     return name.endswith(".safetensors")
+
+
+def companion_names(root: Path) -> tuple[str, ...]:
+    """Names of the files in a directory that go with a model, sorted; weights are none of them."""
+    names = [entry.name for entry in root.iterdir() if entry.is_file()]
+    for folder in root.iterdir():
+        if fnmatch.fnmatchcase(folder.name, MODULE_FOLDER) and folder.is_dir():
+            names += [f"{folder.name}/{file.name}" for file in folder.iterdir() if file.is_file()]
+    kept = (name for name in names if any(_matches(name, pattern) for pattern in ALLOWED))
+    return tuple(sorted(name for name in kept if not is_weights(name)))
 
 
 def select_files(location: Location, where: str) -> tuple[str, ...]:

@@ -1,0 +1,216 @@
+"""A foreign graph as a link of a chain: weights inside, our names outside, nothing else changed.
+
+What is computed between its inputs and its outputs stays node by node as it was. Around it are put
+casts of inputs and outputs, inputs that follow from others, and, where it takes one size only, the
+padding that its users must do.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Final
+
+import onnx
+from onnx import TensorProto, helper
+
+from pipeline.errors import ArtifactError
+from pipeline.graph.adoption_shims import (
+    FED_TYPES,
+    feed_nodes,
+    inner_name,
+    read_nodes,
+    supply_nodes,
+)
+from pipeline.graph.files import iter_tensors
+from pipeline.graph.inspect import element_bits
+from pipeline.tasks import CHOICES_AXIS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.candidates.interface import AdoptedInput, AdoptedOutput, Interface
+
+_EXTERNAL_KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
+"""All keys of an external tensor's entry. Source: onnx/docs/ExternalData.md, onnx 1.23."""
+LEAST_OPSET: Final = 11
+"""Of the nodes that are put around a graph: Range, and Pad and Slice with sizes from the data."""
+
+
+def take_weights_in(model: onnx.ModelProto, folder: Path) -> None:
+    """Read all external data of a model into it.
+
+    Args:
+        model: Is changed.
+        folder: Holds the files; each entry may be a link that was looked at before.
+
+    Raises:
+        ArtifactError: an entry has unknown keys, names no file of the folder, or reaches past the
+            end of one; or its length is not that of the tensor.
+    """
+    for tensor in iter_tensors(model):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        where = f"tensor `{tensor.name[:80]}`"
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        unknown = sorted(set(entries) - _EXTERNAL_KEYS)
+        if unknown:
+            raise ArtifactError(
+                f"external data has the unknown key `{unknown[0][:40]}`", where=where
+            )
+        location = entries.get("location", "")
+        if location in {"", ".", ".."} or any(mark in location for mark in ("/", "\\", "\0")):
+            raise ArtifactError(
+                f"external data is at `{location[:100]}`, which is no file beside the model",
+                where=where,
+            )
+        tensor.raw_data = _read(folder / location, tensor, entries, where)
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
+
+
+def _read(path: Path, tensor: TensorProto, entries: Mapping[str, str], where: str) -> bytes:
+    bits = element_bits(TensorProto.DataType.Name(tensor.data_type))
+    wanted = (prod(tensor.dims) * bits + 7) // 8
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries.get("length", "0")) or wanted
+    except ValueError as err:
+        raise ArtifactError("external data has an offset that is no number", where=where) from err
+    if not path.is_file():
+        raise ArtifactError(f"the file `{path.name}` with its numbers is missing", where=where)
+    size = path.stat().st_size
+    if offset < 0 or length != wanted or offset + length > size:
+        raise ArtifactError(
+            f"its {wanted:,} bytes are said to be at {offset:,} to {offset + length:,} of "
+            f"`{path.name}`, which has {size:,}",
+            where=where,
+            hint="the file is cut off, or belongs to another model",
+        )
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def adopt_model(model: onnx.ModelProto, interface: Interface) -> None:
+    """Give a graph our names and its shims; outputs that are not looked at go.
+
+    Args:
+        model: With all weights in it; is changed.
+        interface: What was found of its signature.
+
+    Raises:
+        ArtifactError: the graph's operators are too old for what would have to be put around it.
+    """
+    graph = model.graph
+    opset = next((e.version for e in model.opset_import if e.domain in {"", "ai.onnx"}), 0)
+    if (interface.supplied or interface.fixed) and opset < LEAST_OPSET:
+        raise ArtifactError(
+            f"its inputs must be adapted, which takes opset {LEAST_OPSET}, and it has {opset}",
+            hint="export it again with a newer opset",
+        )
+    _rename(graph, interface)
+    _rename_axes(graph, interface)
+    known = {value.name: value for value in (*graph.input, *graph.output)}
+    inputs, before = [], []
+    for adopted in interface.inputs:
+        value = known[inner_name(adopted.name)]
+        inputs.append(_outer_input(adopted, value))
+        rank = len(value.type.tensor_type.shape.dim)
+        before += feed_nodes(adopted, interface.fixed, rank)
+    for supplied in interface.supplied:
+        before += supply_nodes(supplied)
+    outputs, after = [], []
+    for output in interface.outputs:
+        outputs.append(_outer_output(output, known[inner_name(output.name)]))
+        after += read_nodes(output, interface)
+    initializers = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.input if value.name in initializers]
+    nodes = [*before, *graph.node, *after]
+    for field, values in (
+        (graph.node, nodes),
+        (graph.input, [*inputs, *kept]),
+        (graph.output, outputs),
+    ):
+        del field[:]
+        field.extend(values)  # type: ignore[attr-defined]
+
+
+def _rename(graph: onnx.GraphProto, interface: Interface) -> None:
+    """Call what is adopted by inner names, so that ours are free for the outside."""
+    inputs = {each.given: inner_name(each.name) for each in interface.inputs}
+    inputs |= {each.given: inner_name(each.given) for each in interface.supplied}
+    outputs = {each.given: inner_name(each.name) for each in interface.outputs}
+    ours = {each.name for each in (*interface.inputs, *interface.outputs)}
+    # A value inside that happens to have one of our names makes room.
+    names = {name: inner_name(f"own.{name}") for name in ours} | outputs | inputs
+    for value in graph.output:  # an input that is given out as it is
+        if value.name in inputs and value.name in outputs:
+            graph.node.append(helper.make_node("Identity", [value.name], [outputs[value.name]]))
+            value.name = outputs[value.name]
+    _replace(graph, names)
+
+
+def _replace(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+        for value in values:  # type: ignore[attr-defined]
+            value.name = names.get(value.name, value.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = names.get(sparse.values.name, sparse.values.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _replace(attribute.g, names)
+            for inner in attribute.graphs:
+                _replace(inner, names)
+
+
+def _rename_axes(graph: onnx.GraphProto, interface: Interface) -> None:
+    """Call the axes inside as outside: two names of one axis would be two axes to ONNX Runtime."""
+    names: dict[str, str] = {}
+    values = {value.name: value for value in (*graph.input, *graph.output)}
+    for each in (*interface.inputs, *interface.outputs):
+        dims = values[inner_name(each.name)].type.tensor_type.shape.dim
+        for dim, axis in zip(dims, each.axes, strict=False):
+            if dim.dim_param and axis not in interface.fixed:
+                names.setdefault(dim.dim_param, axis)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+
+
+def _outer_input(adopted: AdoptedInput, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    sizes = _sizes(value)[len(adopted.axes) :]
+    return helper.make_tensor_value_info(
+        adopted.name, FED_TYPES[adopted.fed], [*adopted.axes, *sizes]
+    )
+
+
+def _outer_output(output: AdoptedOutput, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """With named axes first; where the graph declares no shape, with the task's usual rank."""
+    tensor = value.type.tensor_type
+    dtype = tensor.elem_type if output.is_comparable else TensorProto.FLOAT
+    sizes = _sizes(value) if tensor.HasField("shape") else []
+    rank = len(sizes) or _usual_rank(output)
+    if not rank:
+        return helper.make_tensor_value_info(output.name, dtype, None)
+    rest = (sizes or [None] * rank)[len(output.axes) :]
+    return helper.make_tensor_value_info(output.name, dtype, [*output.axes, *rest])
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int | str | None]:
+    return [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+        for dim in value.type.tensor_type.shape.dim
+    ]
+
+
+def _usual_rank(output: AdoptedOutput) -> int:
+    """Axes of the task's own output; 0 when models differ in it."""
+    if output.name in {"start_logits", "end_logits"} or CHOICES_AXIS in output.axes:
+        return len(output.axes)
+    is_map_or_patches = output.name == "last_hidden_state" and len(output.axes) == 1
+    return 0 if is_map_or_patches else len(output.axes) + 1
