@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pipeline.tasks import Modality, Task
 
 KEY_TAG = "convert/stage-key/1"
+ATTEMPT_TAG = "convert/attempt-key/1"
 DATA_GROUP = "data:"
 Where: TypeAlias = "Callable[..., str]"
 """Key path, key by key -> what a message says of its place."""
@@ -773,6 +774,20 @@ def _differences(old: Mapping[str, JSON], new: Mapping[str, JSON], path: str) ->
 def _short(value: JSON) -> str:
     text = canonical_json(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def attempt_key(node: Node, preimage: Mapping[str, JSON]) -> str:
+    """Under which attempts at a node find one another; empty when each begins anew.
+
+    Args:
+        node: The node.
+        preimage: `node_preimage` of it.
+    """
+    ignored = node.stage.resumable
+    if ignored is None:
+        return ""
+    config = node.config.model_dump(mode="json", exclude=set(ignored))
+    return tagged_digest(ATTEMPT_TAG, {**preimage, "config": config})
 
 
 def node_status(plan: Plan, node: Node, records: Records, trees: Mapping[int, str]) -> NodeStatus:

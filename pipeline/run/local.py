@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ArtifactError, PipelineError
-from pipeline.planning import node_address, node_preimage, node_status
+from pipeline.planning import attempt_key, node_address, node_preimage, node_status
 from pipeline.run.events import (
     NodeFailed,
     NodeFinished,
@@ -249,6 +249,8 @@ class LocalExecutor:
             )
 
     def _make(self, node: Node, key: str, worker: WorkerProcess) -> StageRecord | NodeFailure:
+        preimage = node_preimage(node, self._digests(node))
+        attempt = attempt_key(node, preimage)
         with self.store.workspace() as workspace:
             job = {
                 "stage": node.stage.name,
@@ -257,6 +259,7 @@ class LocalExecutor:
                 "output": str(workspace.output),
                 "scratch": str(workspace.scratch),
                 "threads": self.threads,
+                "resumable": str(self.store.attempt(attempt)) if attempt else "",
             }
             ending = self._watch(node, worker, job)
             if ending.facts is None:
@@ -269,9 +272,7 @@ class LocalExecutor:
                     last_lines=ending.last_lines[-20:],
                 )
             self.plan.require_unchanged()
-            digests = self._digests(node)
-            preimage = node_preimage(node, digests)
-            return self.store.publish(
+            record = self.store.publish(
                 key=key,
                 preimage=preimage,
                 output=workspace.output,
@@ -279,6 +280,10 @@ class LocalExecutor:
                 wall_time_s=ending.wall_time_s,
                 peak_rss_mib=ending.peak_rss_mib,
             )
+        # What ran out of time goes on here when it is given more.
+        if attempt and ending.facts.get("is_complete") is not False:
+            self.store.end_attempt(attempt)
+        return record
 
     def _watch(self, node: Node, worker: WorkerProcess, job: Mapping[str, object]) -> Ending:
         stage, all_limits = node.stage.name, self.plan.recipe.limits

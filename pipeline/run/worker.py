@@ -35,8 +35,11 @@ PROGRESS_INTERVAL_S = 0.1
 class _Context:
     """Implements `pipeline.stages.base.StageContext` over the event pipe."""
 
-    def __init__(self, scratch: Path, threads: int, events: TextIO) -> None:
+    def __init__(
+        self, scratch: Path, threads: int, events: TextIO, resumable: Path | None = None
+    ) -> None:
         self._scratch = scratch
+        self._resumable = resumable
         self._threads = threads
         self._events = events
         self._last_sent_s = 0.0
@@ -44,6 +47,10 @@ class _Context:
     @property
     def scratch(self) -> Path:
         return self._scratch
+
+    @property
+    def resumable(self) -> Path | None:
+        return self._resumable
 
     @property
     def threads(self) -> int:
@@ -101,7 +108,8 @@ def _run_job(job: Mapping[str, Any], events: TextIO) -> None:
     scratch = Path(job["scratch"])
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     os.chdir(scratch)
-    context = _Context(scratch, int(job["threads"]), events)
+    resumable = Path(job["resumable"]) if job.get("resumable") else None
+    context = _Context(scratch, int(job["threads"]), events, resumable)
     inputs = {port: Path(path) for port, path in job["inputs"].items()}
     facts = stage.run(config, inputs, Path(job["output"]), context)
     _send(events, {"event": "done", "facts": facts, "peak_kib": _peak_kib()})

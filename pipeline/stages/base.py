@@ -40,6 +40,14 @@ class StageContext(Protocol):
         """A private, empty directory that is deleted when the stage ends."""
 
     @property
+    def resumable(self) -> Path | None:
+        """A directory that survives a failed attempt; None but for stages that are `resumable`.
+
+        What is in it was left by another attempt, killed at any moment: check what you read, write
+        each file whole (another name, then rename), and take its loss for lost time only.
+        """
+
+    @property
     def threads(self) -> int:
         """How many threads the stage may use."""
 
@@ -97,6 +105,10 @@ class Stage(Generic[C]):
             coverage gates can name these and no others.
         preload: Modules a fresh worker may import while it waits for its inputs.
         footprint: About how much memory and disk it takes; no part of the key.
+        resumable: None: every attempt begins anew. Otherwise an attempt finds what the one before
+            left (`StageContext.resumable`), until a result is filed whose facts do not say
+            `is_complete: false`. Named are keys of the config that say how long it may take and
+            nothing of what it makes: attempts that differ in them alone go on from one another.
         is_exclusive: Nothing else may run at the same time, because it measures time.
     """
 
@@ -111,6 +123,7 @@ class Stage(Generic[C]):
     coverage: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     footprint: Footprint = Footprint()
+    resumable: tuple[str, ...] | None = None
     is_exclusive: bool = False
 
 

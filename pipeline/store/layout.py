@@ -6,6 +6,7 @@ v1/trees/<digest>/      an immutable output directory and its MANIFEST.json; rea
 v1/ac/<key>.json        the record of a stage result, `records.py`
 v1/last/<hash>.json     the last key a node had: a hint for explaining, never trusted
 v1/quarantine/          what was found damaged; never read
+v1/attempts/<key>/      what an unfinished stage left for its next attempt, `attempts.py`
 v1/locks/<key>.lock     so that one process builds and the others wait
 """
 
@@ -71,6 +72,11 @@ class Layout:
     def quarantine(self) -> Path:
         """Of what was found damaged."""
         return self.base / "quarantine"
+
+    @property
+    def attempts(self) -> Path:
+        """Of what unfinished stages left; made when a stage first wants it."""
+        return self.base / "attempts"
 
     def tree(self, digest: str) -> Path:
         """The tree with this manifest digest."""

@@ -17,6 +17,7 @@ from pipeline.errors import ArtifactError, StoreError
 from pipeline.hashing import tagged_digest
 from pipeline.manifest import scan_directory
 from pipeline.store import files
+from pipeline.store.attempts import end_attempt, open_attempt, sweep_attempts
 from pipeline.store.faults import free_bytes, store_error
 from pipeline.store.layout import MANIFEST_FILE, Layout, read_limited
 from pipeline.store.records import (
@@ -154,6 +155,30 @@ class Store:
                 raise store_error(err, "making a workspace", self.root, need_bytes=4096) from err
             yield workspace
 
+    def attempt(self, key: str) -> Path:
+        """A directory that outlives a failed or killed attempt; hold the lock of the work meanwhile.
+
+        What lies in it is of earlier attempts and is not to be trusted. It is deleted by
+        `end_attempt`, or when nothing in it has changed for a week.
+
+        Raises:
+            ValueError: when the key is not a full SHA-256.
+            StoreError: when the store cannot be written.
+        """
+        require_sha256(key, "key")
+        self._prepare()
+        try:
+            return open_attempt(self._layout.attempts, key)
+        except OSError as err:
+            raise store_error(
+                err, "making a place to resume from", self.root, need_bytes=4096
+            ) from err
+
+    def end_attempt(self, key: str) -> None:
+        """Delete what attempts have left under a key: the work is done."""
+        require_sha256(key, "key")
+        end_attempt(self._layout.attempts, key)
+
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Keep other processes from building the same key meanwhile.
@@ -265,6 +290,7 @@ class Store:
         if not self._is_ready:
             self._layout.create()
             sweep(self._layout.tmp)
+            sweep_attempts(self._layout.attempts)
             self._is_ready = True
 
     def _publish_record(self, record: StageRecord, private: Path) -> StageRecord:

@@ -103,12 +103,12 @@ def sweep(parent: Path) -> tuple[Path, ...]:
 def _sweep_one(path: Path) -> bool:
     try:
         if not path.is_dir():  # a file that was to be renamed into place
-            if not _is_old(path, SETTLING_S):
+            if not is_old(path, SETTLING_S):
                 return False
             path.unlink()
             return True
         if not (path / LEASE_FILE).exists():  # its maker may be about to write the lease
-            return _is_old(path, SETTLING_S) and _delete(path)
+            return is_old(path, SETTLING_S) and _delete(path)
         lease = os.open(path / LEASE_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if _is_locked_by_other(lease) or not _is_abandoned(path):
@@ -168,11 +168,11 @@ def _is_abandoned(path: Path) -> bool:
         owner = json.loads((path / LEASE_FILE).read_bytes())
         node, boot, namespace, pid = (owner[k] for k in ("node", "boot", "namespace", "pid"))
     except (ValueError, TypeError, KeyError):
-        return _is_old(path)
+        return is_old(path)
     if node == platform.node() and boot and boot != _boot():
         return True
     if (node, boot, namespace) != (platform.node(), _boot(), _namespace()):
-        return _is_old(path)
+        return is_old(path)
     return not _is_running(pid)
 
 
@@ -188,7 +188,7 @@ def _is_running(pid: object) -> bool:
     return True
 
 
-def _is_old(path: Path, age_s: float = STALE_AFTER_S) -> bool:
+def is_old(path: Path, age_s: float = STALE_AFTER_S) -> bool:
     """Old by the newest of its own time stamp and those of what is directly in it."""
     newest = path.lstat().st_mtime
     if path.is_dir():

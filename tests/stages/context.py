@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 class RecordingContext:
     scratch: Path
     threads: int = 1
+    resumable: Path | None = None
     steps: list[tuple[int, int, str]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
