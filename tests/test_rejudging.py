@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "gates.targets.cpu-int8.speed",
         "the speed of `cpu-int8` was not measured",
     ),
-    "quality": (GATES | {"quality": {"drop": {"max": 0.1}}}, {}, "gates.quality", "were not counted"),
+    "quality": (GATES | {"quality": {"drop": {"max": 0.1}}}, {}, "gates.quality", "was not computed"),
     "classes": (
         GATES | {"parity": {"top1_agreement": {"min": 0.9}}},
         {},

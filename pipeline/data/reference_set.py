@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TENSOR_FILE = "reference.safetensors"
 INDEX_FILE = "reference.json"
+PROBES_FOLDER = "probes"
+"""Holds the reference of the probes, in the same two files."""
 
 
 class ReferenceIndex(BaseModel):

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 CHECKPOINT_PORT = "checkpoint"
 SAMPLES_PORT = "samples"
 PROBES_PORT = "probes"
-PROBES_FOLDER = "probes"
-"""Holds the reference of the probes, in the same two files."""
 
 THREADS = 1
 """One thread, so that the last bits do not depend on how many cores a machine has.
@@ -50,6 +48,7 @@ def run(
         StageError: when the samples lack an input that the checkpoint takes, or the checkpoint
             itself gives NaN or infinity on a sample: no candidate can be held against that.
     """
+    from pipeline.data.reference_set import PROBES_FOLDER
     from pipeline.data.sample_set import load_samples
     from pipeline.runtimes.torch_reference import TorchReferenceRunner
 
