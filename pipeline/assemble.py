@@ -116,6 +116,8 @@ def _target_files(results: Results, target: TargetPlan) -> Iterator[ArtifactFile
                     sha256=entry.sha256,
                     size_bytes=entry.size_bytes,
                 )
+    if not target.chain.deliverables:
+        return
     source = results.plan.source
     for name in source.groups["companions"]:
         file = source.files[name]
@@ -235,7 +237,7 @@ def _target_report(
     return TargetReport(
         name=target.name,
         runtime=declared.runtime,
-        precision=declared.precision,
+        precision=target.chain.precision or getattr(declared, "precision", ""),
         files=tuple(
             FileEntry(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
             for file in mine

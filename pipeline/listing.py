@@ -38,7 +38,7 @@ class TargetFacts(_Part):
 
     name: str
     runtime: str
-    precision: str
+    precision: str = ""
     compute_capability: tuple[str, ...] = ()
 
 

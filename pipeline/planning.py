@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from pipeline.candidates import Candidate
     from pipeline.checks.limits import CheckLimits
     from pipeline.data_source import DataSource
     from pipeline.hashing import JSON
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 KEY_TAG = "convert/stage-key/1"
 ATTEMPT_TAG = "convert/attempt-key/1"
 DATA_GROUP = "data:"
+CANDIDATE_GROUP = "candidate:"
+"""And then the target's name and `model` or `companions`, as in `candidate:model:NAME`."""
 Where: TypeAlias = "Callable[..., str]"
 """Key path, key by key -> what a message says of its place."""
 
@@ -124,6 +127,7 @@ class Plan:
         data: Use (`evaluation`, `calibration`) -> the files its samples come from.
         samples: The node that prepares the evaluation samples.
         noise_floors: Component -> the node that measures the checkpoint's own noise.
+        candidates: Target -> the model that it checks, of targets that check one.
     """
 
     recipe: Recipe
@@ -134,19 +138,30 @@ class Plan:
     targets: tuple[TargetPlan, ...]
     samples: NodeRef
     noise_floors: Mapping[str, NodeRef]
+    candidates: Mapping[str, Candidate] = field(default_factory=dict)
 
     def group_content(self, group: str) -> JSON:
         """What is behind a `SourceRef`, for keys: the digest of data, of a checkpoint each file's."""
+        if group.startswith(CANDIDATE_GROUP):
+            candidate, kind = self._candidate(group)
+            return {name: file.sha256 for name, file in candidate.group(kind).items()}
         use = _data_use(group)
         return self.data[use].digest() if use else dict(self.source.group_files(group))
 
     def materialise(self, group: str, directory: Path) -> None:
         """Make a directory show the files behind a `SourceRef`, and nothing else."""
         use = _data_use(group)
-        if use:
+        if group.startswith(CANDIDATE_GROUP):
+            candidate, kind = self._candidate(group)
+            candidate.materialise(kind, directory)
+        elif use:
             self.data[use].materialise(directory)
         else:
             self.source.materialise(group, directory)
+
+    def _candidate(self, group: str) -> tuple[Candidate, str]:
+        kind, _, target = group.removeprefix(CANDIDATE_GROUP).partition(":")
+        return self.candidates[target], kind
 
     def require_unchanged(self) -> None:
         """Check that nobody touched the files that were read since their digests were taken.
@@ -157,6 +172,8 @@ class Plan:
         self.source.require_unchanged()
         for data in self.data.values():
             data.require_unchanged()
+        for candidate in self.candidates.values():
+            candidate.require_unchanged()
 
     def children(self, index: int) -> Iterator[Node]:
         """The nodes that read this one directly."""
@@ -203,10 +220,19 @@ class _Draft:
 class _Builder:
     """Collects nodes; equal ones are kept once. Implements `pipeline.targets.base.ChainBuilder`."""
 
-    def __init__(self, recipe: Recipe, task: Task, data: Mapping[str, DataSource]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        source: Source,
+        data: Mapping[str, DataSource],
+        candidates: Mapping[str, Candidate],
+    ) -> None:
         self._recipe = recipe
         self._task = task
+        self._source = source
         self._data = data
+        self._candidates = candidates
         self.drafts: list[_Draft] = []
         self._known: dict[str, int] = {}
         self.prefix = ""
@@ -221,6 +247,17 @@ class _Builder:
             axis: (extent.min, extent.opt, extent.max)
             for axis, extent in _extents(self._recipe, self._task).items()
         }
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def source(self) -> Source:
+        return self._source
+
+    def candidate(self, target: str) -> Candidate:
+        return self._candidates[target]
 
     def evaluation_samples(self) -> NodeRef:
         """The node that prepares the samples everything is compared on."""
@@ -329,6 +366,7 @@ def build_plan(
     data: Mapping[str, DataSource],
     where: Where = _key_path,
     *,
+    candidates: Mapping[str, Candidate] | None = None,
     is_diagnosing: bool = False,
 ) -> Plan:
     """Lay out all the work of a recipe.
@@ -338,6 +376,7 @@ def build_plan(
         source: Its checkpoint.
         data: Use -> where its samples come from; one for each in the recipe's `data`.
         where: Key path -> position for messages, such as `LoadedRecipe.where`.
+        candidates: Target -> the model that it checks; one for each target that checks one.
         is_diagnosing: Add what explains a failure.
 
     Raises:
@@ -356,7 +395,7 @@ def build_plan(
     for use, spec in recipe.data.specs().items():
         with _about(where, "data", use):
             pick_fields(task, spec)
-    builder = _Builder(recipe, task, data)
+    builder = _Builder(recipe, task, source, data, candidates or {})
     samples = builder.evaluation_samples()
     probes = builder.probes()
     ports: dict[str, Ref] = {
@@ -405,6 +444,7 @@ def build_plan(
         targets=tuple(targets),
         samples=samples,
         noise_floors=noise_floors,
+        candidates=candidates or {},
     )
 
 
@@ -439,6 +479,7 @@ def _plan_target(
                 task=task.name,
                 optimizations=link.optimizations,
                 batch_size=recipe.shapes.batch.opt,
+                outputs=link.outputs,
             )
             inputs: dict[str, Ref] = {
                 "model": link.node,

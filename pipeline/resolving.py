@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.candidates import Candidate, find_place, read_files
 from pipeline.data_source import resolve_data
+from pipeline.engines.header import read_engine_header
+from pipeline.errors import ArtifactError, RecipeError
+from pipeline.foreign_models import read_model
 from pipeline.planning import build_plan
+from pipeline.publish import MANIFEST_FILE, verify_artifact
 from pipeline.source import resolve_source
+from pipeline.stages.base import MODEL_FILE
+from pipeline.targets.existing import ExistingTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.candidates import Place
     from pipeline.digest_memory import DigestMemory
     from pipeline.planning import Plan
     from pipeline.recipe import LoadedRecipe
+
+
+ENGINE_SUFFIX = ".engine"
 
 
 def resolve_plan(
@@ -49,4 +62,91 @@ def resolve_plan(
         )
         for use, spec in loaded.recipe.data.specs().items()
     }
-    return build_plan(loaded.recipe, source, data, loaded.where)
+    candidates = {
+        target.name: resolve_candidate(
+            target.model,
+            target.file,
+            directory=loaded.directory("targets", place, "model"),
+            memory=memory,
+            where=loaded.where("targets", place, "model"),
+        )
+        for place, target in enumerate(loaded.recipe.targets)
+        if isinstance(target, ExistingTarget)
+    }
+    return build_plan(loaded.recipe, source, data, loaded.where, candidates=candidates)
+
+
+def resolve_candidate(
+    model: str, file: str | None, *, directory: Path, memory: DigestMemory, where: str
+) -> Candidate:
+    """Find a model that somebody else made, read what it says of itself, and take its digests.
+
+    What lies in an artifact of ours must be what its manifest says.
+
+    Args:
+        model: An `.onnx` file, an engine of an artifact of ours, or a folder.
+        file: Which of the folder's models.
+        directory: Where relative paths start.
+        memory: Saves hashing files that have not changed.
+        where: Position of the model in the recipe, for messages.
+
+    Raises:
+        RecipeError: there is none, or more than one; or it is an engine and nothing else.
+        ArtifactError: it is damaged, or an artifact that is not what its manifest says.
+    """
+    place = find_place(directory / Path(model).expanduser(), file, where=where)
+    artifact = _verified_artifact(place.model)
+    engines: tuple[str, ...] = ()
+    if place.model.suffix == ENGINE_SUFFIX:
+        place = _beside_engine(place, artifact, where)
+    if artifact:
+        engines = tuple(sorted(p.name for p in place.model.parent.glob(f"*{ENGINE_SUFFIX}")))
+    facts = read_model(place.model)
+    files, companions = read_files(place, facts, memory)
+    return Candidate(
+        place=place,
+        facts=facts,
+        files=files,
+        companions=companions,
+        artifact=artifact,
+        engines=engines,
+    )
+
+
+def _verified_artifact(model: Path) -> str:
+    """The artifact that a model is from; empty when it is from elsewhere.
+
+    Raises:
+        ArtifactError: it is not what its manifest says.
+    """
+    real = model.resolve()
+    for folder in (real.parent.parent, real.parent.parent.parent):
+        if not (folder / MANIFEST_FILE).is_file():
+            continue
+        problems = verify_artifact(folder)
+        if problems:
+            raise ArtifactError(
+                f"the artifact is not what its manifest says: {problems[0]}", where=str(folder)
+            )
+        return str(folder)
+    return ""
+
+
+def _beside_engine(place: Place, artifact: str, where: str) -> Place:
+    """The graph that an engine of ours was built from; an engine itself is never loaded.
+
+    Raises:
+        RecipeError: it is not from an artifact of ours.
+        ArtifactError: its header is damaged.
+    """
+    header = read_engine_header(place.model)
+    graph = place.model.with_name(MODEL_FILE)
+    if artifact and graph.is_file():
+        return replace(place, model=graph)
+    raise RecipeError(
+        f"`{place.model.name}` (TensorRT-RTX {header.version} for "
+        f"{', '.join(header.compute_capabilities) or 'unknown GPUs'}) was not run, because loading "
+        "an engine runs code in it, and no manifest that verifies has its digest",
+        where=where,
+        hint="check the ONNX graph that it was built from, or an artifact of convert that holds it",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.stages.adopt import ADOPT
 from pipeline.stages.benchmark import BENCHMARK
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
@@ -29,6 +30,7 @@ STAGES: tuple[AnyStage, ...] = (
     REFERENCE,
     NOISE_FLOOR,
     EXPORT,
+    ADOPT,
     SIMPLIFY,
     FUSE,
     CALIBRATE,

@@ -35,12 +35,14 @@ class ValidateConfig(StageConfig):
             written, `all` as a user of ONNX Runtime would.
         batch_size: Samples a run, of mixed lengths, padded on the right.
         threads: Threads inside an operator; None means all that the stage may use.
+        outputs: Outputs that the graph must have; None means all that the reference has.
     """
 
     task: str
     optimizations: Literal["disabled", "all"]
     batch_size: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)] | None = None
+    outputs: tuple[str, ...] | None = None
 
 
 def run(

@@ -6,7 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.targets.existing import ExistingTarget
 from pipeline.targets.onnxruntime import OnnxRuntimeTarget
 from pipeline.targets.tensorrt_rtx import TensorRTRTXTarget
 
-AnyTarget = Annotated[OnnxRuntimeTarget | TensorRTRTXTarget, Field(discriminator="runtime")]
+AnyTarget = Annotated[
+    OnnxRuntimeTarget | TensorRTRTXTarget | ExistingTarget, Field(discriminator="runtime")
+]

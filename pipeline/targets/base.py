@@ -11,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.candidates import Candidate
     from pipeline.parity.tolerances import Arithmetic
+    from pipeline.source import Source
     from pipeline.stages.base import AnyStage, StageConfig
+    from pipeline.tasks import Task
 
 
 class TargetBase(BaseModel):
@@ -62,11 +65,13 @@ class ModelLink:
             as it is written, `all` as a user of ONNX Runtime would.
         arithmetic: The least exact numbers it computes with on purpose, which say how far it may
             be from the checkpoint; None when only the graph itself says it.
+        outputs: Outputs that it is compared by; None means all that the checkpoint has.
     """
 
     node: NodeRef
     optimizations: Optimizations
     arithmetic: Arithmetic | None
+    outputs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +99,8 @@ class TargetChain:
             (parity on the device, speed) is then reported as not run.
         proxy: How parity is stood in for when the target cannot run here, such as
             `onnxruntime-cpu`; empty when parity is measured on the target itself.
+        precision: What a model that is checked computes with, in words; empty where the recipe
+            says it.
     """
 
     models: Mapping[str, tuple[ModelLink, ...]]
@@ -101,6 +108,7 @@ class TargetChain:
     runtime: Literal["onnxruntime"] | None = None
     not_run_reason: str = ""
     proxy: str = ""
+    precision: str = ""
 
 
 class ChainBuilder(Protocol):
@@ -113,6 +121,17 @@ class ChainBuilder(Protocol):
     @property
     def profile(self) -> Mapping[str, tuple[int, int, int]]:
         """Axis name -> (min, opt, max) from the recipe's `shapes`."""
+
+    @property
+    def task(self) -> Task:
+        """What the checkpoint is for."""
+
+    @property
+    def source(self) -> Source:
+        """The checkpoint."""
+
+    def candidate(self, target: str) -> Candidate:
+        """The model that a target checks."""
 
     def exported(self, component: str) -> NodeRef:
         """The node that exports a component."""
