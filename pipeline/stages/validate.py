@@ -80,19 +80,24 @@ def run(
         optimizations=config.optimizations,
         threads=config.threads or context.threads,
     ) as runner:
+        outputs = tuple(
+            name
+            for name in reference.index.outputs
+            if config.outputs is None or name in config.outputs
+        )
         check = check_signature(
             runner.inputs,
             runner.outputs,
             sample_inputs=samples.index.inputs,
             reference_inputs=reference.index.inputs,
-            reference_outputs=reference.index.outputs,
+            reference_outputs=outputs,
         )
         task = find_task(config.task)
         recorder = ParityRecorder(
-            reference.index.outputs,
+            outputs,
             runner.outputs,
             ranked=task.ranked,
-            meters=meters_of(task, reference.index.outputs, samples.index.label_names),
+            meters=meters_of(task, outputs, samples.index.label_names),
         )
         names = [spec.name for spec in runner.inputs]
         done = 0
