@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def recipe_places(loaded: LoadedRecipe) -> Places:
     """Key path -> its place; what comes from a file that is extended has its place there."""
 
-    def place(key_path: tuple[str, ...]) -> Place:
+    def place(key_path: tuple[str | int, ...]) -> Place:
         position = loaded.document.position(key_path)
         return Place(
             file=name_in_repository(Path(position.file or loaded.path)),

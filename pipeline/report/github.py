@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StoreError
+from pipeline.report.figures import plural
 from pipeline.report.markdown import render_markdown
-from pipeline.report.places import gate_key_path
-from pipeline.report.printable import printable
+from pipeline.report.places import gate_key_path, target_key_path
+from pipeline.report.printable import printable, printable_text
 from pipeline.report.sarif import gate_sentence
-from pipeline.report.summary import broken_gates, failed_nodes
+from pipeline.report.summary import failed_nodes
 from pipeline.report.terminal import render_terminal_summary
+from pipeline.report.verdicts import accused, causes, unexplained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +34,10 @@ MAX_SUMMARY_BYTES = 1 << 20
 
 
 def annotation_lines(report: Report, places: Places | None = None) -> tuple[str, ...]:
-    """Workflow commands: an error for each gate that breaks the build and each stage that failed.
+    """Workflow commands: an error for each fault that was found and each stage that failed.
+
+    A finding stands for the gates that it explains; every other gate that breaks the build is an error
+    of its own.
 
     Args:
         report: The report.
@@ -43,7 +48,8 @@ def annotation_lines(report: Report, places: Places | None = None) -> tuple[str,
         return found
     rest = len(found) - MAX_ANNOTATIONS + 1
     more = error_command(
-        f"{rest:,} more gates or stages fail, see the report", title=f"convert {report.name}"
+        f"{rest:,} more gates or stages fail, see the report",
+        title=f"convert {printable_text(report.name)}",
     )
     return (*found[: MAX_ANNOTATIONS - 1], more)
 
@@ -98,7 +104,19 @@ def _annotations(report: Report, places: Places | None) -> Iterator[str]:
         message = node.failure.message if node.failure else "the stage failed"
         hint = f"\nhint: {node.failure.hint}" if node.failure and node.failure.hint else ""
         yield error_command(f"{message}{hint}", title=f"{report.name}: {node.name} failed")
-    for gate in broken_gates(report):
+    for cause in causes(report):
+        count = len(cause.gates) + len(cause.behind)
+        yield error_command(
+            f"{', '.join(cause.targets)}: {cause.sentence}"
+            + (
+                f"\n{plural(count, 'gate fails', 'gates fail')} for it, see the report"
+                if count
+                else ""
+            ),
+            title=f"{report.name}: {accused(cause) or 'finding'}",
+            place=places(target_key_path(report, cause.targets[0])) if places else None,
+        )
+    for gate in unexplained(report):
         yield error_command(
             gate_sentence(report, gate),
             title=f"{report.name}: {gate.gate} gate",

@@ -1,8 +1,9 @@
 """`junit.xml`: what CI servers show as tests. One suite a target, one case a gate.
 
 The form is that of Jenkins' `junit-10.xsd`, which GitLab, Azure, CircleCI and pytest readers take
-as well. It knows `properties` on a suite only, so the numbers are properties of the target's suite,
-named as their case, and are repeated in the case's `system-out`.
+as well. It knows `properties` on a suite only, so what a gate measured is a property of the target's
+suite, named as its case, with `.limit`, `.node` and `.layer` beside it; the case repeats them in its
+`system-out`. Which stage a failed target comes down to stands in the properties named `finding`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pipeline.report.printable import printable
 from pipeline.report.summary import failed_nodes, headline, is_build_breaking, qualities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pipeline.parity.types import GateResult
     from pipeline.report.schema import NodeReport, Report
@@ -78,10 +79,33 @@ def _target_suite(report: Report, name: str, gates: list[GateResult]) -> Any:
             )
             for key in ("score", "reference_score", "drop", "gained", "lost", "answers"):
                 suite.add_property(f"quality.{prefix}.{key}", repr(getattr(row.quality, key)))
+    for key, value in _accusations(report, name):
+        suite.add_property(key, value)
     for gate in gates:
-        if gate.measured is not None and math.isfinite(gate.measured):
-            suite.add_property(f"{gate.gate}.{gate.metric}", repr(gate.measured))
+        for key, value in _numbers(gate):
+            suite.add_property(f"{gate.gate}.{gate.metric}{key}", value)
     return suite
+
+
+def _accusations(report: Report, name: str) -> Iterator[tuple[str, str]]:
+    """Properties that say what a target's failures come down to."""
+    for finding in report.findings:
+        if finding.target == name:
+            told = {"": finding.sentence, ".node": finding.node, ".stage": finding.stage}
+            told[".layer"] = finding.layer
+            yield from ((f"finding{key}", value) for key, value in told.items() if value)
+
+
+def _numbers(gate: GateResult) -> Iterator[tuple[str, str]]:
+    """What a gate has to say besides its verdict: (end of the property's name, value)."""
+    if gate.measured is not None and math.isfinite(gate.measured):
+        yield "", repr(gate.measured)
+    if gate.limit:
+        yield ".limit", gate.limit
+    if gate.node:
+        yield ".node", gate.node
+    if gate.layer:
+        yield ".layer", gate.layer
 
 
 def _gate_case(gate: GateResult) -> Any:
@@ -95,7 +119,8 @@ def _gate_case(gate: GateResult) -> Any:
     elif gate.verdict == "not_run":
         case.result = junitparser.Skipped(f"not run, because {reason}", gate.gate)
     proxy = "; measured by proxy" if gate.is_proxy else ""
-    case.system_out = f"measured {gate.measured!r}; limit {gate.limit}{proxy}"
+    accused = f"; node {gate.node}" * bool(gate.node) + f"; layer {gate.layer}" * bool(gate.layer)
+    case.system_out = f"measured {gate.measured!r}; limit {gate.limit}{proxy}{accused}"
     return case
 
 

@@ -1,8 +1,9 @@
 """`report.sarif`: SARIF 2.1.0, what code scanning shows beside the recipe.
 
-Source: OASIS, Static Analysis Results Interchange Format 2.1.0 with errata 01. One rule for each kind
-of gate, one result for each gate that fails or was not run; a failed stage is a notification of the
-tool. A gate that holds is no result: services would open an alert for it.
+Source: OASIS, Static Analysis Results Interchange Format 2.1.0 with errata 01. One rule for findings
+and one for each kind of gate; one result for each finding, on the recipe's line of its target, and then
+one for each gate that fails or was not run; a failed stage is a notification of the tool. A gate that
+holds is no result: services would open an alert for it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pipeline.report.places import gate_key_path
+from pipeline.report.places import gate_key_path, target_key_path
 from pipeline.report.printable import printable
 from pipeline.report.summary import blame, failed_nodes, headline, is_build_breaking
 
 if TYPE_CHECKING:
     from pipeline.parity.types import GateResult
-    from pipeline.report.places import Places
-    from pipeline.report.schema import NodeReport, Report
+    from pipeline.report.places import Place, Places
+    from pipeline.report.schema import Finding, NodeReport, Report
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
+
+FINDING_ID = "finding/stage"
 
 RECIPE_FILE = "recipe.yaml"
 """Beside the report; what results point at where the recipe's own file is not known."""
@@ -39,6 +42,14 @@ class Rule:
     text: str
     help: str
 
+
+FINDING = Rule(
+    name="StageComputesWrong",
+    text="A target's failures come down to what one stage made.",
+    help="Of all nodes that failed gates accuse it is the first in the target's chain: what was made "
+    "from its output shows the same fault again.",
+)
+"""The rule of findings; it is the first one."""
 
 RULES = {
     "parity": Rule(
@@ -58,6 +69,39 @@ RULES = {
         text="A target gives fewer right answers than the recipe asks for.",
         help="Answers are counted on the evaluation samples that have a label, beside those of the "
         "checkpoint.",
+    ),
+    "stages": Rule(
+        name="StageBeyondItsArithmetic",
+        text="A stage's graph is farther from the checkpoint than its arithmetic allows.",
+        help="The limit is a multiple of the checkpoint's own noise floor, of float32 against float64; "
+        "`gates.stages` replaces it.",
+    ),
+    "invariance": Rule(
+        name="NeighboursOrPaddingMatter",
+        text="A sample comes out differently alone, in a batch, or with padding.",
+        help="A graph is compared with itself; `gates.checks.invariance` holds the limits.",
+    ),
+    "quantization": Rule(
+        name="QuantisedWrong",
+        text="A quantised graph is not its float graph in fewer bits.",
+        help="Scales, weights and structure are compared with the graph that was quantised; "
+        "`gates.checks.quantization` holds the limits.",
+    ),
+    "headroom": Rule(
+        name="Float16Overflows",
+        text="A value of the graph comes too near to the largest number of float16.",
+        help="Measured in float32, because this machine would not overflow; "
+        "`gates.checks.headroom` holds the limits.",
+    ),
+    "layers": Rule(
+        name="LayerDeparts",
+        text="A layer computes something else than the same layer of the graph before.",
+        help="Values of the same name are compared in both graphs.",
+    ),
+    "companions": Rule(
+        name="CompanionDiffers",
+        text="A file beside the model, such as its tokenizer, is not the checkpoint's.",
+        help="Tokenizer, processor, labels and pooling are compared with those of the checkpoint.",
     ),
     "speed": Rule(
         name="TooSlow",
@@ -84,8 +128,9 @@ def render_sarif(report: Report, places: Places | None = None) -> str:
     """
     shown = printable(report)
     kinds = list(dict.fromkeys((*RULES, *(gate.gate for gate in shown.gates))))
-    results = [
-        _result(shown, gate, kinds.index(gate.gate), places)
+    results = [_finding(shown, finding, places) for finding in shown.findings]
+    results += [
+        _result(shown, gate, 1 + kinds.index(gate.gate), places)
         for gate in shown.gates
         if gate.verdict != "passed"
     ]
@@ -115,21 +160,44 @@ def _breaks(result: dict[str, Any]) -> bool:
 
 
 def _driver(report: Report, kinds: list[str]) -> dict[str, Any]:
-    driver: dict[str, Any] = {"name": "convert", "rules": [_rule(kind) for kind in kinds]}
+    rules = [_rule(FINDING_ID, FINDING), *(_rule(f"gate/{kind}", _of(kind)) for kind in kinds)]
+    driver: dict[str, Any] = {"name": "convert", "rules": rules}
     packages = report.environment.get("packages")
     version = packages.get("convert-pipeline") if isinstance(packages, dict) else None
     return driver | ({"version": version} if isinstance(version, str) and version else {})
 
 
-def _rule(kind: str) -> dict[str, Any]:
-    rule = RULES.get(kind, Rule(name=kind, text=f"A gate of kind {kind}.", help=""))
+def _of(kind: str) -> Rule:
+    return RULES.get(kind) or Rule(name=kind, text=f"A gate of kind {kind}.", help="")
+
+
+def _rule(identity: str, rule: Rule) -> dict[str, Any]:
     return {
-        "id": f"gate/{kind}",
+        "id": identity,
         "name": rule.name,
         "shortDescription": {"text": rule.text},
         "fullDescription": {"text": f"{rule.text} {rule.help}".rstrip()},
         "help": {"text": rule.help or rule.text},
         "defaultConfiguration": {"level": "error"},
+    }
+
+
+def _finding(report: Report, finding: Finding, places: Places | None) -> dict[str, Any]:
+    accused = {"target": finding.target, "stage": finding.stage, "layer": finding.layer}
+    identity = "\n".join((report.name, "finding", *accused.values()))
+    place = places(target_key_path(report, finding.target)) if places else None
+    logical = [_module(finding.target)]
+    told = ((finding.node, "function"), (finding.layer, "member"))
+    logical += [{"name": name, "kind": kind} for name, kind in told if name]
+    return {
+        "ruleId": FINDING_ID,
+        "ruleIndex": 0,
+        "kind": "fail",
+        "level": "error",
+        "message": {"text": f"{finding.target}: {finding.sentence}"},
+        "locations": [{"physicalLocation": _physical(place), "logicalLocations": logical}],
+        "partialFingerprints": {"finding/v1": hashlib.sha256(identity.encode()).hexdigest()},
+        "properties": {**accused, "node": finding.node, "gates": list(finding.gates)},
     }
 
 
@@ -146,6 +214,8 @@ def _result(report: Report, gate: GateResult, rule: int, places: Places | None) 
     }
     if measured is not None and math.isfinite(measured):
         properties["measured"] = measured
+    properties |= {"node": gate.node} if gate.node else {}
+    properties |= {"layer": gate.layer} if gate.layer else {}
     identity = "\n".join((report.name, gate.gate, gate.target, gate.metric))
     return {
         "ruleId": f"gate/{gate.gate}",
@@ -172,16 +242,21 @@ def gate_sentence(report: Report, gate: GateResult) -> str:
 
 
 def _location(report: Report, gate: GateResult, places: Places | None) -> dict[str, Any]:
-    logical = {"name": gate.target or "all targets", "kind": "module"}
-    if places is None:
-        physical: dict[str, Any] = {"artifactLocation": {"uri": RECIPE_FILE}}
-    else:
-        place = places(gate_key_path(report, gate))
-        physical = {
-            "artifactLocation": {"uri": quote(place.file)},
-            "region": {"startLine": place.line, "startColumn": place.column},
-        }
-    return {"physicalLocation": physical, "logicalLocations": [logical]}
+    place = places(gate_key_path(report, gate)) if places else None
+    return {"physicalLocation": _physical(place), "logicalLocations": [_module(gate.target)]}
+
+
+def _module(target: str) -> dict[str, str]:
+    return {"name": target or "all targets", "kind": "module"}
+
+
+def _physical(place: Place | None) -> dict[str, Any]:
+    if place is None:
+        return {"artifactLocation": {"uri": RECIPE_FILE}}
+    return {
+        "artifactLocation": {"uri": quote(place.file)},
+        "region": {"startLine": place.line, "startColumn": place.column},
+    }
 
 
 def _notification(node: NodeReport) -> dict[str, Any]:

@@ -10,19 +10,20 @@ from pipeline.report.summary import (
     VERDICT_WORDS,
     TargetSummary,
     blame,
-    broken_gates,
     failed_nodes,
     headline,
     place,
     qualities,
     summarise,
 )
+from pipeline.report.verdicts import causes, unexplained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pipeline.parity.types import GateResult
     from pipeline.report.schema import NodeReport, Report
+    from pipeline.report.verdicts import Cause
 
 MAX_LISTED = 6
 """Of gates, stages and reasons each; the rest is in the report's files."""
@@ -35,13 +36,16 @@ def render_terminal_summary(report: Report) -> str:
     shown = printable(report)
     lines = [f"{shown.verdict.upper()}  {shown.name} {shown.version}: {headline(shown)}"]
     lines += _target_lines(summarise(shown), _quality_lines(shown))
-    failed, broken = failed_nodes(shown), broken_gates(shown)
+    failed, found, broken = failed_nodes(shown), causes(shown), unexplained(shown)
     if failed:
         lines += ["", "Failed stages:", *_listed(_node_lines(node) for node in failed)]
+    if found:
+        lines += ["", "Findings:", *_listed(_cause_lines(cause) for cause in found)]
     if broken:
         blocks = (_gate_lines(shown, gate) for gate in broken)
-        lines += ["", "Gates that do not hold:", *_listed(blocks)]
-    if shown.reasons and not failed and not broken:
+        title = "Other gates that do not hold:" if found else "Gates that do not hold:"
+        lines += ["", title, *_listed(blocks)]
+    if shown.reasons and not failed and not found and not broken:
         lines += ["", "Reasons:", *_listed([f"  {reason}"] for reason in shown.reasons)]
     if shown.warnings:
         blocks = ([f"  {warning}"] for warning in shown.warnings)
@@ -116,6 +120,10 @@ def _node_lines(node: NodeReport) -> list[str]:
     if node.failure.hint:
         lines.append(f"      hint: {node.failure.hint}")
     return lines
+
+
+def _cause_lines(cause: Cause) -> list[str]:
+    return [f"  {', '.join(cause.targets)}: {cause.sentence}"]
 
 
 def _gate_lines(report: Report, gate: GateResult) -> list[str]:

@@ -1,7 +1,8 @@
 """The part of SARIF 2.1.0 that convert writes, as a JSON Schema; everything else is refused.
 
-Written by hand from the specification (OASIS, SARIF 2.1.0 with errata 01), because the official schema
-does not lie in this repository. It is stricter: no key that we do not mean to write is allowed.
+Written by hand from the specification (OASIS, SARIF 2.1.0 with errata 01). It is stricter than the
+official schema, which the tests hold the report against too: no key that we do not mean to write is
+allowed, and a rule that is only in the text of the specification is in here.
 """
 
 from __future__ import annotations

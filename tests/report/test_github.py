@@ -16,12 +16,13 @@ from pipeline.report.github import (
 )
 from pipeline.report.places import Place
 from tests.report.example import example_report
+from tests.report.faults import FAULTY, LAYER, fault_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 
 HOSTILE = (*ALL, HUGE, "a\n::error::b", "100%25 %0A::warning::x", "a,line=9", "::stop-commands::x")
 
 
-def here(_key_path: tuple[str, ...]) -> Place:
+def here(_key_path: tuple[str | int, ...]) -> Place:
     return Place(file="recipes/a,b:c.yaml", line=7, column=3)
 
 
@@ -124,3 +125,28 @@ def test_a_summary_that_cannot_be_written_is_an_error_with_its_path(tmp_path: Pa
     with pytest.raises(StoreError) as caught:
         append_summary(example_report(), tmp_path)
     assert caught.value.where == str(tmp_path)
+
+
+def test_a_fault_is_one_error_on_the_line_of_its_first_target() -> None:
+    report, asked = fault_report(), list[tuple[str | int, ...]]()
+
+    def noted(key_path: tuple[str | int, ...]) -> Place:
+        asked.append(key_path)
+        return here(key_path)
+
+    (line,) = annotation_lines(report, noted)
+    _, properties, message = read_command(line)
+    assert properties["title"] == f"{report.name}: {FAULTY}, layer {LAYER}"
+    assert message.startswith(f"cpu-fp32, cpu-int8: {report.findings[0].sentence}")
+    broken = sum(not gate.is_allowed for gate in report.gates)
+    assert f"{broken} gates fail for it" in message
+    assert asked == [("targets", 0, "name")]
+
+
+def test_a_gate_that_no_finding_is_about_is_an_error_of_its_own() -> None:
+    report = fault_report()
+    speed = next(gate for gate in report.gates if gate.gate == "speed")
+    slow = speed.model_copy(update={"verdict": "failed", "is_allowed": False, "reason": "slow"})
+    both = report.model_copy(update={"gates": (*report.gates, slow)})
+    _, line = annotation_lines(both, here)
+    assert "speed gate" in read_command(line)[1]["title"]

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import get_args
 
 import pytest
+from lxml import etree
 
 from pipeline.report import render_junit
 from pipeline.report.schema import Report
 from tests.report.example import WARNINGS, Variant, example_report, image_report
+from tests.report.faults import fault_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 
-# Element -> (attributes, those that must be there, elements allowed inside), as in junit-10.xsd
-# of the Jenkins xunit plugin; the parts of it that we never write are left out.
-GRAMMAR: dict[str, tuple[set[str], set[str], set[str]]] = {
-    "testsuites": ({"name", "time", "tests", "failures", "errors"}, set(), {"testsuite"}),
-    "testsuite": (
-        {"name", "tests", "failures", "errors", "skipped", "time", "timestamp"},
-        {"name", "tests", "failures", "errors"},
-        {"properties", "testcase"},
-    ),
-    "properties": (set(), set(), {"property"}),
-    "property": ({"name", "value"}, {"name", "value"}, set()),
-    "testcase": (
-        {"name", "classname", "time"},
-        {"name"},
-        {"failure", "error", "skipped", "system-out"},
-    ),
-    "failure": ({"message", "type"}, set(), set()),
-    "error": ({"message", "type"}, set(), set()),
-    "skipped": ({"message", "type"}, set(), set()),
-    "system-out": (set(), set(), set()),
-}
-SUREFIRE_TIME = re.compile(r"[0-9]*(\.[0-9]*)?")
+SCHEMA = etree.XMLSchema(etree.parse(Path(__file__).parent / "schemas" / "junit-10.xsd"))
 
 
-def check_grammar(element: ET.Element) -> None:
-    allowed, needed, inside = GRAMMAR[element.tag]
-    assert needed <= element.attrib.keys() <= allowed, element.tag
-    assert SUREFIRE_TIME.fullmatch(element.get("time", "0"))
-    for child in element:
-        assert child.tag in inside, f"{child.tag} in {element.tag}"
-        check_grammar(child)
+def check_schema(text: str) -> None:
+    SCHEMA.assertValid(etree.fromstring(text.encode()))
 
 
 def parsed(report: Report) -> ET.Element:
-    root = ET.fromstring(render_junit(report))
-    check_grammar(root)
-    return root
+    text = render_junit(report)
+    check_schema(text)
+    return ET.fromstring(text)
 
 
 def cases(root: ET.Element, kind: str) -> list[tuple[str | None, str | None]]:
@@ -120,7 +96,7 @@ def test_a_verdict_that_no_case_explains_is_an_error_of_its_own(verdict: str) ->
 @pytest.mark.parametrize("text", [*ALL, HUGE], ids=lambda text: ascii(text)[:30])
 def test_hostile_text_never_breaks_the_xml(text: str) -> None:
     rendered = render_junit(hostile_report(text))
-    check_grammar(ET.fromstring(rendered))
+    check_schema(rendered)
     assert "<!" not in rendered
     assert "\x1b" not in rendered
     assert len(rendered) < 200_000
@@ -137,3 +113,36 @@ def test_quality_and_warnings_are_properties() -> None:
     assert found["cpu-int8", "quality.accuracy.lost"] == "6"
     warnings = [e.get("value") for e in root.iter("property") if e.get("name") == "warning"]
     assert warnings == list(WARNINGS)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ('<testcase name="', '<testcase title="'),
+        ("<properties>", "<numbers/><properties>"),
+        (' time="', ' time="soon'),
+        ("</testsuites>", "<testcase/></testsuites>"),
+    ],
+)
+def test_the_schema_refuses_what_is_wrong(right: str, wrong: str) -> None:
+    text = render_junit(example_report("failed"))
+    assert right in text
+    with pytest.raises(etree.DocumentInvalid):
+        check_schema(text.replace(right, wrong, 1))
+
+
+def test_numbers_limits_and_what_is_accused_are_properties_of_the_suite() -> None:
+    report = fault_report()
+    gate = next(gate for gate in report.gates if gate.layer)
+    (suite,) = (suite for suite in parsed(report) if suite.get("name") == gate.target)
+    found = {entry.get("name"): entry.get("value") for entry in suite.iter("property")}
+    name = f"{gate.gate}.{gate.metric}"
+    assert found[name] == repr(gate.measured)
+    assert found[f"{name}.limit"] == gate.limit
+    assert found[f"{name}.node"] == gate.node
+    assert found[f"{name}.layer"] == gate.layer
+    (finding,) = (finding for finding in report.findings if finding.target == gate.target)
+    assert found["finding"] == finding.sentence
+    assert (found["finding.stage"], found["finding.layer"]) == (finding.stage, finding.layer)
+    case = next(case for case in suite.iter("testcase") if gate.metric in case.get("name", ""))
+    assert f"layer {gate.layer}" in (case.findtext("system-out") or "")

@@ -13,24 +13,33 @@ import pytest
 
 from pipeline.recipe import load_recipe_file
 from pipeline.recipe.places import name_in_repository, recipe_places
-from pipeline.report.places import Place, gate_key_path
+from pipeline.report.places import Place, gate_key_path, target_key_path
 from pipeline.report.sarif import render_sarif
 from pipeline.report.schema import Report
-from tests.recipes import INT8, write_recipe
+from tests.recipes import FP32, INT8, write_recipe
 from tests.report.example import Variant, example_report, image_report, not_run_gate
+from tests.report.faults import FAULTY, LAYER, fault_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 from tests.report.sarif_subset import SCHEMA
 
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
+OFFICIAL = jsonschema.Draft4Validator(
+    json.loads((Path(__file__).parent / "schemas" / "sarif-2.1.0-rtm.5.json").read_text())
+)
 
 
-def here(_key_path: tuple[str, ...]) -> Place:
+def validate(document: object) -> None:
+    OFFICIAL.validate(document)
+    VALIDATOR.validate(document)
+
+
+def here(_key_path: tuple[str | int, ...]) -> Place:
     return Place(file="recipes/a b, ä.yaml", line=7, column=3)
 
 
 def run_of(report: Report, **options: Any) -> dict[str, Any]:
     document = json.loads(render_sarif(report, **options))
-    VALIDATOR.validate(document)
+    validate(document)
     run: dict[str, Any] = document["runs"][0]
     for result in run["results"]:
         assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
@@ -109,7 +118,7 @@ def test_one_gate_has_one_fingerprint_whatever_was_measured() -> None:
 def test_hostile_texts_stay_texts(text: str) -> None:
     written = render_sarif(hostile_report(text), here)
     assert written.isascii()
-    VALIDATOR.validate(json.loads(written))
+    validate(json.loads(written))
 
 
 def _damaged(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -131,6 +140,12 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "blank in a uri": lambda d: d["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
     ["artifactLocation"].update(uri="a b"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted({*DAMAGES} - {"level of no failure", "blank in a uri"}))
+def test_the_official_schema_refuses_what_is_wrong(kind: str) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        OFFICIAL.validate(_damaged(DAMAGES[kind]))
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -181,3 +196,45 @@ def test_files_are_named_from_the_root_of_their_repository(
 
 def test_an_image_report_is_valid_too() -> None:
     assert run_of(image_report())["properties"]["verdict"] == image_report().verdict
+
+
+def test_findings_are_the_first_results_with_stage_and_layer() -> None:
+    report = fault_report()
+    results = run_of(report)["results"]
+    found = [result for result in results if result["ruleId"] == "finding/stage"]
+    assert results[: len(found)] == found
+    assert [result["properties"]["target"] for result in found] == ["cpu-fp32", "cpu-int8"]
+    for result, finding in zip(found, report.findings, strict=True):
+        assert (result["kind"], result["level"]) == ("fail", "error")
+        assert finding.sentence in result["message"]["text"]
+        assert result["properties"]["stage"] == "fuse"
+        assert result["properties"]["layer"] == LAYER
+        assert result["properties"]["gates"] == list(finding.gates)
+        names = [place["name"] for place in result["locations"][0]["logicalLocations"]]
+        assert names == [finding.target, FAULTY, LAYER]
+    assert len({result["partialFingerprints"]["finding/v1"] for result in found}) == 2
+    broken = [r["properties"] for r in results if r["ruleId"] == "gate/stages"]
+    assert {(gate["node"], gate["layer"]) for gate in broken} == {(FAULTY, LAYER)}
+
+
+def test_findings_and_gates_of_stages_and_checks_have_their_places(tmp_path: Path) -> None:
+    gates = {
+        "parity": {"cosine_similarity": {"min": 0.8}},
+        "stages": {"fuse": {"noise": 1e-5}},
+        "checks": {"invariance": {"noise": 1e-5}},
+    }
+    path = write_recipe(tmp_path / "recipe.yaml", "c", targets=[FP32, INT8], gates=gates)
+    loaded = load_recipe_file(path)
+    places, lines = recipe_places(loaded), path.read_text().splitlines()
+    recipe = {"targets": [{"name": "cpu-fp32"}, {"name": "cpu-int8"}], "gates": gates}
+    report = fault_report().model_copy(update={"recipe": recipe})
+
+    def line(key_path: tuple[str | int, ...]) -> str:
+        return lines[places(key_path).line - 1]
+
+    for target in ("cpu-fp32", "cpu-int8"):
+        assert target in line(target_key_path(report, target))
+    assert '"targets"' in line(target_key_path(report, "another"))
+    for kind, word in (("stages", "1e-05"), ("invariance", '"invariance"')):
+        gate = next(gate for gate in report.gates if gate.gate == kind and "fuse" in gate.node)
+        assert word in line(gate_key_path(report, gate))

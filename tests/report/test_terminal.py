@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.report import render_terminal_summary
 from tests.report.example import NO_DRIVER, Variant, example_report, image_report
+from tests.report.faults import FAULTY, LAYER, fault_report
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))
@@ -83,3 +84,22 @@ def test_right_answers_and_warnings_are_told() -> None:
     assert f"      {told}\n" in text
     assert f"      proxy {told[:8]}" in text
     assert "\nWarnings:\n  samples@calibration: 3 of 128 calibration samples" in text
+
+
+def test_a_fault_has_one_line_with_targets_stage_and_layer() -> None:
+    text = render_terminal_summary(fault_report())
+    _, _, found = text.partition("\nFindings:\n")
+    line, *rest = found.splitlines()
+    assert line.startswith(f"  cpu-fp32, cpu-int8: the fault is made by `{FAULTY}`")
+    assert LAYER in line
+    assert not rest
+    assert "Gates that do not hold" not in text
+    assert len(text.splitlines()) <= 15
+
+
+def test_gates_that_no_finding_is_about_are_listed_after_the_findings() -> None:
+    report = fault_report()
+    speed = next(gate for gate in report.gates if gate.gate == "speed")
+    slow = speed.model_copy(update={"verdict": "failed", "is_allowed": False, "reason": "slow"})
+    text = render_terminal_summary(report.model_copy(update={"gates": (*report.gates, slow)}))
+    assert text.index("Findings:") < text.index("Other gates that do not hold:\n  speed cpu-fp32")
