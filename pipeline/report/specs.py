@@ -1,19 +1,31 @@
 """The charts of `report.html` as Vega-Lite 6 and Vega 6 specifications: plain dicts.
 
-Colours are the page's own CSS variables, so that a chart follows the colour scheme and the printer
-without being drawn anew. Texts of the report stand in values only, never in field names or
-expressions. What a chart shows in hues is in a table of the page as well.
+What a chart shows in hues is in a table of the page as well.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from pipeline.report import figures
 from pipeline.report.sizes import PLAIN_KINDS
+from pipeline.report.spec_parts import (
+    FONT,
+    HUES,
+    PLAIN,
+    SHAPES,
+    VEGA,
+    Range,
+    Spec,
+    decades,
+    hue_scale,
+    lite_chart,
+    log_axis,
+    name_rows,
+    tooltips,
+)
 from pipeline.report.summary import place, stage_errors
 
 if TYPE_CHECKING:
@@ -23,124 +35,6 @@ if TYPE_CHECKING:
     from pipeline.report.distributions import Spread
     from pipeline.report.schema import Report, SampleSizes, TargetReport
     from pipeline.report.sizes import SizeNode
-
-Spec: TypeAlias = dict[str, Any]
-
-LITE = "https://vega.github.io/schema/vega-lite/v6.json"
-VEGA = "https://vega.github.io/schema/vega/v6.json"
-"""Names of the languages; nothing is loaded from there."""
-
-PLAIN = "var(--plain)"
-HUES = tuple(f"var(--{hue})" for hue in ("accent", "second", "third", "fourth", "fifth", "sixth"))
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-
-FONT = '-apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, system-ui, sans-serif'
-
-CONFIG: Spec = {
-    "background": None,
-    "font": FONT,
-    "padding": 2,
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": "var(--ink)",
-        "titleColor": "var(--muted)",
-        "titleFontWeight": "normal",
-        "titleFontSize": 11,
-        "labelFontSize": 11,
-        "gridColor": "var(--rule)",
-        "domain": False,
-        "tickColor": "var(--rule)",
-        "labelLimit": 150,
-        "labelPadding": 6,
-    },
-    "axisX": {"labelColor": "var(--muted)", "labelFlush": False},
-    "axisY": {"grid": False, "ticks": False},
-    "legend": {
-        "labelColor": "var(--ink)",
-        "titleColor": "var(--muted)",
-        "titleFontWeight": "normal",
-        "labelFontSize": 11,
-        "labelLimit": 220,
-        "orient": "bottom",
-        "symbolOpacity": 1,
-    },
-    "text": {"fill": "var(--ink)", "fontSize": 11},
-}
-"""Of all charts; Vega takes what it knows of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Whole decades of a log axis."""
-
-    low: int
-    high: int
-
-    @property
-    def domain(self) -> list[float]:
-        """Both ends as values."""
-        return [10.0**self.low, 10.0**self.high]
-
-    def held(self, value: float) -> float:
-        """The value, or the end of the axis that it lies beyond; zero lies at the low end."""
-        low, high = self.domain
-        return min(max(value, low), high)
-
-
-def decades(values: Iterable[float]) -> Range | None:
-    """The decades that hold all values above zero; None when there are none.
-
-    At most sixteen: below that, float64 has nothing to say of a relative error.
-    """
-    known = [value for value in values if math.isfinite(value) and value > 0]
-    if not known:
-        return None
-    high = math.ceil(math.log10(max(known)))
-    low = max(math.floor(math.log10(min(known))), high - 16)
-    return Range(low, max(high, low + 1))
-
-
-def _log_x(span: Range) -> Spec:
-    return {
-        "type": "quantitative",
-        "scale": {"type": "log", "domain": span.domain, "nice": False},
-        "axis": {"title": None, "format": ".0e", "tickCount": min(6, span.high - span.low + 1)},
-    }
-
-
-def _hues(names: Sequence[str], *, legend: bool = True) -> Spec:
-    return {
-        "type": "nominal",
-        "scale": {
-            "domain": list(names),
-            "range": [HUES[i % len(HUES)] for i in range(len(names))],
-        },
-        "legend": {"title": None} if legend else None,
-    }
-
-
-def _rows(names: Iterable[str]) -> Spec:
-    """A vertical axis of names, in the given order."""
-    return {
-        "type": "nominal",
-        "sort": None,
-        "scale": {"domain": list(dict.fromkeys(names))},
-        "axis": {"title": None},
-    }
-
-
-def _tooltip(**titles: str) -> list[Spec]:
-    return [{"field": field, "title": title.replace("_", " ")} for field, title in titles.items()]
-
-
-def _lite(description: str, values: Sequence[Mapping[str, object]], **rest: Any) -> Spec:
-    return {
-        "$schema": LITE,
-        "description": description,
-        "width": "container",
-        "data": {"values": list(values)},
-        **rest,
-    }
 
 
 # --- error by stage -----------------------------------------------------------------------------
@@ -188,14 +82,14 @@ def _error_values(target: TargetReport) -> list[dict[str, Any]]:
 def _error_spec(target: str, values: list[dict[str, Any]], span: Range) -> Spec:
     outputs = list(dict.fromkeys(row["output"] for row in values))
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(outputs))]
-    return _lite(
+    return lite_chart(
         f"Relative L2 of {target} after each stage, on a log axis",
         values,
         height={"step": 26},
         encoding={
-            "x": {"field": "x", **_log_x(span)},
-            "y": {"field": "stage", **_rows(row["stage"] for row in values)},
-            "color": {"field": "output", **_hues(outputs)},
+            "x": {"field": "x", **log_axis(span)},
+            "y": {"field": "stage", **name_rows(row["stage"] for row in values)},
+            "color": {"field": "output", **hue_scale(outputs)},
         },
         layer=[
             {
@@ -210,7 +104,7 @@ def _error_spec(target: str, values: list[dict[str, Any]], span: Range) -> Spec:
                         "type": "nominal",
                         "scale": {"domain": outputs, "range": shapes},
                     },
-                    "tooltip": _tooltip(
+                    "tooltip": tooltips(
                         output="output", node="after", shown="relative_L2", added="added"
                     ),
                 },
@@ -252,22 +146,22 @@ def spread_spec(spreads: Sequence[Spread]) -> Spec | None:
         }
         for spread in spreads
     ]
-    told = _tooltip(target="target", output="output", median="median", p95="p95", most="largest")
-    return _lite(
+    told = tooltips(target="target", output="output", median="median", p95="p95", most="largest")
+    return lite_chart(
         "Relative L2 of single samples, by target and output, on a log axis",
         points,
         height={"step": 22, "for": "offset"},
         encoding={
-            "x": {"field": "x", **_log_x(span)},
-            "y": {"field": "target", **_rows(spread.target for spread in spreads)},
+            "x": {"field": "x", **log_axis(span)},
+            "y": {"field": "target", **name_rows(spread.target for spread in spreads)},
             "yOffset": {"field": "output", "sort": None, "scale": {"domain": series}},
-            "color": {"field": "output", **_hues(series)},
+            "color": {"field": "output", **hue_scale(series)},
         },
         layer=[
             {
                 "mark": {"type": "tick", "thickness": 1.4, "size": 16, "opacity": 0.35},
                 "encoding": {
-                    "tooltip": _tooltip(
+                    "tooltip": tooltips(
                         target="target", output="output", sample="sample", shown="relative_L2"
                     )
                 },
@@ -276,7 +170,7 @@ def spread_spec(spreads: Sequence[Spread]) -> Spec | None:
                 "data": {"values": boxes},
                 "mark": {"type": "rule", "strokeWidth": 2.5},
                 "encoding": {
-                    "x": {"field": "low", **_log_x(span)},
+                    "x": {"field": "low", **log_axis(span)},
                     "x2": {"field": "high"},
                     "color": {"value": "var(--ink)"},
                     "tooltip": told,
@@ -337,14 +231,14 @@ def latency_specs(report: Report) -> dict[str, Spec]:
 
 
 def _latency_spec(at: str, values: list[dict[str, Any]], names: list[str]) -> Spec:
-    told = _tooltip(target="target", who="of", shown="median", range="95_%_interval")
-    hues = _hues(names, legend=False)
-    return _lite(
+    told = tooltips(target="target", who="of", shown="median", range="95_%_interval")
+    hues = hue_scale(names, legend=False)
+    return lite_chart(
         f"Median latency with its 95 % interval at {at}, in milliseconds",
         values,
         height={"step": 18, "for": "offset"},
         encoding={
-            "y": {"field": "target", **_rows(row["target"] for row in values)},
+            "y": {"field": "target", **name_rows(row["target"] for row in values)},
             "yOffset": {"field": "who", "sort": None, "scale": {"domain": [TORCH, OURS]}},
         },
         layer=[
@@ -407,18 +301,18 @@ def speedup_spec(report: Report) -> Spec | None:
     ]
     if not values:
         return None
-    told = _tooltip(
+    told = tooltips(
         target="target", at="at", shown="speedup", range="95_%_interval", floor="noise_floor",
         verdict="verdict",
     )  # fmt: skip
     ends = [row[end] for row in values for end in ("low", "high", "floor_low", "floor_high")]
     axis = _ratio_x(ends)
-    return _lite(
+    return lite_chart(
         "Speedup over torch with its 95 % interval by shape and target, on a log axis",
         values,
         height={"step": 20, "for": "offset"},
         encoding={
-            "y": {"field": "shape", **_rows(str(row["shape"]) for row in values)},
+            "y": {"field": "shape", **name_rows(str(row["shape"]) for row in values)},
             "yOffset": _targets_offset(values),
         },
         layer=[
@@ -440,7 +334,7 @@ def speedup_spec(report: Report) -> Spec | None:
                 "encoding": {
                     "x": {"field": "low", **axis},
                     "x2": {"field": "high"},
-                    "color": {"field": "target", **_hues(_names(values, "target"))},
+                    "color": {"field": "target", **hue_scale(_names(values, "target"))},
                     "tooltip": told,
                 },
             },
@@ -448,7 +342,7 @@ def speedup_spec(report: Report) -> Spec | None:
                 "mark": {"type": "point", "filled": True, "size": 38, "opacity": 1},
                 "encoding": {
                     "x": {"field": "x", **axis},
-                    "color": {"field": "target", **_hues(_names(values, "target"))},
+                    "color": {"field": "target", **hue_scale(_names(values, "target"))},
                     "tooltip": told,
                 },
             },
@@ -661,7 +555,7 @@ def lengths_spec(sizes: SampleSizes) -> Spec | None:
     values = [{"size": size, "count": count} for size, count in sizes.counts]
     if not values:
         return None
-    return _lite(
+    return lite_chart(
         "Evaluation samples by size",
         values,
         height=150,

@@ -10,8 +10,8 @@ from pipeline.parity.types import Metrics, SampleMetrics
 from pipeline.report.distributions import MAX_POINTS, spreads
 from pipeline.report.schema import Report, SampleSizes, TargetReport
 from pipeline.report.sizes import ENGINE, GRAPH, OTHER, size_nodes, size_parts
+from pipeline.report.spec_parts import decades
 from pipeline.report.specs import (
-    decades,
     error_specs,
     latency_specs,
     lengths_spec,
