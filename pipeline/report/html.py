@@ -21,8 +21,8 @@ from pipeline.report.facts import Facts
 from pipeline.report.printable import printable
 from pipeline.report.scripts import load_scripts, script_data
 from pipeline.report.sizes import size_nodes, size_parts
+from pipeline.report.spec_parts import CONFIG
 from pipeline.report.specs import (
-    CONFIG,
     error_specs,
     latency_specs,
     lengths_spec,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from pipeline.report.distributions import Spread
     from pipeline.report.schema import EngineReport, NodeReport, Report
-    from pipeline.report.specs import Spec
+    from pipeline.report.spec_parts import Spec
 
 MAX_ROWS = 1000
 """Of one table; the page says how many it leaves out."""
