@@ -275,12 +275,17 @@ class _Builder:
         }
         return self.add(PROBES, config, ports)
 
-    def calibration_samples(self) -> NodeRef:
+    @property
+    def task_name(self) -> str:
+        return self._task.name
+
+    def calibration_samples(
+        self, purpose: str = "static quantisation needs samples to take its ranges from"
+    ) -> NodeRef:
         spec = self._recipe.data.calibration
         if spec is None:
             raise RecipeError(
-                "static quantisation needs samples to take its ranges from, and the recipe has no "
-                "`data.calibration`",
+                f"{purpose}, and the recipe has no `data.calibration`",
                 hint="add `calibration: {source: ..., samples: 256}` beside `evaluation` in `data`",
             )
         return self._samples("calibration", spec, {"evaluation": self.evaluation_samples()})

@@ -17,7 +17,9 @@ from pipeline.stages.probes import PROBES
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
 from pipeline.stages.quantize_static import QUANTIZE_STATIC
 from pipeline.stages.reference import REFERENCE
+from pipeline.stages.repair import REPAIR
 from pipeline.stages.samples import SAMPLES
+from pipeline.stages.sensitivity import SENSITIVITY
 from pipeline.stages.simplify import SIMPLIFY
 from pipeline.stages.validate import VALIDATE
 
@@ -34,6 +36,8 @@ STAGES: tuple[AnyStage, ...] = (
     SIMPLIFY,
     FUSE,
     CALIBRATE,
+    SENSITIVITY,
+    REPAIR,
     QUANTIZE_DYNAMIC,
     CAST,
     QUANTIZE_STATIC,

@@ -136,8 +136,15 @@ class ChainBuilder(Protocol):
     def exported(self, component: str) -> NodeRef:
         """The node that exports a component."""
 
-    def calibration_samples(self) -> NodeRef:
+    @property
+    def task_name(self) -> str:
+        """What the model is for."""
+
+    def calibration_samples(self, purpose: str = ...) -> NodeRef:
         """The node that prepares the samples that ranges are taken from.
+
+        Args:
+            purpose: What they are for, as a sentence, for the message when there are none.
 
         Raises:
             RecipeError: the recipe names no calibration data.

@@ -16,18 +16,19 @@ from pipeline.stages.quantize_static import (
 )
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
+from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 
 if TYPE_CHECKING:
     from pipeline.targets.base import ChainBuilder, NodeRef
 
 
-class DynamicQuantization(QuantizeDynamicConfig):
+class DynamicQuantization(QuantizeDynamicConfig, Repairable):
     """INT8 weights; activation scales are taken at run time, over each batch."""
 
     mode: Literal["dynamic"]
 
 
-class StaticQuantization(CalibrateConfig, OnnxRuntimeStaticOptions):
+class StaticQuantization(CalibrateConfig, OnnxRuntimeStaticOptions, Repairable):
     """INT8 weights; activation scales are taken beforehand, from `data.calibration`."""
 
     mode: Literal["static"]
@@ -89,14 +90,16 @@ class OnnxRuntimeTarget(TargetBase):
             # Of the simplified graph, so that every target of one recipe shares the ranges.
             ranges = builder.add(CALIBRATE, calibrate, ports, component=component)
             ports = {"model": fused, "ranges": ranges}
-            return builder.add(QUANTIZE_STATIC, quantize, ports, component=component)
+            repaired = add_repair(builder, component, options, quantize, ports, "all")
+            return builder.add(QUANTIZE_STATIC, quantize, repaired, component=component)
         if options is None:
             raise ValueError("this target is not quantised")
-        config = QuantizeDynamicConfig(**options.model_dump(exclude={"mode"}))
-        return builder.add(QUANTIZE_DYNAMIC, config, {"model": fused}, component=component)
+        config = QuantizeDynamicConfig(**options.model_dump(exclude={"mode", *REPAIRABLE_KEYS}))
+        repaired = add_repair(builder, component, options, config, {"model": fused}, "all")
+        return builder.add(QUANTIZE_DYNAMIC, config, repaired, component=component)
 
 
 def _static_configs(options: StaticQuantization) -> tuple[CalibrateConfig, QuantizeStaticConfig]:
-    fields = options.model_dump(exclude={"mode"})
+    fields = options.model_dump(exclude={"mode", *REPAIRABLE_KEYS})
     ranges = {name: fields.pop(name) for name in CalibrateConfig.model_fields}
     return CalibrateConfig(**ranges), QuantizeStaticConfig(placement="onnxruntime-cpu", **fields)

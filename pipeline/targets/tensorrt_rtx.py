@@ -18,6 +18,7 @@ from pipeline.stages.quantize_static import (
 )
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
+from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 
 if TYPE_CHECKING:
     from pipeline.parity.tolerances import Arithmetic
@@ -34,7 +35,7 @@ def _without_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-class TensorRTStaticQuantization(CalibrateConfig, StaticOptions):
+class TensorRTStaticQuantization(CalibrateConfig, StaticOptions, Repairable):
     """INT8 products with scales from `data.calibration`; all else stays fp16."""
 
     mode: Literal["static"]
@@ -119,7 +120,7 @@ def _quantized(
 ) -> NodeRef:
     """Quantise the cast graph, the last of `nodes`, with ranges of the simplified one before it."""
     _, simplified, cast = nodes
-    fields = options.model_dump(exclude={"mode"})
+    fields = options.model_dump(exclude={"mode", *REPAIRABLE_KEYS})
     calibrate = CalibrateConfig(
         **{name: fields.pop(name) for name in CalibrateConfig.model_fields}
     )
@@ -129,7 +130,8 @@ def _quantized(
         placement="tensorrt", activation_dtype="int8", quantize_embeddings=False, **fields
     )
     ports = {"model": cast, "ranges": ranges}
-    return builder.add(QUANTIZE_STATIC, quantize, ports, component=component)
+    repaired = add_repair(builder, component, options, quantize, ports, "disabled")
+    return builder.add(QUANTIZE_STATIC, quantize, repaired, component=component)
 
 
 def _not_run_reason() -> str:
