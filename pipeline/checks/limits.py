@@ -6,6 +6,9 @@ from pydantic import Field
 
 from pipeline.checks.base import Limits
 from pipeline.checks.invariance import InvarianceLimits
+from pipeline.checks.quantization import QuantizationLimits
+from pipeline.checks.repair import RepairGate
+from pipeline.checks.sensitivity import SensitivityLimits
 
 
 class CheckLimits(Limits):
@@ -14,4 +17,15 @@ class CheckLimits(Limits):
     invariance: InvarianceLimits | None = Field(
         default=InvarianceLimits(),
         description="the same sample alone, in batches, with padding, and again",
+    )
+    quantization: QuantizationLimits | None = Field(
+        default=QuantizationLimits(),
+        description="weights, scales and graph of a quantised model against the float model, exactly",
+    )
+    repair: RepairGate | None = Field(
+        default=RepairGate(), description="a repair that was asked for has reached its limit"
+    )
+    sensitivity: SensitivityLimits | None = Field(
+        default=SensitivityLimits(),
+        description="after a failure: what each layer of a quantised graph loses by its 8 bits",
     )

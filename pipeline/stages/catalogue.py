@@ -8,6 +8,8 @@ from pipeline.stages.adopt import ADOPT
 from pipeline.stages.benchmark import BENCHMARK
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
+from pipeline.stages.check_repair import CHECK_REPAIR
+from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
@@ -44,6 +46,8 @@ STAGES: tuple[AnyStage, ...] = (
     ENGINE,
     VALIDATE,
     INVARIANCE,
+    CHECK_QUANTIZATION,
+    CHECK_REPAIR,
     BENCHMARK,
 )
 """Every stage there is, in the order in which a chain may use them."""
