@@ -1,0 +1,767 @@
+"""Compares a quantised graph with the float graph it was made from: number by number, node by node.
+
+Nothing is run here, so nothing is hidden by rounding. Each `AuditRow` is one comparison of one kind:
+
+| kind                | what is compared                                             | right               |
+|---------------------|--------------------------------------------------------------|---------------------|
+| `missing_layers`    | layers that were asked for and compute with floats           | none                |
+| `wrong_formats`     | types, numbers of scales, their axis, zero points, bits used | none                |
+| `weight_error`      | a weight's integers with the float weight, in steps          | half a step         |
+| `weight_step`       | a weight's step over the smallest one that reaches its values| 1                   |
+| `bias_error`        | a bias's integers with the float bias, in steps              | half a step         |
+| `changed_constants` | numbers that are not quantised, bit by bit                   | none                |
+| `changed_nodes`     | all other nodes: operator, attributes, what they read        | none                |
+| `activation_scales` | scales and zero points with the ranges of the calibration    | 0                   |
+
+The two graphs are matched by the names of the values that nodes write: the stages of this package keep
+them. Where a stage first rewrites the float graph (outliers of dynamic quantisation), the same is done
+here to a copy; that it computes the same is for a run to say, see `pipeline.stages.check_quantization`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+
+from pipeline.graph.fusions.matching import (
+    consumers,
+    input_of,
+    int_attribute,
+    is_standard,
+    node_name,
+)
+from pipeline.graph.kept_float import find_kept_float
+from pipeline.graph.outlier_channels import damp_outlier_channels
+from pipeline.graph.outlier_neurons import split_outlier_neurons
+from pipeline.graph.qdq import (
+    LARGEST_BIAS,
+    SMALLEST_NORMAL,
+    QdqOptions,
+    activation_scale,
+    static_reasons,
+)
+from pipeline.graph.quantization import QuantizationOptions, dynamic_reasons
+from pipeline.graph.quantized_embeddings import embedding_lookups
+from pipeline.graph.unquantized import unquantize
+from pipeline.graph.weighted_layers import find_weighted_layers, gemm_obstacle, value_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from pipeline.calibration.methods import Range
+    from pipeline.graph.qdq_placements import EightBits, Placement
+    from pipeline.graph.unquantized import ActivationQuantizer, StoredConstant
+    from pipeline.graph.weighted_layers import WeightedLayer
+
+Kind: TypeAlias = Literal[
+    "missing_layers",
+    "wrong_formats",
+    "weight_error",
+    "weight_step",
+    "bias_error",
+    "changed_constants",
+    "changed_nodes",
+    "activation_scales",
+]
+
+_LIMITS: Final[dict[tuple[str, int], tuple[int, int]]] = {
+    ("int8", 8): (-127, 127),
+    ("int8", 7): (-64, 64),
+    ("uint8", 8): (0, 255),
+    ("uint8", 7): (0, 127),
+}
+"""(type, bits) -> lowest and highest integer that a weight may have."""
+
+_BLOCK: Final = 1 << 20
+"""Elements of a weight that are compared at a time, so that memory does not depend on its size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One comparison.
+
+    Attributes:
+        kind: See the module; the stage adds those that take a run.
+        layer: The layer (or other node of the float graph) that it is about.
+        value: Smaller is better; None when it is no finite number.
+        detail: What was found, in words.
+    """
+
+    kind: str
+    layer: str
+    value: float | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedActivation:
+    """A tensor that is rounded with a scale that was found beforehand.
+
+    Attributes:
+        layer: The first layer that reads it, or the one that writes it when all read it rounded.
+        tensor: Its name in the float graph.
+        scale, zero_point: As stored.
+        dtype: Of its integers.
+        is_rectified: It has no negative numbers, because a Relu or Clip stands before it.
+    """
+
+    layer: str
+    tensor: str
+    scale: float
+    zero_point: int
+    dtype: EightBits
+    is_rectified: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Audit:
+    """What the comparison found.
+
+    Attributes:
+        rows: Every comparison.
+        activations: Every quantiser of an activation.
+        quantized: Layers that compute with integers.
+        kept_float: (layer, reason) of those that were not asked for or cannot.
+        weight_share: Share of the bytes of all layers' weights that is quantised.
+        layer_share: Share of the layers that have a weight.
+        outputs: Names of the graph's outputs.
+        computed: Names of everything that the float graph computes.
+    """
+
+    rows: list[AuditRow] = field(default_factory=list)
+    activations: list[AuditedActivation] = field(default_factory=list)
+    quantized: list[str] = field(default_factory=list)
+    kept_float: list[tuple[str, str]] = field(default_factory=list)
+    weight_share: float = 0.0
+    layer_share: float = 0.0
+    outputs: tuple[str, ...] = ()
+    computed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticRequest:
+    """What was asked of a static quantisation."""
+
+    options: QdqOptions
+    placement: Placement
+    ranges: Mapping[str, Range]
+
+
+def audit_dynamic(original: ir.Model, quantized: ir.Model, options: QuantizationOptions) -> Audit:
+    """Compare what `quantize_dynamic` made.
+
+    Args:
+        original: The float graph; edited in place.
+        quantized: The other; it becomes its skeleton, see `pipeline.graph.unquantized`, with the
+            float graph's own weights.
+        options: What was asked for.
+
+    Raises:
+        QuantizationError: for a name or a pattern in the options that matches no layer.
+    """
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(original)
+    named = find_kept_float(
+        find_weighted_layers(original.graph), options.exclude_nodes, options.given_back
+    )
+    kept = {layer.name: reason for layer, reason in named.items()}
+    floats: dict[ir.Node, str] = {}
+    if options.treat_outliers:
+        for part in split_outlier_neurons(original.graph, kept_float=kept):
+            floats |= dict.fromkeys(part.nodes, f"neurons of `{part.layer}` that are outliers")
+        RemoveUnusedNodesPass()(original)
+        damp_outlier_channels(original.graph)
+        RemoveUnusedNodesPass()(original)
+    layers = find_weighted_layers(original.graph)
+    reasons = dynamic_reasons(layers, kept)
+    reasons |= {layer: floats[layer.node] for layer in layers if layer.node in floats}
+    asked = _Asked(
+        per_channel=options.per_channel,
+        weight_dtype=options.weight_dtype,
+        bits=7 if options.reduce_range else 8,
+        quantizes_embeddings=options.quantize_embeddings,
+        reasons=reasons,
+        parts=floats,
+    )
+    return _Auditor(original, quantized, layers, asked, None).audit()
+
+
+def audit_static(original: ir.Model, quantized: ir.Model, request: StaticRequest) -> Audit:
+    """Compare what `quantize_static` made; arguments as `audit_dynamic`."""
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(original)
+    options = request.options
+    layers = find_weighted_layers(original.graph)
+    asked = _Asked(
+        per_channel=options.per_channel,
+        weight_dtype=options.weight_dtype,
+        bits=7 if options.reduce_range else 8,
+        quantizes_embeddings=options.quantize_embeddings,
+        reasons=static_reasons(layers, request.placement, options),
+    )
+    return _Auditor(original, quantized, layers, asked, request).audit()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    per_channel: bool
+    weight_dtype: EightBits
+    bits: Literal[7, 8]
+    quantizes_embeddings: bool
+    reasons: Mapping[WeightedLayer, str]
+    parts: Collection[ir.Node] = ()
+    """Nodes that are parts of a layer, and no layers of their own."""
+
+
+class _Auditor:
+    """Compares two graphs; used once."""
+
+    def __init__(
+        self,
+        original: ir.Model,
+        quantized: ir.Model,
+        layers: tuple[WeightedLayer, ...],
+        asked: _Asked,
+        static: StaticRequest | None,
+    ) -> None:
+        self._original = original
+        self._asked = asked
+        self._static = static
+        self._layers = layers
+        self._versions = dict(quantized.graph.opset_imports)
+        self._skeleton = unquantize(quantized)
+        self._found = Audit(
+            outputs=tuple(value.name or "" for value in original.graph.outputs),
+            computed=frozenset(v.name or "" for node in original.graph for v in node.outputs),
+        )
+        self._mine = {v.name: n for n in self._skeleton.model.graph for v in n.outputs}
+        self._equal: dict[tuple[ir.Value, ir.Value], int] = {}
+
+    def audit(self) -> Audit:
+        """All rows."""
+        classes = None if self._static is None else value_classes(self._original.graph)
+        pairs = [(layer, self._counterpart(layer)) for layer in self._layers]
+        # Weights are filled in before the graphs are compared with each other.
+        for layer, node in pairs:
+            self._layer(layer, node)
+        self._embeddings()
+        self._coverage(pairs)
+        for quantizer in self._skeleton.activations:
+            self._activation(quantizer, classes or {})
+        for value, stored in self._skeleton.constants.items():
+            if value.const_value is None:
+                self._unmatched(value, stored)
+        self._compare_graphs()
+        return self._found
+
+    def _row(self, kind: Kind, layer: str, value: float, detail: str = "") -> None:
+        finite = float(value) if np.isfinite(value) else None
+        self._found.rows.append(AuditRow(kind=kind, layer=layer, value=finite, detail=detail))
+
+    # --- layers -----------------------------------------------------------------------------
+
+    def _counterpart(self, layer: WeightedLayer) -> ir.Node | None:
+        """The node of the skeleton that does a layer's work; a Gemm is split where it was split."""
+        node = layer.node
+        name = node.outputs[0].name
+        found = self._mine.get(name)
+        if found is None or node.op_type != "Gemm" or found.op_type == "Gemm":
+            return found
+        product = next(
+            (
+                maker
+                for value in found.inputs
+                if value is not None
+                and (maker := value.producer()) in self._skeleton.rebuilt
+                and maker is not None
+            ),
+            found if found in self._skeleton.rebuilt else None,
+        )
+        if product is None or gemm_obstacle(node):
+            return found
+        return product
+
+    def _layer(self, layer: WeightedLayer, node: ir.Node | None) -> None:
+        """The weight and the bias of one layer, when they are stored in fewer bits."""
+        weight = None if node is None else input_of(node, 1)
+        stored = None if weight is None else self._skeleton.constants.get(weight)
+        if node is None or stored is None or weight is None or layer.weight is None:
+            return
+        if layer.weight.const_value is None:
+            return
+        content = layer.weight.const_value.numpy()
+        axis = layer.axis
+        is_turned = node in self._skeleton.rebuilt and bool(int_attribute(layer.node, "transB", 0))
+        if is_turned:
+            content, axis = content.T, 1
+        least: NDArray[Any] | None = None
+        scale_of_input = self._input_scale(node)
+        bias = input_of(node, 2)
+        stored_bias = None if bias is None else self._skeleton.constants.get(bias)
+        original_bias = input_of(layer.node, 2)
+        if bias is not None and stored_bias is not None:
+            numbers = (
+                None
+                if original_bias is None or original_bias.const_value is None
+                else original_bias.const_value.numpy()
+            )
+            if numbers is None:
+                self._row("bias_error", layer.name, np.inf, "the float layer has no such bias")
+            else:
+                if scale_of_input is not None:
+                    least = np.abs(numbers.astype(np.float64)) / LARGEST_BIAS / scale_of_input
+                self._bias(layer, stored, stored_bias, numbers, scale_of_input)
+                if bias.const_value is None:
+                    self._skeleton.fill(bias, numbers)
+        self._formats(layer.name, stored, content, axis if self._asked.per_channel else None)
+        self._weight(layer.name, stored, content, axis, least)
+        if weight.const_value is None:
+            self._skeleton.fill(weight, content)
+
+    def _input_scale(self, node: ir.Node) -> float | None:
+        for quantizer in self._skeleton.activations:
+            if node.inputs[0] is quantizer.tensor and node in quantizer.readers:
+                return float(quantizer.scale.reshape(-1)[0])
+        return None
+
+    def _formats(
+        self, layer: str, stored: StoredConstant, content: NDArray[Any], axis: int | None
+    ) -> None:
+        """Type, scales and zero points of a weight."""
+        wrong = []
+        dtype = stored.values.dtype.name
+        if dtype != self._asked.weight_dtype:
+            wrong.append(f"is {dtype}, not {self._asked.weight_dtype}")
+        wanted = 1 if axis is None else content.shape[axis]
+        if stored.scale.size != wanted:
+            wrong.append(f"has {stored.scale.size} scales, not {wanted}")
+        elif axis is not None and stored.axis != axis and wanted > 1:
+            wrong.append(f"has its scales along axis {stored.axis}, not {axis}")
+        wrong += self._integers(stored)
+        self._row(
+            "wrong_formats",
+            layer,
+            len(wrong),
+            f"its weight `{stored.name}` {', and '.join(wrong)}" if wrong else "",
+        )
+
+    def _integers(self, stored: StoredConstant) -> Iterator[str]:
+        """What is wrong with the integers, for their type and the bits that were asked for."""
+        dtype = stored.values.dtype.name
+        low, high = _LIMITS.get((dtype, self._asked.bits), (0, 0))
+        least, most = int(stored.values.min(initial=0)), int(stored.values.max(initial=0))
+        if least < low or most > high:
+            yield f"has integers from {least} to {most}, not {low} to {high}"
+        if dtype == "int8" and stored.zero_point is not None and stored.zero_point.any():
+            yield "has a zero point that is not 0"
+        if not (np.isfinite(stored.scale).all() and (stored.scale > 0).all()):
+            yield "has scales that are not positive numbers"
+
+    def _weight(
+        self,
+        layer: str,
+        stored: StoredConstant,
+        content: NDArray[Any],
+        axis: int,
+        least: NDArray[Any] | None,
+    ) -> None:
+        """Integers against the float weight, and scales against what the weight needs."""
+        error, where = _error_in_steps(stored, content)
+        self._row("weight_error", layer, error, f"its weight `{stored.name}` at {list(where)}")
+        along = axis if stored.scale.size > 1 or self._asked.per_channel else None
+        ratio, channel = _step_ratio(stored, content, along, self._asked.bits, least)
+        self._row(
+            "weight_step",
+            layer,
+            ratio,
+            f"its weight `{stored.name}`" + (f", output {channel}" if along is not None else ""),
+        )
+
+    def _bias(
+        self,
+        layer: WeightedLayer,
+        weight: StoredConstant,
+        stored: StoredConstant,
+        numbers: NDArray[Any],
+        scale_of_input: float | None,
+    ) -> None:
+        """A bias in int32, by its own scale and by that of the product that kernels add it to."""
+        integers = stored.values.astype(np.float64)
+        own = stored.scale.astype(np.float64)
+        wanted = numbers.astype(np.float64)
+        steps = [own]
+        if scale_of_input is not None:
+            product = scale_of_input * weight.scale.astype(np.float64)
+            steps.append(np.maximum(np.broadcast_to(product, wanted.shape), SMALLEST_NORMAL))
+        if integers.shape != wanted.shape:
+            self._row("bias_error", layer.name, np.inf, f"`{stored.name}` has another shape")
+            return
+        worst, place = 0.0, 0
+        for step in steps:
+            # What the scales lose in float32 grows with the integers.
+            slack = np.abs(integers) * 2.0**-20
+            errors = np.abs(wanted / step - integers) - slack
+            at = int(np.argmax(errors)) if np.isfinite(errors).all() else 0
+            value = float(errors[at]) if np.isfinite(errors).all() else np.inf
+            if value > worst:
+                worst, place = value, at
+        self._row("bias_error", layer.name, worst, f"its bias `{stored.name}` at [{place}]")
+
+    def _embeddings(self) -> None:
+        """Token tables: one scale a row."""
+        asked = embedding_lookups(self._original.graph) if self._asked.quantizes_embeddings else []
+        wanted = {node.outputs[0].name: node for node in asked}
+        for node in self._original.graph:
+            if not is_standard(node, "Gather"):
+                continue
+            name = node.outputs[0].name
+            mine = self._mine.get(name)
+            table = None if mine is None else mine.inputs[0]
+            stored = None if table is None else self._skeleton.constants.get(table)
+            source = node.inputs[0]
+            if stored is None or table is None or source is None or source.const_value is None:
+                if name in wanted:
+                    detail = "its table was to be stored in 8 bits"
+                    self._row("missing_layers", node_name(node), 1, detail)
+                continue
+            content = source.const_value.numpy()
+            wrong = list(_table_faults(stored, content))
+            detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
+            self._row("wrong_formats", node_name(node), len(wrong), detail)
+            error, where = _error_in_steps(stored, content)
+            at = f"its table `{stored.name}` at {list(where)}"
+            self._row("weight_error", node_name(node), error, at)
+            ratio, row = _step_ratio(stored, content, 0, 8, None)
+            self._row("weight_step", node_name(node), ratio, f"row {row} of `{stored.name}`")
+            if table.const_value is None:
+                self._skeleton.fill(table, content)
+
+    def _coverage(self, pairs: list[tuple[WeightedLayer, ir.Node | None]]) -> None:
+        """Which layers compute with integers, and whether those that do not have a reason."""
+        kept: set[ir.Value] = set()
+        sizes: dict[ir.Value, int] = {}
+        with_weight = 0
+        for layer, node in pairs:
+            weight = layer.weight
+            if weight is not None and weight.const_value is not None:
+                sizes[weight] = weight.const_value.nbytes
+                with_weight += layer.node not in self._asked.parts
+            mine = None if node is None else input_of(node, 1)
+            is_stored = mine is not None and mine in self._skeleton.constants
+            reads_integers = node is not None and node in self._skeleton.integer_inputs
+            reason = self._asked.reasons.get(layer, "")
+            if is_stored and reads_integers:
+                self._found.quantized.append(layer.name)
+                self._row("missing_layers", layer.name, 0)
+                continue
+            if weight is not None:
+                kept.add(weight)
+            if reason:
+                self._found.kept_float.append((layer.name, reason))
+                continue
+            lacks = "neither its weight nor its input is" if not is_stored else "its input is not"
+            if not is_stored and reads_integers:
+                lacks = "its weight is not"
+            self._row("missing_layers", layer.name, 1, f"{lacks} in 8 bits")
+        total = sum(sizes.values())
+        done = sum(size for weight, size in sizes.items() if weight not in kept)
+        self._found.weight_share = done / total if total else 0.0
+        self._found.layer_share = len(self._found.quantized) / with_weight if with_weight else 0.0
+
+    # --- activations ------------------------------------------------------------------------
+
+    def _activation(
+        self,
+        quantizer: ActivationQuantizer,
+        classes: Mapping[ir.Value, frozenset[ir.Value]],
+    ) -> None:
+        name = quantizer.tensor.name or ""
+        layer = self._layer_of(quantizer)
+        zero = quantizer.zero_point
+        dtype: EightBits = "uint8" if zero is None or zero.dtype == np.uint8 else "int8"
+        wrong = []
+        if quantizer.scale.size != 1 or (zero is not None and zero.size != 1):
+            wrong.append(f"`{name}` has {quantizer.scale.size} scales")
+        if zero is not None and zero.dtype.name not in {"int8", "uint8"}:
+            wrong.append(f"`{name}` is {zero.dtype.name}")
+        if quantizer.halves_differ:
+            wrong.append(f"`{name}` is dequantised with another scale or zero point")
+        scale = float(quantizer.scale.reshape(-1)[0])
+        zero_point = 0 if zero is None else int(zero.reshape(-1)[0])
+        options = None if self._static is None else self._static.options
+        producer = quantizer.tensor.producer()
+        is_rectified = (
+            quantizer.is_result and producer is not None and producer.op_type in {"Relu", "Clip"}
+        )
+        if options is not None:
+            if dtype != options.activation_dtype:
+                wrong.append(f"`{name}` is {dtype}, not {options.activation_dtype}")
+            allowed = {0, -128} if is_rectified else {0}
+            if dtype == "int8" and zero_point not in allowed:
+                wrong.append(f"`{name}` has the zero point {zero_point}")
+        if not scale > 0 or not np.isfinite(scale):
+            wrong.append(f"`{name}` has the scale {scale:g}")
+        self._row("wrong_formats", layer, len(wrong), ", and ".join(wrong))
+        self._found.activations.append(
+            AuditedActivation(
+                layer=layer,
+                tensor=name,
+                scale=scale,
+                zero_point=zero_point,
+                dtype=dtype,
+                is_rectified=is_rectified,
+            )
+        )
+        if self._static is not None:
+            self._scale(quantizer, self._found.activations[-1], classes)
+
+    def _scale(
+        self,
+        quantizer: ActivationQuantizer,
+        found: AuditedActivation,
+        classes: Mapping[ir.Value, frozenset[ir.Value]],
+    ) -> None:
+        """Scale and zero point against the range that the calibration gave this very tensor."""
+        assert self._static is not None
+        ranges = self._static.ranges
+        value = next((each for each in classes if each.name == found.tensor), None)
+        others = sorted(each.name or "" for each in classes.get(value, ())) if value else []
+        name = next((each for each in (found.tensor, *others) if each in ranges), None)
+        if name is None:
+            detail = f"`{found.tensor}` was not calibrated"
+            self._row("activation_scales", found.layer, np.inf, detail)
+            return
+        scale, zero_point = activation_scale(
+            ranges[name], found.dtype, quantizer.scale.dtype, is_rectified=found.is_rectified
+        )
+        gap = abs(found.scale / float(scale) - 1) + abs(found.zero_point - int(zero_point))
+        detail = (
+            f"`{found.tensor}` has the scale {found.scale:.4g} and the zero point "
+            f"{found.zero_point}, its range gives {float(scale):.4g} and {int(zero_point)}"
+        )
+        self._row("activation_scales", found.layer, gap, detail)
+
+    def _layer_of(self, quantizer: ActivationQuantizer) -> str:
+        names = {layer.node.outputs[0].name: layer.name for layer in self._layers}
+        if quantizer.is_result:
+            producer = quantizer.tensor.producer()
+            while producer is not None and producer.outputs[0].name not in names:
+                source = producer.inputs[0] if producer.inputs else None
+                producer = None if source is None else source.producer()
+            if producer is not None:
+                return names[producer.outputs[0].name]
+        for reader in quantizer.readers:
+            if reader.outputs[0].name in names:
+                return names[reader.outputs[0].name]
+        return node_name(quantizer.readers[0]) if quantizer.readers else quantizer.name
+
+    # --- everything else --------------------------------------------------------------------
+
+    def _unmatched(self, value: ir.Value, stored: StoredConstant) -> None:
+        """A quantised constant where the float graph has no layer: kept as what it says."""
+        readers = consumers(value)
+        name = node_name(readers[0]) if readers else stored.name
+        try:
+            content = stored.dequantized()
+        except ValueError as err:
+            self._row("changed_nodes", name, 1, str(err))
+            return
+        self._skeleton.fill(value, content)
+        detail = f"reads `{stored.name}`, which is quantised and belongs to no layer"
+        self._row("changed_nodes", name, 1, detail)
+
+    def _compare_graphs(self) -> None:
+        """Every node that is not a quantised layer, and what all of them read."""
+        mine = self._skeleton.model.graph
+        for ours, theirs in zip(
+            (self._original.graph.inputs, self._original.graph.outputs),
+            (mine.inputs, mine.outputs),
+            strict=True,
+        ):
+            if [value.name for value in ours] != [value.name for value in theirs]:
+                names = ", ".join(f"`{value.name}`" for value in theirs)
+                self._row("changed_nodes", "graph", 1, f"its inputs or outputs are {names}")
+        for domain, version in self._original.graph.opset_imports.items():
+            found = self._versions.get(domain)
+            if found != version and not (domain and found is None):
+                detail = f"opset {found} of `{domain or 'ai.onnx'}` in place of {version}"
+                self._row("changed_nodes", "graph", 1, detail)
+        for node in self._original.graph:
+            self._compare_node(node)
+
+    def _compare_node(self, node: ir.Node) -> None:
+        layer = node_name(node)
+        name = next((value.name for value in node.outputs if value.name), "")
+        found = self._mine.get(name)
+        if found is None:
+            self._row("changed_nodes", layer, 1, f"nothing computes `{name}`")
+            return
+        if node.op_type == "Gemm" and found.op_type != "Gemm":
+            self._compare_split(node, found)
+            return
+        if (found.op_type, found.domain or "ai.onnx") != (node.op_type, node.domain or "ai.onnx"):
+            detail = f"{found.op_type} in place of {node.op_type}"
+            self._row("changed_nodes", layer, 1, detail)
+            return
+        if found not in self._skeleton.rebuilt and _attributes(found) != _attributes(node):
+            self._row("changed_nodes", layer, 1, "its attributes differ")
+        ours, theirs = [list(each.inputs) for each in (node, found)]
+        for inputs in (ours, theirs):
+            while inputs and inputs[-1] is None:
+                inputs.pop()
+        if len(ours) != len(theirs):
+            self._row("changed_nodes", layer, 1, f"reads {len(theirs)} values, not {len(ours)}")
+            return
+        for value, other in zip(ours, theirs, strict=True):
+            self._compare_input(layer, value, other)
+
+    def _compare_split(self, node: ir.Node, found: ir.Node) -> None:
+        """A Gemm that became a product and the addition of its bias."""
+        layer = node_name(node)
+        bias = input_of(node, 2)
+        product: ir.Node | None = found
+        if bias is not None:
+            if not is_standard(found, "Add") or len(found.inputs) != 2:
+                detail = f"{found.op_type} in place of the addition of its bias"
+                self._row("changed_nodes", layer, 1, detail)
+                return
+            products = [v for v in found.inputs if v and v.producer() in self._skeleton.rebuilt]
+            product = products[0].producer() if products else None
+            others = [v for v in found.inputs if not products or v is not products[0]]
+            self._compare_input(layer, bias, others[0] if others else None)
+        if product is None or product not in self._skeleton.rebuilt:
+            self._row("changed_nodes", layer, 1, "there is no product in its place")
+            return
+        self._compare_input(layer, node.inputs[0], product.inputs[0])
+
+    def _compare_input(self, layer: str, value: ir.Value | None, other: ir.Value | None) -> None:
+        """One input of a node: the same value by name, or a constant with the same bits."""
+        if value is None or other is None:
+            if value is not other:
+                self._row("changed_nodes", layer, 1, "an input is left out in one of the graphs")
+            return
+        is_constant = [
+            each.const_value is not None and not each.is_graph_input() and each.producer() is None
+            for each in (value, other)
+        ]
+        if is_constant == [True, True]:
+            if (value, other) not in self._equal:
+                self._equal[value, other] = _differing(value, other)
+            count = self._equal[value, other]
+            if count:
+                detail = f"{count} elements of `{value.name}` differ"
+                self._row("changed_constants", layer, count, detail)
+        elif any(is_constant) or value.name != other.name:
+            self._row(
+                "changed_nodes", layer, 1, f"reads `{other.name}` in place of `{value.name}`"
+            )
+
+
+def _differing(left: ir.Value, right: ir.Value) -> int:
+    """How many elements differ in a bit; all of them when types or shapes do."""
+    assert left.const_value is not None
+    assert right.const_value is not None
+    ours, theirs = left.const_value.numpy(), right.const_value.numpy()
+    if ours is theirs:
+        return 0
+    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+        return max(ours.size, theirs.size, 1)
+    size = ours.dtype.itemsize
+    bits = [np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (ours, theirs)]
+    if np.array_equal(*bits):
+        return 0
+    return int((bits[0] != bits[1]).reshape(-1, size).any(axis=1).sum())
+
+
+def _attributes(node: ir.Node) -> dict[str, str]:
+    """Attributes in a form that can be compared; graphs by their text."""
+    return {name: str(attribute.value) for name, attribute in node.attributes.items()}
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Parts of the first axis, each with a bounded number of elements."""
+    row = int(np.prod(shape[1:], dtype=np.int64)) if shape else 1
+    rows = max(1, _BLOCK // max(row, 1))
+    for start in range(0, shape[0] if shape else 0, rows):
+        yield slice(start, start + rows)
+
+
+def _error_in_steps(
+    stored: StoredConstant, content: NDArray[Any]
+) -> tuple[float, tuple[int, ...]]:
+    """Largest |weight / scale - (integer - zero point)|, and where; infinite when shapes differ."""
+    if stored.values.shape != content.shape:
+        return np.inf, ()
+    try:
+        scale = np.broadcast_to(stored.spread(stored.scale).astype(np.float32), content.shape)
+        zero = np.float32(0)
+        if stored.zero_point is not None:
+            zero = stored.spread(stored.zero_point).astype(np.float32)
+        zeros = np.broadcast_to(zero, content.shape)
+    except ValueError:
+        return np.inf, ()
+    worst, where = -1.0, (0,) * content.ndim
+    for part in _blocks(content.shape):
+        with np.errstate(all="ignore"):
+            steps = content[part].astype(np.float32) / scale[part]
+            steps -= stored.values[part].astype(np.float32) - zeros[part]
+        np.abs(steps, out=steps)
+        at = int(np.argmax(steps))  # of NaN, the first one
+        value = float(steps.reshape(-1)[at])
+        place = np.unravel_index(at, steps.shape)
+        if not value <= worst:
+            worst = value
+            where = (int(place[0]) + part.start, *(int(each) for each in place[1:]))
+        if not np.isfinite(value):
+            return np.inf, where
+    return worst, where
+
+
+def _step_ratio(
+    stored: StoredConstant,
+    content: NDArray[Any],
+    axis: int | None,
+    bits: Literal[7, 8],
+    least: NDArray[Any] | None,
+) -> tuple[float, int]:
+    """Largest step over the smallest that reaches all weights of its channel, and which channel.
+
+    Channels of zeros may have any step, and those whose bias needs larger ones may have these.
+    """
+    dtype = stored.values.dtype.name
+    if (dtype, bits) not in _LIMITS or stored.values.shape != content.shape:
+        return np.inf, 0
+    low, high = _LIMITS[dtype, bits]
+    others = None if axis is None else tuple(n for n in range(content.ndim) if n != axis)
+    bottom = np.minimum(content.min(axis=others), 0).astype(np.float64)
+    top = np.maximum(content.max(axis=others), 0).astype(np.float64)
+    width = 2 * np.maximum(-bottom, top) if dtype == "int8" else top - bottom
+    needed = np.atleast_1d(width / (high - low))
+    if least is not None:
+        wanted = least if axis is not None else least.max()
+        needed = np.maximum(needed, wanted)
+    if stored.scale.dtype == np.float16:
+        # Rounded up to float16, whose smallest steps are 2^-24.
+        needed = np.maximum(needed * (1 + 2.0**-10), needed + 2.0**-24)
+    scales = stored.scale.astype(np.float64).reshape(-1)
+    if scales.size not in {1, needed.size}:
+        return np.inf, 0
+    used = needed > np.finfo(np.float32).tiny
+    ratios = np.where(used, scales / np.where(used, needed, 1.0), 0.0)
+    worst = int(np.argmax(ratios))
+    return float(ratios[worst]), worst
+
+
+def _table_faults(stored: StoredConstant, content: NDArray[Any]) -> Iterator[str]:
+    if stored.values.dtype != np.int8:
+        yield f"is {stored.values.dtype}, not int8"
+    if stored.scale.size != content.shape[0]:
+        yield f"has {stored.scale.size} scales, not {content.shape[0]}"
+    if int(stored.values.min(initial=0)) < -127:
+        yield "has integers below -127"
+    if not (np.isfinite(stored.scale).all() and (stored.scale > 0).all()):
+        yield "has scales that are not positive numbers"

@@ -1,0 +1,423 @@
+"""Compare a quantised graph with the float graph it was made from, exactly, and its ranges with data.
+
+Ports: `model` (quantised), `float` (what it was made from), `samples` (for evaluation), `probes`, for
+static quantisation `ranges`, and `repair` where the quantising stage had it. Facts only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import Field
+
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
+from pipeline.stages.quantize_static import QuantizeStaticConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+
+    from pipeline.calibration.fit import Levels
+    from pipeline.calibration.methods import Range
+    from pipeline.calibration.ranges import Ranges
+    from pipeline.calibration.statistics import TensorStatistics
+    from pipeline.data.sample_set import SampleSet
+    from pipeline.graph.quantization_audit import Audit, AuditedActivation, AuditRow
+    from pipeline.hashing import JSON
+    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+    from pipeline.stages.base import StageContext
+
+MODEL_PORT = "model"
+FLOAT_PORT = "float"
+SAMPLES_PORT = "samples"
+PROBES_PORT = "probes"
+RANGES_PORT = "ranges"
+
+GROUPS: Final = 4
+"""Parts of the samples of each of which the method's own range is taken, see `calibration.fit`."""
+
+MOST_ROWS: Final = 50
+"""Of each kind that are kept, worst first."""
+
+
+class CheckQuantizationConfig(StageConfig):
+    """What was asked of the quantisation, and how much is run.
+
+    Attributes:
+        dynamic: The config of the stage that made the graph, when it was `quantize_dynamic`.
+        static: Likewise for `quantize_static`.
+        run_samples: Samples on which the graph without its quantisation is compared with the float
+            graph, spread over their lengths; one probe of each kind comes on top.
+        fit_samples: Samples on which ranges are judged, spread likewise.
+    """
+
+    dynamic: QuantizeDynamicConfig | None = None
+    static: QuantizeStaticConfig | None = None
+    run_samples: Annotated[int, Field(ge=1)] = 4
+    fit_samples: Annotated[int, Field(ge=1)] = 64
+
+
+def run(
+    config: CheckQuantizationConfig,
+    inputs: Mapping[str, Path],
+    output: Path,
+    context: StageContext,
+) -> dict[str, JSON]:
+    """Facts: `measures` by kind, worst first, the `noise` of each output, and what was quantised.
+
+    Raises:
+        ArtifactError: when an input is no model.
+        StageError: when ONNX Runtime cannot run one of the graphs at all.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+    from functools import partial
+
+    from pipeline.calibration.ranges import load_ranges
+    from pipeline.data.sample_set import load_samples
+    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+
+    del output
+    ranges = None if config.static is None else load_ranges(inputs[RANGES_PORT])
+    samples = load_samples(inputs[SAMPLES_PORT])
+    skeleton = context.scratch / "skeleton"
+    skeleton.mkdir()
+    audit = _audit(config, inputs, ranges, skeleton)
+    rows = list(audit.rows)
+    # One thread a run: the last bits would depend on the number of cores otherwise.
+    runner = partial(OnnxRuntimeRunner, optimizations="disabled", threads=1)
+    with ThreadPoolExecutor(max_workers=context.threads) as pool:
+        # Not the observed graph: what it returns is rounded to float16 where others pass it on.
+        plain = inputs[FLOAT_PORT] / MODEL_FILE
+        with runner(plain) as original, runner(skeleton / MODEL_FILE) as made:
+            noise = _noise(original, made, _feeds(config, samples, inputs), audit.outputs, pool)
+        if ranges is not None:
+            rows += _impossible_ranges(ranges, audit)
+            rows += _fits(config, inputs, samples, audit, ranges, pool, context)
+    return {
+        "measures": _summaries(rows),
+        "noise": noise,
+        "quantized": len(audit.quantized),
+        "kept_float": [
+            {"layer": name, "reason": reason} for name, reason in audit.kept_float[:MOST_ROWS]
+        ],
+        "weight_share": audit.weight_share,
+        "layer_share": audit.layer_share,
+        "calibration_samples": None if ranges is None else ranges.samples,
+        "calibration_method": None if ranges is None else ranges.method,
+    }
+
+
+def _audit(
+    config: CheckQuantizationConfig,
+    inputs: Mapping[str, Path],
+    ranges: Ranges | None,
+    skeleton: Path,
+) -> Audit:
+    """What the two graphs say without being run; writes the one without its quantisation."""
+    import gc
+
+    from pipeline.graph.files import load_ir_model, save_ir_model
+    from pipeline.graph.qdq import QdqOptions
+    from pipeline.graph.qdq_placements import PLACEMENTS
+    from pipeline.graph.quantization import QuantizationOptions
+    from pipeline.graph.quantization_audit import StaticRequest, audit_dynamic, audit_static
+    from pipeline.stages.given_back import read_given_back
+
+    original = load_ir_model(inputs[FLOAT_PORT] / MODEL_FILE)
+    made = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
+    given_back = read_given_back(inputs)
+    if config.static is not None and ranges is not None:
+        fields = config.static.model_dump(exclude={"placement"})
+        request = StaticRequest(
+            options=QdqOptions(**fields, given_back=given_back),
+            placement=PLACEMENTS[config.static.placement],
+            ranges=ranges.by_name(),
+        )
+        audit = audit_static(original, made, request)
+    elif config.dynamic is not None:
+        options = QuantizationOptions(**config.dynamic.model_dump(), given_back=given_back)
+        audit = audit_dynamic(original, made, options)
+    else:
+        raise ValueError("neither a dynamic nor a static quantisation")
+    save_ir_model(made, skeleton)
+    del original, made
+    gc.collect()  # graphs are full of cycles, and would keep their weights for long
+    return audit
+
+
+def _spread(samples: SampleSet, count: int) -> list[int]:
+    """Some samples, from the shortest to the longest."""
+    import numpy as np
+
+    order = sorted(
+        range(len(samples)), key=lambda i: (tuple(samples.entries[i].extents.values()), i)
+    )
+    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return [order[place] for place in sorted(set(places.tolist()))]
+
+
+_LONG_PROBES: Final = frozenset({"last_tokens", "longest", "rare_tokens"})
+"""What these show is in the tables, whose numbers are compared themselves."""
+
+
+def _feeds(
+    config: CheckQuantizationConfig, samples: SampleSet, inputs: Mapping[str, Path]
+) -> list[tuple[str, dict[str, Any]]]:
+    """(What it is, inputs by name) of some samples and of one probe of each kind."""
+    from pipeline.data.sample_set import load_samples
+
+    chosen = _spread(samples, config.run_samples)
+    feeds = [
+        (f"sample {index}", tensors)
+        for index, tensors in zip(chosen, samples.read(chosen), strict=True)
+    ]
+    if PROBES_PORT in inputs:
+        probes = load_samples(inputs[PROBES_PORT])
+        firsts = {
+            entry.kind: entry.index
+            for entry in reversed(probes.entries)
+            if entry.kind not in _LONG_PROBES
+        }
+        for kind, index in sorted(firsts.items(), key=lambda item: item[1]):
+            feeds.append((f"probe {index} ({kind.replace('_', ' ')})", probes.read([index])[0]))
+    return feeds
+
+
+def _noise(
+    original: OnnxRuntimeRunner,
+    made: OnnxRuntimeRunner,
+    feeds: Sequence[tuple[str, dict[str, Any]]],
+    outputs: Sequence[str],
+    pool: ThreadPoolExecutor,
+) -> list[dict[str, JSON]]:
+    """For each output the largest RMSE over its size, and on what; None when it is no number."""
+    import numpy as np
+
+    names = [spec.name for spec in made.inputs]
+
+    def both(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        feed = {name: tensors[name][None] for name in names}
+        return original.run(feed, outputs), made.run(feed)
+
+    runs = list(pool.map(both, [tensors for _, tensors in feeds]))
+    found: list[dict[str, JSON]] = []
+    for name in outputs:
+        squares, elements = 0.0, 0
+        gaps: list[tuple[float, str]] = []
+        for (where, _), (wanted, given) in zip(feeds, runs, strict=True):
+            expected = wanted[name].astype(np.float64)
+            got = given.get(name)
+            if got is None or got.shape != expected.shape:
+                gaps.append((np.inf, where))
+                continue
+            # Where the float graph itself makes no number, there is nothing to compare.
+            usable = np.isfinite(expected)
+            if not usable.any():
+                continue
+            squares += float(np.square(expected[usable]).sum())
+            elements += int(usable.sum())
+            gap = got.astype(np.float64)[usable] - expected[usable]
+            gaps.append((float(np.sqrt(np.square(gap).mean())), where))
+        unit = float(np.sqrt(squares / elements)) if squares else 1.0
+        worst, where = max(
+            ((np.inf if np.isnan(gap) else gap, where) for gap, where in gaps),
+            default=(0.0, ""),
+        )
+        noise = worst / unit
+        found.append(
+            {"output": name, "noise": noise if np.isfinite(noise) else None, "where": where}
+        )
+    return found
+
+
+def _impossible_ranges(ranges: Ranges, audit: Audit) -> Iterator[AuditRow]:
+    """Ranges that reach beyond everything that calibration saw: no method makes such ones."""
+    from pipeline.graph.quantization_audit import AuditRow
+
+    layers = {each.tensor: each.layer for each in audit.activations}
+    for each in ranges.tensors:
+        low, high = min(each.minimum, 0.0), max(each.maximum, 0.0)
+        seen = max(-low, high)
+        excess = max(each.high - high, low - each.low, each.magnitude - seen)
+        name = next((name for name in each.names if name in layers), each.names[0])
+        yield AuditRow(
+            kind="impossible_ranges",
+            layer=layers.get(name, name),
+            value=max(excess, 0.0) / seen if seen else float(excess > 0),
+            detail=f"`{name}` was seen from {low:.4g} to {high:.4g}, its range is from "
+            f"{each.low:.4g} to {each.high:.4g}, or {each.magnitude:.4g} around zero",
+        )
+
+
+def _fits(
+    config: CheckQuantizationConfig,
+    inputs: Mapping[str, Path],
+    samples: SampleSet,
+    audit: Audit,
+    ranges: Ranges,
+    pool: ThreadPoolExecutor,
+    context: StageContext,
+) -> Iterator[AuditRow]:
+    """How the scale of each tensor fits the evaluation samples."""
+    from pipeline.calibration.fit import Levels, measure_fit
+    from pipeline.graph.observed import write_observed_model
+    from pipeline.graph.quantization_audit import AuditRow
+    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+
+    known = audit.computed | set(samples.input_names)
+    looked_at = [each for each in audit.activations if each.tensor in known]
+    names = sorted({each.tensor for each in looked_at})
+    inner = [name for name in names if name in audit.computed and name not in audit.outputs]
+    observed = context.scratch / "observed"
+    observed.mkdir()
+    path = write_observed_model(inputs[FLOAT_PORT], inner, observed, is_float32=False)
+    with OnnxRuntimeRunner(path, optimizations="disabled", threads=1) as original:
+        whole, groups = _observe(config, original, samples, names, pool, context)
+    for each in looked_at:
+        statistics = whole[each.tensor]
+        if statistics is None or not each.scale > 0:
+            why = "has elements that are NaN or infinite" if each.scale > 0 else "has no scale"
+            detail = f"`{each.tensor}` {why}"
+            yield AuditRow(kind="activation_loss", layer=each.layer, value=None, detail=detail)
+            continue
+        low, high = _ENDS[each.dtype]
+        own = Levels(scale=each.scale, zero_point=each.zero_point, low=low, high=high)
+        if statistics.histogram is None or not statistics.count:
+            continue
+        parts = [statistics, *(group[each.tensor] for group in groups)]
+        usual = (_levels(each, _own_range(part, ranges)) for part in parts if part and part.count)
+        fit = measure_fit(statistics.histogram.finish(), own, usual)
+        yield AuditRow(
+            kind="activation_loss",
+            layer=each.layer,
+            value=fit.loss_db,
+            detail=f"`{each.tensor}` keeps {fit.sqnr_db:.1f} dB; {ranges.method} gives "
+            f"{fit.usual_db:.1f} dB or more on the evaluation samples themselves",
+        )
+        yield AuditRow(
+            kind="activation_clipping",
+            layer=each.layer,
+            value=fit.clipped,
+            detail=f"`{each.tensor}`",
+        )
+
+
+_ENDS: Final = {"int8": (-128, 127), "uint8": (0, 255)}
+
+
+def _own_range(statistics: TensorStatistics, ranges: Ranges) -> Range:
+    from pipeline.calibration.methods import choose_range
+
+    return choose_range(statistics, ranges.method, ranges.percentile)  # type: ignore[arg-type]
+
+
+def _levels(activation: AuditedActivation, found: Range) -> Levels:
+    import numpy as np
+
+    from pipeline.calibration.fit import Levels
+    from pipeline.graph.qdq import activation_scale
+
+    scale, zero_point = activation_scale(
+        found, activation.dtype, np.dtype(np.float32), is_rectified=activation.is_rectified
+    )
+    low, high = _ENDS[activation.dtype]
+    return Levels(scale=float(scale), zero_point=int(zero_point), low=low, high=high)
+
+
+Observed = dict[str, "TensorStatistics | None"]
+"""By tensor; None for one that has NaN or infinity."""
+
+
+def _observe(
+    config: CheckQuantizationConfig,
+    original: OnnxRuntimeRunner,
+    samples: SampleSet,
+    names: Sequence[str],
+    pool: ThreadPoolExecutor,
+    context: StageContext,
+) -> tuple[Observed, list[Observed]]:
+    """Statistics over all samples, and over each of some groups; one sample in memory a thread."""
+    from pipeline.calibration.statistics import TensorStatistics, mask_of, real_values
+    from pipeline.errors import QuantizationError
+
+    chosen = _spread(samples, config.fit_samples)
+    inputs = [spec.name for spec in original.inputs]
+    computed = [name for name in names if name not in inputs]
+    parts = GROUPS * max(1, context.threads // GROUPS)
+    done = 0
+
+    def observe(part: int) -> Observed:
+        nonlocal done
+        found: Observed = {name: TensorStatistics(has_histogram=True) for name in names}
+        for index in chosen[part::parts]:
+            (sample,) = samples.read([index])
+            feeds = {name: sample[name][None] for name in inputs}
+            values = {**feeds, **original.run(feeds, computed)}
+            mask = mask_of(feeds)
+            for name, kept in found.items():
+                try:
+                    if kept is not None:
+                        kept.add(real_values(values[name], mask))
+                except QuantizationError:
+                    found[name] = None
+            done += 1
+            context.progress(done, len(chosen), "samples")
+        return found
+
+    results = list(pool.map(observe, range(parts)))
+    groups = [_merged(results[number::GROUPS], names) for number in range(GROUPS)]
+    return _merged(results, names), groups
+
+
+def _merged(parts: Sequence[Observed], names: Sequence[str]) -> Observed:
+    from pipeline.calibration.statistics import TensorStatistics
+
+    merged: Observed = {}
+    for name in names:
+        total: TensorStatistics | None = TensorStatistics(has_histogram=True)
+        for part in parts:
+            other = part[name]
+            if other is None or total is None:
+                total = None
+            else:
+                total.merge(other)
+        merged[name] = total
+    return merged
+
+
+def _summaries(rows: Sequence[AuditRow]) -> dict[str, JSON]:
+    """By kind: how many, their sum, and the worst; what is zero is not listed."""
+    by_kind: dict[str, list[AuditRow]] = {}
+    for row in rows:
+        by_kind.setdefault(row.kind, []).append(row)
+    return {kind: _summary(each) for kind, each in by_kind.items()}
+
+
+def _summary(rows: list[AuditRow]) -> JSON:
+    ordered = sorted(rows, key=lambda row: (row.value is not None, -(row.value or 0.0), row.layer))
+    return {
+        "count": len(rows),
+        "total": sum(row.value or 0.0 for row in rows),
+        "worst": [
+            {"layer": row.layer, "value": row.value, "detail": row.detail}
+            for row in ordered[:MOST_ROWS]
+            if row.value != 0.0
+        ],
+    }
+
+
+CHECK_QUANTIZATION = Stage(
+    name="check_quantization",
+    version=1,
+    footprint=Footprint(base_mib=200, memory_per_weight=4.0),
+    config_type=CheckQuantizationConfig,
+    run=run,
+    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
+    extra="cpu",
+    # The last bits of an activation depend on the instruction set.
+    machine=("cpu_flags",),
+    preload=("onnxruntime", "pipeline.graph.quantization_audit", "pipeline.calibration.fit"),
+)
+"""Ports `model`, `float`, `samples`, `probes`, `ranges`, `repair` -> facts only."""
