@@ -39,13 +39,16 @@ def read_needed_tensors(model: Path) -> tuple[NeededTensor, ...]:
     return needed
 
 
-def write_observed_model(source: Path, names: Sequence[str], directory: Path) -> Path:
+def write_observed_model(
+    source: Path, names: Sequence[str], directory: Path, *, is_float32: bool = True
+) -> Path:
     """Copy a model with more outputs.
 
     Args:
         source: Directory of the model; it is not written to.
-        names: float32 values computed by nodes of the main graph, none of them an output already.
+        names: Values computed by nodes of the main graph, none of them an output already.
         directory: An empty directory.
+        is_float32: All of them are float32; otherwise their types are left to ONNX Runtime.
 
     Returns:
         The path of the copy.
@@ -57,7 +60,10 @@ def write_observed_model(source: Path, names: Sequence[str], directory: Path) ->
         shutil.copyfile(source / EXTERNAL_DATA_FILE, directory / EXTERNAL_DATA_FILE)
     extra = onnx.ModelProto()
     extra.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        if is_float32
+        else onnx.ValueInfoProto(name=name)
+        for name in names
     )
     with path.open("ab") as file:
         file.write(extra.SerializeToString(deterministic=True))

@@ -213,6 +213,10 @@ def _split(block: _Block, neurons: tuple[int, ...], editor: GraphEditor) -> Floa
         old = block.bias if node is block.add else node.inputs[1]
         rest = editor.constant(editor.name(f"{name}_rest_{part}"), array)
         node.replace_input_with(list(node.inputs).index(old), rest)
+    # These no longer hold what they held: nobody may take them for it by their names.
+    for node in (block.first, block.add, block.activation, block.second):
+        if node is not end:  # the sum takes that name over
+            node.outputs[0].name = editor.name(f"{node.outputs[0].name}_rest")
     # `end` is written again before itself, so that the sum can stand behind it.
     rest = editor.insert(end, end.op_type, end.inputs, output=f"{name}_rest")
     copy = rest.producer()

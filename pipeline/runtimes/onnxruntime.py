@@ -12,7 +12,7 @@ from pipeline.errors import EnvironmentMissing, StageError
 from pipeline.runtimes.base import ModelTensor, check_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -167,8 +167,14 @@ class OnnxRuntimeRunner:
         """From file to ready session, milliseconds."""
         return self._load_time_ms
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name; fresh arrays that belong to the caller.
+    def run(
+        self, feeds: Mapping[str, Array], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Outputs by name; fresh arrays that belong to the caller.
+
+        Args:
+            feeds: All inputs.
+            names: Which outputs; None: all of them.
 
         Raises:
             FeedError: when a name, a dtype or a fixed axis does not fit; nothing was run then.
@@ -177,7 +183,7 @@ class OnnxRuntimeRunner:
         if self._session is None:
             raise RuntimeError("OnnxRuntimeRunner.run outside of its `with` block")
         check_feeds(self._inputs, feeds, self._model.name)
-        names = [spec.name for spec in self._outputs]
+        names = [spec.name for spec in self._outputs] if names is None else list(names)
         try:
             arrays = self._session.run(names, dict(feeds))
         except ERRORS as err:

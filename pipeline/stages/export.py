@@ -1,7 +1,8 @@
 """Export one component of a checkpoint to an ONNX graph.
 
 Ports: `checkpoint`, a directory with `config.json`, `*.safetensors` and, for sentence-transformers,
-`modules.json` and its folders. The output is `model.onnx`. Why it is done this way, with numbers:
+`modules.json` and its folders. The output is `model.onnx`, and
+`scopes.json`: which module computed each value. Why it is done this way, with numbers:
 `docs/decisions/0001-export-route.md`.
 """
 
@@ -66,6 +67,7 @@ def _export(
     config: ExportConfig, checkpoint: Path, output: Path, context: StageContext
 ) -> Mapping[str, JSON]:
     from pipeline.graph.files import save_ir_model
+    from pipeline.graph.scopes import find_scopes, save_scopes
     from pipeline.graph.tidy import tidy_model
     from pipeline.graph.torch_translate import translate_program
     from pipeline.runtimes.torch_capture import capture_program
@@ -83,9 +85,11 @@ def _export(
         output_names=component.output_names,
         opset=config.opset,
     )
+    scopes = find_scopes(translation.model)
     tidy_model(translation.model, inputs=component.inputs, outputs=component.outputs)
     context.progress(3, 4, "steps")
     path = save_ir_model(translation.model, output)
+    save_scopes(scopes, output)
     facts = _check(path, component)
     context.progress(4, 4, "steps")
     return {
@@ -121,7 +125,7 @@ def _check(path: Path, component: TorchComponent) -> dict[str, JSON]:
 
 EXPORT = Stage(
     name="export",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=550, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=ExportConfig,
     run=_run,
