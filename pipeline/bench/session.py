@@ -13,9 +13,10 @@ from pipeline.bench.types import BenchmarkResult
 from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from pipeline.bench.job import LaunchRecord
     from pipeline.bench.types import Shape, ShapeResult
     from pipeline.stages.base import StageContext
     from pipeline.stages.benchmark import BenchmarkConfig
@@ -34,23 +35,57 @@ def measure(
     Raises:
         StageError: when a launch fails, or the samples do not fit the model.
     """
-    shapes = tuple(dict.fromkeys(config.shapes))
     folder = context.scratch / "nursery"
     folder.mkdir()
-    with Nursery(inputs["checkpoint"].resolve(), folder, config.threads) as nursery:
-        session = _Session(config, inputs, context, nursery)
-        results, notes = _judge(config, context, session, shapes)
-    result = _result(config, inputs, session.launches, results, notes)
+    checkpoint = inputs["checkpoint"].resolve()
+    reference = Contender(
+        runtime="torch", path=str(checkpoint), task=config.task, component=config.component
+    )
+    with Nursery(checkpoint, folder, config.threads) as nursery:
+        session = _Session(
+            config, reference, inputs, context.scratch, context.progress, nursery.launch
+        )
+        results, notes = _judge(config, session)
+    for note in notes:
+        context.log(note)
+    sizes = (
+        _size_bytes(checkpoint.rglob("*.safetensors")),
+        _model_size_bytes(inputs["model"]),
+    )
+    result = _result(config, sizes, session.launches, results, notes)
     return result, LaunchLog(launches=tuple(session.launches))
 
 
-def _judge(
+def measure_pair(
     config: BenchmarkConfig,
-    context: StageContext,
-    session: _Session,
-    shapes: tuple[Shape, ...],
+    inputs: Mapping[str, Path],
+    *,
+    scratch: Path,
+    progress: Callable[[int, int, str], None],
+) -> BenchmarkResult:
+    """Measure one graph against another, both in ONNX Runtime.
+
+    Args:
+        config: What to measure.
+        inputs: `reference` and `model`, directories with a graph each, and `samples`.
+        scratch: A private directory.
+        progress: Is told how many launches are done.
+
+    Raises:
+        StageError: when a launch fails, or the samples do not fit a model.
+    """
+    reference = Contender(runtime=config.runtime, path=str(inputs["reference"].resolve()))
+    session = _Session(config, reference, inputs, scratch, progress, launch)
+    results, notes = _judge(config, session)
+    sizes = (_model_size_bytes(inputs["reference"]), _model_size_bytes(inputs["model"]))
+    return _result(config, sizes, session.launches, results, notes)
+
+
+def _judge(
+    config: BenchmarkConfig, session: _Session
 ) -> tuple[dict[Shape, ShapeResult], tuple[str, ...]]:
     """Launch, judge, and launch again where it is open; the notes say that."""
+    shapes = tuple(dict.fromkeys(config.shapes))
     session.launch_round(shapes)
     results = session.judge(shapes)
     still_open = tuple(shape for shape in shapes if results[shape].verdict == "inconclusive")
@@ -60,27 +95,40 @@ def _judge(
         notes.append(
             f"{config.launches} launches left {names} inconclusive, so as many were added there"
         )
-        context.log(notes[-1])
         session.launch_round(still_open)
         results |= session.judge(still_open)
     return results, tuple(notes)
 
 
 class _Session:
-    """All launches of one run of the stage, in the order they happened."""
+    """All launches of one measurement, in the order they happened.
+
+    Args:
+        config: What to measure.
+        reference: What the candidate is held against.
+        inputs: `model` (the candidate's directory) and `samples`.
+        scratch: A private directory.
+        progress: Is told how many launches are done.
+        launch_versus: Launches reference against candidate; the candidate against itself always
+            gets a process of its own.
+    """
 
     def __init__(
         self,
         config: BenchmarkConfig,
+        reference: Contender,
         inputs: Mapping[str, Path],
-        context: StageContext,
-        nursery: Nursery,
+        scratch: Path,
+        progress: Callable[[int, int, str], None],
+        launch_versus: Callable[[LaunchJob, Path], LaunchRecord],
     ) -> None:
-        self._nursery = nursery
         self.launches: list[Launch] = []
+        self._launch_versus = launch_versus
         self._config = config
+        self._reference = reference
         self._inputs = inputs
-        self._context = context
+        self._scratch = scratch
+        self._progress = progress
         self._random = Random(config.seed)  # noqa: S311  (orders, not secrets)
 
     def launch_round(self, shapes: tuple[Shape, ...]) -> None:
@@ -89,15 +137,15 @@ class _Session:
         The two kinds take turns, so that both see the same machine.
         """
         config, count = self._config, self._config.launches
-        reference, candidate = _contenders(config, self._inputs)
+        candidate = Contender(runtime=config.runtime, path=str(self._inputs["model"].resolve()))
         total = len(self.launches) + 2 * count
         orders = {kind: shuffled_orders(count, self._random) for kind in ("ab", "aa")}
         kinds: tuple[Literal["ab", "aa"], ...] = ("ab", "aa")
         for turn in range(count):
             for kind in kinds:
-                self._context.progress(len(self.launches), total, "launches")
+                self._progress(len(self.launches), total, "launches")
                 job = LaunchJob(
-                    reference=reference if kind == "ab" else candidate,
+                    reference=self._reference if kind == "ab" else candidate,
                     candidate=candidate,
                     first=orders[kind][turn],
                     axes=config.axes,
@@ -107,12 +155,12 @@ class _Session:
                     seconds_per_shape=config.seconds_per_shape,
                     seed=self._random.getrandbits(32),
                 )
-                folder = self._context.scratch / f"launch-{len(self.launches):03d}"
+                folder = self._scratch / f"launch-{len(self.launches):03d}"
                 folder.mkdir()
-                run_one = self._nursery.launch if kind == "ab" else launch
+                run_one = self._launch_versus if kind == "ab" else launch
                 record = run_one(job, folder)
                 self.launches.append(Launch(kind=kind, job=job, record=record))
-        self._context.progress(total, total, "launches")
+        self._progress(total, total, "launches")
 
     def judge(self, shapes: tuple[Shape, ...]) -> dict[Shape, ShapeResult]:
         """The result of each shape, over all launches so far."""
@@ -122,22 +170,9 @@ class _Session:
         }
 
 
-def _contenders(
-    config: BenchmarkConfig, inputs: Mapping[str, Path]
-) -> tuple[Contender, Contender]:
-    reference = Contender(
-        runtime="torch",
-        path=str(inputs["checkpoint"].resolve()),
-        task=config.task,
-        component=config.component,
-    )
-    candidate = Contender(runtime=config.runtime, path=str(inputs["model"].resolve()))
-    return reference, candidate
-
-
 def _result(
     config: BenchmarkConfig,
-    inputs: Mapping[str, Path],
+    sizes: tuple[int, int],
     launches: list[Launch],
     results: Mapping[Shape, ShapeResult],
     notes: tuple[str, ...],
@@ -156,13 +191,15 @@ def _result(
         # The candidate's own process is one without torch; that is an A/A launch.
         peak_rss_mib=median_peak_rss_mib(launches, "aa", None, shapes),
         reference_peak_rss_mib=median_peak_rss_mib(launches, "ab", "reference", shapes),
-        size_bytes=_size_bytes(
-            inputs["model"] / name for name in (MODEL_FILE, EXTERNAL_DATA_FILE)
-        ),
-        reference_size_bytes=_size_bytes(inputs["checkpoint"].rglob("*.safetensors")),
+        size_bytes=sizes[1],
+        reference_size_bytes=sizes[0],
         shapes=tuple(results.values()),
         notes=notes,
     )
+
+
+def _model_size_bytes(directory: Path) -> int:
+    return _size_bytes(directory / name for name in (MODEL_FILE, EXTERNAL_DATA_FILE))
 
 
 def _size_bytes(files: Iterable[Path]) -> int:

@@ -42,6 +42,7 @@ def cli() -> None:
     convert ls                       artifacts, versions, verdicts
     convert verify latest            every digest, both ways
     convert judge latest             other limits, without a build
+    convert diff OLD NEW             two versions side by side, with thresholds for CI
     convert inspect PATH             what a recipe, artifact, model or engine holds
     convert doctor                   what is missing on this machine, and how to get it
     """  # noqa: D301 - \b is click's own
@@ -54,6 +55,7 @@ cli.add_command(LazyCommand("schema", "pipeline.cli.schema:schema_command"))
 cli.add_command(LazyCommand("ls", "pipeline.cli.ls:ls_command"))
 cli.add_command(LazyCommand("verify", "pipeline.cli.verify:verify_command"))
 cli.add_command(LazyCommand("judge", "pipeline.cli.judge:judge_command"))
+cli.add_command(LazyCommand("diff", "pipeline.cli.diff:diff_command"))
 cli.add_command(LazyCommand("inspect", "pipeline.cli.inspect:inspect_command"))
 cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.cli.lazy import LazyCommand
 from pipeline.cli.main import cli
 
-LATE = ("doctor", "init", "inspect", "judge", "ls", "plan", "schema", "verify")
+LATE = ("diff", "doctor", "init", "inspect", "judge", "ls", "plan", "schema", "verify")
 
 
 def _help(name: str) -> str:

@@ -1,0 +1,1 @@
+"""Two artifacts of one model, side by side: what became better, worse, larger, slower, and why."""
