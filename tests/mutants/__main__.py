@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.mutants.bench import Bench
 from tests.mutants.catalogue import all_faults
+from tests.mutants.delivery import try_deliveries
 from tests.mutants.models import MODELS, TARGETS
 from tests.mutants.table import render, summary
 from tests.mutants.trial import Outcome, trials, try_fault, try_good
@@ -60,6 +61,10 @@ def main(arguments: list[str]) -> int:
             if outcome is not None:
                 outcomes.append(outcome)
                 _say_progress(outcome)
+        for model in models:
+            for outcome in try_deliveries(bench, model, options.faults):
+                outcomes.append(outcome)
+                _say_progress(outcome)
     shown = [o for o in outcomes if not (options.missed and o.is_caught and o.is_attributed)]
     _say(render(shown))
     _say(summary(outcomes))
@@ -90,7 +95,7 @@ def _say_progress(outcome: Outcome) -> None:
     word = "caught" if outcome.is_caught else "MISSED"
     if outcome.is_caught and not outcome.is_attributed:
         word = f"caught, but accused is {outcome.accused or 'nobody'}"
-    _say(f"{outcome.model:9} {outcome.fault:44} {outcome.seconds:5.1f} s  {word}", file=sys.stderr)
+    sys.stderr.write(f"{outcome.model:9} {outcome.fault:44} {outcome.seconds:5.1f} s  {word}\n")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ class Context:
     scratch: Path
     threads: int = THREADS
 
+    @property
+    def resumable(self) -> None:
+        """Nothing is killed here."""
+
     def progress(self, done: int, total: int, unit: str) -> None:
         """Nobody is watching."""
 

@@ -6,8 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+from PIL import Image
+
 from pipeline.build import prepare_plan
 from pipeline.recipe import load_recipe_file
+from tests.checkpoints import build_image_classifier, build_sentence_encoder
 from tests.trained.cache import ensure_trained
 
 if TYPE_CHECKING:
@@ -51,17 +55,12 @@ class Model:
     Attributes:
         name: As the table says it.
         what: For people.
-        document: Its part of a recipe, made when it is asked for: model, shapes, data.
+        document: Its part of a recipe: model, shapes, data. Is given a folder to make it in.
     """
 
     name: str
     what: str
-    document: Callable[[], dict[str, Any]]
-
-    @property
-    def is_image(self) -> bool:
-        """It reads pixels."""
-        return self.name == "digits"
+    document: Callable[[Path], dict[str, Any]]
 
 
 def _text(shortest: int = 2, longest: int = 128) -> dict[str, Any]:
@@ -71,7 +70,8 @@ def _text(shortest: int = 2, longest: int = 128) -> dict[str, Any]:
     }
 
 
-def _minilm() -> dict[str, Any]:
+def _minilm(folder: Path) -> dict[str, Any]:
+    del folder
     builtin = "builtin:stdlib-docstrings"
     return {
         "model": {
@@ -100,27 +100,68 @@ def _trained(
     }
 
 
+def _tiny_encoder(folder: Path) -> dict[str, Any]:
+    builtin = "builtin:stdlib-docstrings"
+    checkpoint = folder / "tiny-encoder"
+    if not checkpoint.exists():
+        build_sentence_encoder(checkpoint)
+    return {
+        "model": {"source": str(checkpoint), "task": "feature-extraction"},
+        "shapes": _text(),
+        "data": {
+            "evaluation": {"source": builtin, "samples": 12},
+            "calibration": {"source": builtin, "samples": 12},
+        },
+    }
+
+
+def _tiny_vit(folder: Path) -> dict[str, Any]:
+    checkpoint, images = folder / "tiny-vit", folder / "tiny-images"
+    if not checkpoint.exists():
+        build_image_classifier(checkpoint)
+        generator = np.random.default_rng(0)
+        for number in range(24):
+            half = images / ("test" if number % 2 else "calibration") / f"LABEL_{number % 3}"
+            half.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, size=(48, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(half / f"{number}.png")
+    return {
+        "model": {"source": str(checkpoint), "task": "image-classification"},
+        "shapes": {"batch": {"min": 1, "opt": 8, "max": 32}},
+        "data": {
+            "evaluation": {"source": str(images / "test"), "samples": 12},
+            "calibration": {"source": str(images / "calibration"), "samples": 12},
+        },
+    }
+
+
+TINY: Final = (
+    Model(name="tiny-encoder", what="sentence encoder, random weights", document=_tiny_encoder),
+    Model(name="tiny-vit", what="image classifier, random weights", document=_tiny_vit),
+)
+"""Need no training: for the fast tests."""
+
 MODELS: Final = (
     Model(name="minilm", what="sentence encoder, MiniLM L6", document=_minilm),
     Model(
         name="snippets",
         what="text classifier, BERT",
-        document=lambda: _trained("snippets", _text(), {}, {"label": "label"}),
+        document=lambda _: _trained("snippets", _text(), {}, {"label": "label"}),
     ),
     Model(
         name="digits",
         what="image classifier, ViT",
-        document=lambda: _trained("digits", {"batch": {"min": 1, "opt": 8, "max": 32}}, {}, {}),
+        document=lambda _: _trained("digits", {"batch": {"min": 1, "opt": 8, "max": 32}}, {}, {}),
     ),
     Model(
         name="tokens",
         what="token classifier, BERT",
-        document=lambda: _trained("tokens", _text(), {"text": "tokens"}, {"label": "labels"}),
+        document=lambda _: _trained("tokens", _text(), {"text": "tokens"}, {"label": "labels"}),
     ),
     Model(
         name="answers",
         what="question answerer, BERT",
-        document=lambda: _trained("answers", _text(shortest=8), {}, {"label": "answers"}),
+        document=lambda _: _trained("answers", _text(shortest=8), {}, {"label": "answers"}),
     ),
 )
 
@@ -131,7 +172,7 @@ def find_model(name: str) -> Model:
     Raises:
         KeyError: when there is none.
     """
-    for model in MODELS:
+    for model in (*MODELS, *TINY):
         if model.name == name:
             return model
     raise KeyError(name)
@@ -149,7 +190,7 @@ def plan_model(
         store: Remembers digests of files.
         seed: Of the choice of evaluation and calibration samples.
     """
-    document = model.document()
+    document = model.document(folder)
     document["data"]["evaluation"]["seed"] = 2 * seed
     document["data"]["calibration"]["seed"] = 2 * seed + 1
     document |= {

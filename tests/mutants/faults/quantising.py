@@ -22,7 +22,7 @@ def _weights(graph: Graph) -> list[str]:
         name.removesuffix("_quantized")
         for name, array in graph.initializers()
         if name.endswith("_quantized") and array.ndim == 2 and "embeddings" not in name
-        if array.dtype in {np.int8, np.uint8}
+        if array.dtype.name in {"int8", "uint8"}
     ]
 
 
@@ -242,3 +242,19 @@ def _of_stale_model(scene: Scene) -> Mapping[str, Any]:
     return scene.node.stage.run(
         scene.node.config, {**scene.inputs, "model": older}, scene.output, scene.context
     )
+
+
+@result_fault(
+    "files",
+    "the file of the weights was cut off when it was copied",
+    stage="fuse",
+    targets=("dynamic", "static"),
+)
+def external_data_truncated(scene: Scene) -> Mapping[str, Any]:
+    from pipeline.graph.files import load_ir_model, save_ir_model
+    from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
+
+    save_ir_model(load_ir_model(scene.good / MODEL_FILE), scene.output, inline_limit_bytes=0)
+    data = scene.output / EXTERNAL_DATA_FILE
+    data.write_bytes(data.read_bytes()[:-512])
+    return scene.facts

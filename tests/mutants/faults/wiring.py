@@ -306,3 +306,24 @@ def patches_transposed(graph: Graph) -> None:
         return np.concatenate([table[:, :1], grid.reshape(1, side * side, -1)], axis=1)
 
     graph.change(name, transposed)
+
+
+@graph_fault(
+    "not as asked",
+    "an older set of operators than was asked for: Gelu is written out, numbers are the same",
+    stages={"export": QUANTIZED},
+)
+def opset_downgraded(graph: Graph) -> None:
+    root, half, one = (
+        graph.put(f"gelu_{name}", np.float32(value))
+        for name, value in (("root", 2**-0.5), ("half", 0.5), ("one", 1.0))
+    )
+    for node in graph.all("Gelu"):
+        value, output = node.input[0], node.output[0]
+        graph.model.graph.node.remove(node)
+        scaled = graph.insert("Erf", [graph.insert("Mul", [value, root])])
+        halved = graph.insert("Mul", [value, half])
+        graph.insert("Mul", [halved, graph.insert("Add", [scaled, one])], output=output)
+    for entry in graph.model.opset_import:
+        if not entry.domain:
+            entry.version = 18
