@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.checks.invariance import INVARIANCE
+from pipeline.checks.layers import LAYERS
 from pipeline.checks.quantization import QUANTIZATION
 from pipeline.checks.repair import REPAIR_CHECK
 from pipeline.checks.sensitivity import SENSITIVITY_CHECK
@@ -12,7 +13,7 @@ from pipeline.checks.sensitivity import SENSITIVITY_CHECK
 if TYPE_CHECKING:
     from pipeline.checks.base import Check
 
-CHECKS: tuple[Check, ...] = (INVARIANCE, QUANTIZATION, REPAIR_CHECK, SENSITIVITY_CHECK)
+CHECKS: tuple[Check, ...] = (INVARIANCE, QUANTIZATION, REPAIR_CHECK, LAYERS, SENSITIVITY_CHECK)
 """Every check there is, in the order in which reports show them."""
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pipeline.checks.base import Limits
 from pipeline.checks.invariance import InvarianceLimits
+from pipeline.checks.layers import LayerLimits
 from pipeline.checks.quantization import QuantizationLimits
 from pipeline.checks.repair import RepairGate
 from pipeline.checks.sensitivity import SensitivityLimits
@@ -24,6 +25,11 @@ class CheckLimits(Limits):
     )
     repair: RepairGate | None = Field(
         default=RepairGate(), description="a repair that was asked for has reached its limit"
+    )
+    layers: LayerLimits | None = Field(
+        default=LayerLimits(),
+        description="what each layer of a quantised graph adds to the difference; after a failure "
+        "those of all graphs",
     )
     sensitivity: SensitivityLimits | None = Field(
         default=SensitivityLimits(),

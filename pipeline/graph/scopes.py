@@ -99,7 +99,7 @@ def _modules(node: ir.Node) -> tuple[str, ...] | None:
 
 
 def _call(module: str, before: int) -> ModuleCall:
-    """torch writes a repeated call of a module as `path@1`."""
+    """Torch writes a repeated call of a module as `path@1`."""
     path, mark, number = module.partition("@")
     if mark and number.isdigit():
         return ModuleCall(module=path, call=int(number))

@@ -83,10 +83,9 @@ def _read_names(node: onnx.NodeProto) -> list[str]:
 
 
 def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    shell = onnx.ModelProto(
+    return onnx.ModelProto(
         ir_version=model.ir_version,
         producer_name=model.producer_name,
         opset_import=model.opset_import,
         functions=model.functions,
     )
-    return shell

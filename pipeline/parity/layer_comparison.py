@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import numpy as np
 
@@ -230,11 +230,11 @@ class _Piece:
         self.path = path
         self.runner = runner
 
-    def __enter__(self) -> _Piece:
+    def __enter__(self) -> Self:
         self.runner.__enter__()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.runner.__exit__(None, None, None)
 
 

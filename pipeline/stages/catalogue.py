@@ -8,8 +8,9 @@ from pipeline.stages.adopt import ADOPT
 from pipeline.stages.benchmark import BENCHMARK
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
-from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
+from pipeline.stages.check_repair import CHECK_REPAIR
+from pipeline.stages.compare_layers import COMPARE_LAYERS
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
@@ -48,6 +49,7 @@ STAGES: tuple[AnyStage, ...] = (
     INVARIANCE,
     CHECK_QUANTIZATION,
     CHECK_REPAIR,
+    COMPARE_LAYERS,
     BENCHMARK,
 )
 """Every stage there is, in the order in which a chain may use them."""
