@@ -286,8 +286,8 @@ def _fits(
         own = Levels(scale=each.scale, zero_point=each.zero_point, low=low, high=high)
         if statistics.histogram is None or not statistics.count:
             continue
-        parts = [statistics, *(group[each.tensor] for group in groups)]
-        usual = (_levels(each, _own_range(part, ranges)) for part in parts if part and part.count)
+        parts = [group[each.tensor] for group in groups]
+        usual = (_levels(each, found) for found in _usual(statistics, parts, ranges))
         fit = measure_fit(statistics.histogram.finish(), own, usual)
         yield AuditRow(
             kind="activation_loss",
@@ -307,10 +307,22 @@ def _fits(
 _ENDS: Final = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
-def _own_range(statistics: TensorStatistics, ranges: Ranges) -> Range:
+def _usual(
+    whole: TensorStatistics, groups: Sequence[TensorStatistics | None], ranges: Ranges
+) -> Iterator[Range]:
+    """What the method of the calibration makes of the samples, and of groups of them.
+
+    A percentile also drops twice as many: where a few large numbers end decides it, and they may be
+    a little more or less rare than the rest of a percentage (MiniLM with 32 samples: 8.3 dB).
+    """
     from pipeline.calibration.methods import choose_range
 
-    return choose_range(statistics, ranges.method, ranges.percentile)  # type: ignore[arg-type]
+    for part in (whole, *groups):
+        if part is not None and part.count:
+            yield choose_range(part, ranges.method, ranges.percentile)
+    if ranges.percentile is not None:
+        doubled = max(100 - 2 * (100 - ranges.percentile), 50.0)
+        yield choose_range(whole, ranges.method, doubled)
 
 
 def _levels(activation: AuditedActivation, found: Range) -> Levels:
