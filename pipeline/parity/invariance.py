@@ -1,0 +1,417 @@
+"""A sample in other company: which batches to run, and how far each row is from the sample alone.
+
+A graph is held against itself here, so no reference is needed. Padding is on the right only: on the
+left it is a probe that is compared with the checkpoint, for a model that counts positions from the
+start is not indifferent to it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import numpy as np
+
+from pipeline.data.batching import pad_batch
+from pipeline.errors import PipelineError
+from pipeline.parity.compare import BATCH_AXIS, cut_padding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pipeline.data.sample_set import InputSpec, Tensor
+    from pipeline.parity.metrics import Array
+    from pipeline.runtimes.base import Runner
+
+Case: TypeAlias = Literal[
+    "alone",
+    "repeated",
+    "batch",
+    "padding",
+    "smallest",
+    "longest",
+    "largest_batch",
+    "largest",
+    "masked_neighbour",
+]
+Profile: TypeAlias = "Mapping[str, tuple[int, int, int]]"
+
+BATCH: Final = "batch"
+MASK: Final = "attention_mask"
+LAST: Final = "sequence"
+
+MOST_POSITIONS: Final = 4096
+"""Positions (rows times choices times tokens) of one run; larger ones are made smaller to fit."""
+
+MOST_NUMBERS: Final = 8 * 3 * 224 * 224
+"""Numbers fed in one run of images, which have no positions: eight images of the usual size."""
+
+ODD_PADDING: Final = (1, 17)
+"""Positions of padding: one, and more than any kernel's block, to an odd length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One sample that is looked at.
+
+    Attributes:
+        index: Its place in the sample set.
+        tensors: Without a batch axis and without padding.
+        extents: Size of each named axis.
+        is_made: It was cut or lengthened.
+    """
+
+    index: int
+    tensors: Mapping[str, Tensor]
+    extents: Mapping[str, int]
+    is_made: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """One run: who stands in which row, and how far all are padded.
+
+    Attributes:
+        case: What it shows.
+        variant: Which of several of the case, in words.
+        rows: Places in the list of subjects; None for a row that is masked altogether.
+        sizes: Named axis -> size at least.
+    """
+
+    case: Case
+    variant: str
+    rows: tuple[int | None, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """One output in one variant of a case.
+
+    Attributes:
+        noises: For each row that was compared, RMSE over the root mean square of the output over all
+            subjects.
+        samples: For each of these, which sample it was.
+        problem: A sentence, when something is wrong whatever the limit is.
+        rows: Of the run.
+    """
+
+    case: Case
+    variant: str
+    output: str
+    noises: list[float] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    problem: str = ""
+    rows: int = 1
+
+
+def arrange(
+    samples: Sequence[Subject], inputs: Mapping[str, InputSpec], profile: Profile
+) -> tuple[tuple[Subject, ...], tuple[Arrangement, ...]]:
+    """All subjects, the samples first and then those made of them here, and all runs.
+
+    Args:
+        samples: From the smallest to the largest, at least one.
+        inputs: What the graph takes, as the samples have it.
+        profile: Axis -> (smallest, usual, largest) that must work; the batch's too.
+    """
+    subjects = list(samples)
+    runs = [*_batches(len(samples), profile), *_paddings(samples, profile)]
+    smallest = 0
+    if LAST in profile and LAST in samples[0].extents:
+        low, _, high = profile[LAST]
+        high = min(high, _most_that_fit(samples[-1], LAST))
+        smallest = len(subjects)
+        subjects += [_resized(samples[0], inputs, low), _resized(samples[-1], inputs, high)]
+        runs += _extremes(samples, smallest, profile, high)
+    if MASK in inputs and _most_rows(profile) > 1:
+        rows = (len(samples) - 1, None, 0)[: _most_rows(profile)]
+        runs.append(Arrangement(case="masked_neighbour", variant="a row of padding", rows=rows))
+    rows_of_all = min(_most_rows(profile), _rows_that_fit(subjects[smallest]))
+    if rows_of_all > 1:
+        short = [p for p in range(len(samples)) if _rows_that_fit(samples[p]) >= rows_of_all][:3]
+        kinds = [smallest, *(place for place in short if place != smallest)]
+        rows = tuple(kinds[number % len(kinds)] for number in range(rows_of_all))
+        runs.append(Arrangement(case="largest_batch", variant=f"{rows_of_all} rows", rows=rows))
+    return tuple(subjects), tuple(runs)
+
+
+def _most_rows(profile: Profile) -> int:
+    return profile.get(BATCH, (1, 1, 1))[2]
+
+
+def _batches(count: int, profile: Profile) -> Iterator[Arrangement]:
+    """The shortest and the longest come first, last and between others."""
+    most = _most_rows(profile)
+    if most == 1:
+        return
+    everyone = tuple(range(count)) if count > 1 else (0, 0)
+    half = len(everyone) // 2
+    orders = {
+        "from short to long": everyone,
+        "from long to short": everyone[::-1],
+        "long before short": everyone[half:] + everyone[:half],
+    }
+    for variant, order in orders.items():
+        # With few rows, the ends are what differs most.
+        rows = order if most >= len(order) else (*order[: most - 1], order[-1])
+        yield Arrangement(case="batch", variant=variant, rows=rows)
+
+
+def _paddings(samples: Sequence[Subject], profile: Profile) -> Iterator[Arrangement]:
+    """To another length along each named axis; to the largest, which costs most, but one sample."""
+    for place, sample in enumerate(samples):
+        for axis, size in sample.extents.items():
+            if axis not in profile:
+                continue
+            _, usual, largest = profile[axis]
+            largest = min(largest, _most_that_fit(sample, axis))
+            lengths = {f"by {more}": size + more for more in ODD_PADDING} | {"to the usual": usual}
+            if place == 0:
+                lengths["to the largest"] = largest
+            for variant, length in lengths.items():
+                if size < length <= largest:
+                    yield Arrangement(
+                        case="padding",
+                        variant=f"{axis} {variant}",
+                        rows=(place,),
+                        sizes={axis: length},
+                    )
+
+
+def _extremes(
+    samples: Sequence[Subject], smallest: int, profile: Profile, high: int
+) -> Iterator[Arrangement]:
+    """The shortest text that is allowed, and the longest, which stands right behind it."""
+    fewest, _, most = profile.get(BATCH, (1, 1, 1))
+    low, usual, _ = profile[LAST]
+    longest = smallest + 1
+    yield Arrangement(
+        case="smallest",
+        variant=f"{low} tokens, padded to the usual",
+        rows=(smallest,),
+        sizes={LAST: min(usual, high)},
+    )
+    if fewest > 1:
+        rows = (smallest,) * fewest
+        yield Arrangement(case="smallest", variant=f"{fewest} of {low} tokens", rows=rows)
+    fitting = min(most, MOST_POSITIONS // (high * _rows_inside(samples[-1])))
+    if fitting > 1:
+        yield Arrangement(
+            case="longest", variant=f"{high} tokens, beside a short one", rows=(longest, smallest)
+        )
+    if fitting == most and fitting > 1 and high == profile[LAST][2]:
+        others = tuple(number % len(samples) for number in range(most - 1))
+        yield Arrangement(
+            case="largest", variant=f"{most} of {high} tokens", rows=(*others, longest)
+        )
+
+
+def _rows_inside(subject: Subject) -> int:
+    """Rows of tokens that one sample has: its choices."""
+    return math.prod(size for axis, size in subject.extents.items() if axis != LAST)
+
+
+def _rows_that_fit(subject: Subject) -> int:
+    if subject.extents:
+        return MOST_POSITIONS // math.prod(subject.extents.values())
+    return MOST_NUMBERS // max(tensor.size for tensor in subject.tensors.values())
+
+
+def _most_that_fit(subject: Subject, axis: str) -> int:
+    others = math.prod(size for name, size in subject.extents.items() if name != axis)
+    return max(subject.extents[axis], MOST_POSITIONS // others)
+
+
+def _resized(sample: Subject, inputs: Mapping[str, InputSpec], length: int) -> Subject:
+    """A text repeated or cut to a length, all of it seen; its last token stays last."""
+    size = sample.extents[LAST]
+    places = np.resize(np.arange(size), length)
+    places[-1] = size - 1
+    tensors = {
+        name: np.ascontiguousarray(np.take(tensor, places, axis=inputs[name].axes.index(LAST)))
+        for name, tensor in sample.tensors.items()
+        if LAST in inputs[name].axes
+    }
+    if MASK in tensors and size != length:
+        tensors[MASK] = np.ones_like(tensors[MASK])
+    return Subject(
+        index=sample.index,
+        tensors={**sample.tensors, **tensors},
+        extents={**sample.extents, LAST: length},
+        is_made=True,
+    )
+
+
+class InvarianceRecorder:
+    """Runs subjects alone and then in company, and keeps how far they are from themselves.
+
+    Args:
+        runner: The graph, loaded.
+        inputs: What the graph takes, as the samples have it.
+        subjects: As `arrange` gives them.
+        is_masked_finite: The checkpoint gives finite numbers for a text that is masked altogether,
+            so that a row of padding must be finite here too.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        inputs: Mapping[str, InputSpec],
+        subjects: Sequence[Subject],
+        *,
+        is_masked_finite: bool,
+    ) -> None:
+        self._runner = runner
+        self._inputs = inputs
+        self._subjects = subjects
+        self._is_masked_finite = is_masked_finite
+        self._alone: dict[int, dict[str, Array]] = {}
+        self._units: dict[str, float] = {}
+        self._records: dict[tuple[Case, str, str], Record] = {}
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """What was found so far, in the order in which it was."""
+        return tuple(self._records.values())
+
+    def run_alone(self, advance: Callable[[], None]) -> None:
+        """Run every subject alone, and samples again; `advance` is called after each subject."""
+        for place in range(len(self._subjects)):
+            run = Arrangement(case="alone", variant="alone", rows=(place,))
+            first = self._run(run)
+            if first is not None:
+                self._alone[place] = {
+                    name: self._cut(name, array[0], place) for name, array in first.items()
+                }
+                if not self._subjects[place].is_made:
+                    self._repeat(first, run)
+            advance()
+        for spec in self._runner.outputs:
+            arrays = [arrays[spec.name].astype(np.float64) for arrays in self._alone.values()]
+            squares = sum(float(np.square(array).sum()) for array in arrays)
+            elements = sum(array.size for array in arrays)
+            self._units[spec.name] = math.sqrt(squares / elements) if elements else 0.0
+
+    def add(self, run: Arrangement) -> None:
+        """Run an arrangement and compare each row with its subject alone."""
+        if any(place is not None and place not in self._alone for place in run.rows):
+            return  # that it does not run alone is said already
+        results = self._run(run)
+        for name, array in (results or {}).items():
+            record = self._record(run, name)
+            if not array.ndim or array.shape[BATCH_AXIS] != len(run.rows):
+                _note(record, f"it gives {list(array.shape)} for a batch of {len(run.rows)}")
+                continue
+            for row, place in enumerate(run.rows):
+                if place is None:
+                    self._look_at_masked(record, array[row])
+                else:
+                    self._compare(record, place, row, self._cut(name, array[row], place))
+
+    def _run(self, run: Arrangement) -> dict[str, Array] | None:
+        """All outputs; None when the graph refuses, which is noted."""
+        feeds = pad_batch(self._rows(run), self._inputs)
+        try:
+            return self._runner.run(feeds)
+        except PipelineError as error:
+            shape = ", ".join(f"`{name}` {list(array.shape)}" for name, array in feeds.items())
+            why = "" if shape in error.message else f" on {shape}"
+            for spec in self._runner.outputs:
+                _note(
+                    self._record(run, spec.name),
+                    f"it cannot be run{why}: {error.message}{_built_in(run)}",
+                )
+            return None
+
+    def _rows(self, run: Arrangement) -> list[dict[str, Tensor]]:
+        rows = []
+        for place in run.rows:
+            subject = self._subjects[0 if place is None else place]
+            tensors = {name: subject.tensors[name] for name in self._inputs}
+            if place is None:
+                tensors[MASK] = np.zeros_like(tensors[MASK])
+            rows.append(tensors)
+        for name, spec in self._inputs.items():
+            tensor = rows[0][name]
+            wider = [
+                (0, max(0, run.sizes.get(axis or "", 0) - size))
+                for axis, size in zip(spec.axes, tensor.shape, strict=True)
+            ]
+            rows[0][name] = np.pad(tensor, wider, constant_values=spec.fill)
+        return rows
+
+    def _cut(self, name: str, row: Array, place: int) -> Array:
+        declared = next(spec for spec in self._runner.outputs if spec.name == name)
+        return cut_padding(declared, row, self._subjects[place].extents, {})
+
+    def _record(self, run: Arrangement, output: str) -> Record:
+        key = (run.case, run.variant, output)
+        return self._records.setdefault(
+            key, Record(case=run.case, variant=run.variant, output=output, rows=len(run.rows))
+        )
+
+    def _repeat(self, first: Mapping[str, Array], alone: Arrangement) -> None:
+        again = self._run(alone)
+        run = Arrangement(case="repeated", variant="in one session", rows=alone.rows)
+        sample = self._subjects[alone.rows[0] or 0].index
+        if again is None:
+            return
+        for name, array in first.items():
+            record = self._record(run, name)
+            record.samples.append(sample)
+            record.noises.append(_noise(again[name], array, 0.0))
+            if array.tobytes() != again[name].tobytes():
+                _note(record, f"sample {sample} comes out differently when it is run again")
+
+    def _compare(self, record: Record, place: int, row: int, candidate: Array) -> None:
+        expected = self._alone[place][record.output]
+        sample = self._subjects[place].index
+        who = f"sample {sample} in row {row + 1} of {record.rows}"
+        if candidate.shape != expected.shape:
+            _note(
+                record,
+                f"{who} has shape {list(candidate.shape)}, alone it has {list(expected.shape)}",
+            )
+        elif not np.isfinite(candidate).all():
+            _note(record, f"{who} has elements that are NaN or infinite")
+        elif not np.isfinite(expected).all():
+            _note(
+                record, f"sample {sample} has elements that are NaN or infinite when it is alone"
+            )
+        else:
+            record.samples.append(sample)
+            record.noises.append(_noise(candidate, expected, self._units[record.output]))
+
+    def _look_at_masked(self, record: Record, row: Array) -> None:
+        if self._is_masked_finite and not np.isfinite(row).all():
+            _note(
+                record,
+                "a row that is masked altogether has elements that are NaN or infinite, where the "
+                "checkpoint has none",
+            )
+
+
+def _note(record: Record, sentence: str) -> None:
+    """Keep the first sentence: what follows is of the same kind."""
+    record.problem = record.problem or sentence
+
+
+def _noise(candidate: Array, expected: Array, unit: float) -> float:
+    """RMSE over `unit`; over the size of what is expected when no unit is known."""
+    exact = expected.astype(np.float64)
+    error = (
+        math.sqrt(np.square(candidate.astype(np.float64) - exact).mean()) if exact.size else 0.0
+    )
+    unit = unit or math.sqrt(np.square(exact).mean() if exact.size else 0.0)
+    return error / unit if unit else error
+
+
+def _built_in(run: Arrangement) -> str:
+    """What is to blame when samples that run alone do not run so."""
+    if run.case == "alone":
+        return ""
+    if len(run.rows) > 1:
+        return " - each sample runs alone, so a batch of 1 is built into it"
+    return " - the sample runs unpadded, so a length is built into it"
