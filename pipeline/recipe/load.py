@@ -129,6 +129,23 @@ def load_recipes(
     )
 
 
+def load_recipe_text(text: str, name: str) -> LoadedRecipe:
+    """Read and check a recipe that is in no file; relative paths start at the current directory.
+
+    Args:
+        text: A recipe without `extends`, `vars` and `matrix`.
+        name: What messages call it.
+
+    Raises:
+        RecipeError: for everything that can be wrong with it.
+    """
+    document = read_document(text, name)
+    (recipe,) = _validated([document], name)
+    return LoadedRecipe(
+        recipe=recipe, path=Path(name), document=document, content=text.encode("utf-8"), files=()
+    )
+
+
 def load_recipe_file(
     path: str | Path, variables: Mapping[str, Scalar] | None = None
 ) -> LoadedRecipe:
