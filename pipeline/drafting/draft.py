@@ -103,7 +103,7 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         EnvironmentMissing: a package is not installed, or a hub cannot be reached.
         ArtifactError: the checkpoint is damaged, or the file cannot be written.
     """
-    _require_words(options)
+    require_words(options)
     _require_place(options)
     memory = DigestMemory(options.store / "digests.json")
     here = Path.cwd()
@@ -116,9 +116,9 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         where_revision="--revision",
         note=note,
     )
-    task, others = _choose_task(source, options.task)
-    evaluation = _examine(options.data, "--data", task, source, options.columns, memory)
-    calibration = _examine(
+    task, others = choose_task(source, options.task)
+    evaluation = examine_data(options.data, "--data", task, source, options.columns, memory)
+    calibration = examine_data(
         options.calibration,
         "--calibration",
         task,
@@ -126,10 +126,10 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         replace(options.columns, label=None, has_labels=False),
         memory,
     )
-    is_scalar = _gives_one_number(source, task)
+    is_scalar = gives_one_number(source, task)
     layout = Layout(
-        name=options.name or _name_of(options.model),
-        source=_written_model(options.model, here, options.output.parent),
+        name=options.name or name_of(options.model),
+        source=written_model(options.model, here, options.output.parent),
         revision=source.revision if _is_on_hub(source) else None,
         task=task,
         other_tasks=others,
@@ -137,8 +137,8 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         is_scalar=is_scalar,
         evaluation=evaluation,
         calibration=calibration,
-        evaluation_source=_written_data(options.data, here, options.output.parent),
-        calibration_source=_written_data(options.calibration, here, options.output.parent),
+        evaluation_source=written_data(options.data, here, options.output.parent),
+        calibration_source=written_data(options.calibration, here, options.output.parent),
         targets=candidates(task, is_scalar=is_scalar, has_calibration=calibration is not None),
     )
     missing = _find_missing(layout, source, here, memory)
@@ -155,7 +155,7 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
     )
 
 
-def _require_words(options: DraftOptions) -> None:
+def require_words(options: DraftOptions) -> None:
     """Refuse names that a recipe could not say."""
     columns = options.columns
     words = (
@@ -202,7 +202,7 @@ def _require_place(options: DraftOptions) -> None:
         )
 
 
-def _choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, ...]]:
+def choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, ...]]:
     """The task that is asked for, or the first that fits; and the others that fit."""
     fitting = [task for task in fitting_tasks(source.config) if _fits(source, task)]
     # Sentence encoders are often saved with the head they were trained with, which nobody uses.
@@ -226,7 +226,7 @@ def _choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, .
     return task, tuple(other for other in fitting if other.name != task.name)
 
 
-def _gives_one_number(source: Source, task: Task) -> bool:
+def gives_one_number(source: Source, task: Task) -> bool:
     """Whether the head is one of regression, such as a similarity of two sentences."""
     names = source.config.get("id2label")
     count = len(names) if isinstance(names, dict) else source.config.get("num_labels")
@@ -241,7 +241,7 @@ def _fits(source: Source, task: Task) -> bool:
     return True
 
 
-def _examine(
+def examine_data(
     named: str | None,
     option: str,
     task: Task,
@@ -249,6 +249,11 @@ def _examine(
     columns: ColumnOptions,
     memory: DigestMemory,
 ) -> Examined | None:
+    """Look into the data that an option names; None when it names none.
+
+    Raises:
+        RecipeError: there is none, or it is not of the task's kind.
+    """
     if named is None:
         return None
     prefix, colon, _ = named.partition(":")
@@ -284,7 +289,7 @@ def _examine(
 # --- names and paths ------------------------------------------------------------------------
 
 
-def _name_of(model: str) -> str:
+def name_of(model: str) -> str:
     """A name for the artifact: the last word of the checkpoint's that says something."""
     parts = [*Path(model.rpartition(":")[2]).parts]
     if not parts or parts[-1] in {".", ".."}:
@@ -300,7 +305,7 @@ def _is_on_hub(source: Source) -> bool:
     return not isinstance(source.location, Directory)
 
 
-def _written_model(model: str, here: Path, home: Path) -> str:
+def written_model(model: str, here: Path, home: Path) -> str:
     """The source for a recipe in `home`; what is no directory is the same everywhere."""
     path = here / Path(model).expanduser()
     kind = re.match(r"[a-z][a-z0-9+.-]*:", model)
@@ -311,7 +316,8 @@ def _written_model(model: str, here: Path, home: Path) -> str:
     return written if written.startswith(("/", "../", "./")) else f"./{written}"
 
 
-def _written_data(data: str | None, here: Path, home: Path) -> str:
+def written_data(data: str | None, here: Path, home: Path) -> str:
+    """The source of samples for a recipe in `home`; empty for none."""
     if data is None:
         return ""
     written = _written_path(here / Path(data).expanduser(), here, home)

@@ -1,0 +1,175 @@
+"""The one screen of `convert check`: verdict, why, which samples are worst, what to do. Plain text."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from pipeline.report import figures
+from pipeline.report.printable import printable
+from pipeline.report.summary import broken_gates, delivered, failed_nodes, headline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.parity.types import GateResult
+    from pipeline.report.schema import Report
+
+WIDTH = 100
+MAX_BROKEN = 6
+MAX_WORST = 3
+MAX_TEXT = 60
+QUESTIONS = {
+    "stages": "the same numbers, as exactly as its arithmetic allows",
+    "parity": "close to the checkpoint on the samples",
+    "quality": "as many right answers",
+    "invariance": "the same sample comes out the same",
+    "companions": "tokenizer and configuration of the checkpoint",
+    "speed": "not slower than torch",
+    "coverage": "as much quantised as asked for",
+    "device_parity": "the same on the device",
+}
+
+
+def render_check(
+    report: Report, *, precision: str, assumed: Sequence[str], notes: Sequence[str]
+) -> str:
+    """The result of a check; ends with a newline.
+
+    Args:
+        report: Of the check: one target.
+        precision: What the candidate computes with.
+        assumed: What nobody said, a sentence each.
+        notes: What was found of its inputs and outputs.
+    """
+    shown = printable(report)
+    lines = [f"{shown.verdict.upper()}  {_sentence(shown)}", ""]
+    lines += _facts(shown, precision)
+    lines += ["", *_table(shown)]
+    broken = broken_gates(shown)
+    if broken:
+        lines += ["", "why:", *_broken(broken)]
+    for node in failed_nodes(shown):
+        failure = node.failure
+        lines += ["", f"{node.name} failed: {failure.message if failure else ''}"]
+        if failure is not None and failure.hint:
+            lines.append(f"  hint: {failure.hint}")
+    worst = list(_worst(shown))
+    if worst:
+        lines += ["", "worst samples:", *worst]
+    for title, sentences in (("found:", notes), ("assumed:", assumed), ("do:", advice(shown))):
+        if sentences:
+            lines += ["", title, *(line for each in sentences for line in _item(each))]
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(report: Report) -> str:
+    if report.verdict == "passed":
+        return f"the candidate computes what the checkpoint computes: {headline(report)}"
+    if report.verdict == "failed":
+        return f"the candidate is not what the checkpoint is: {headline(report)}"
+    return f"the candidate could not be checked: {headline(report)}"
+
+
+def _facts(report: Report, precision: str) -> list[str]:
+    adopted = next((node.facts for node in report.nodes if node.stage == "adopt"), {})
+    made = f"opset {adopted['opset']}" if adopted.get("opset") else ""
+    by = str(adopted.get("producer", ""))
+    size = figures.size(int(adopted["size_bytes"])) if adopted.get("size_bytes") else ""
+    told = ", ".join(filter(None, (precision, size, made, f"made by {by}" if by else "")))
+    target = report.recipe["targets"][0]
+    name = target["model"] + (f" ({target['file']})" if target.get("file") else "")
+    samples = next(
+        (link.parity.samples_seen for t in report.targets for link in delivered(t) if link.parity),
+        0,
+    )
+    return [
+        f"  candidate  {name}: {told}",
+        f"  reference  {report.source['source']}, {report.recipe['model']['task']}",
+        f"  samples    {samples:,} of {report.recipe['data']['evaluation']['source']}",
+    ]
+
+
+def _table(report: Report) -> Iterator[str]:
+    """A line for each kind of gate: how many hold, and the one that is nearest to its limit."""
+    kinds = dict.fromkeys(gate.gate for gate in report.gates)
+    for kind in kinds:
+        gates = [gate for gate in report.gates if gate.gate == kind]
+        held = sum(gate.verdict == "passed" for gate in gates)
+        unrun = all(gate.verdict == "not_run" for gate in gates)
+        state = "not run" if unrun else "ok" if held == len(gates) else "FAILED"
+        question = QUESTIONS.get(kind, kind.replace("_", " "))
+        yield f"  {state:8} {question} ({held} of {len(gates)})"
+
+
+def _broken(gates: Sequence[GateResult]) -> Iterator[str]:
+    for gate in gates[:MAX_BROKEN]:
+        if gate.verdict == "not_run":
+            yield from _item(f"{gate.metric} was not run, because {gate.reason}")
+            continue
+        measured = figures.judged(gate.metric, gate.measured, holds=False)
+        because = f": {gate.reason}" if gate.reason else ""
+        yield from _item(f"{gate.metric} is {measured}, the limit is {gate.limit}{because}")
+    if len(gates) > MAX_BROKEN:
+        yield f"  and {len(gates) - MAX_BROKEN:,} more, see the report"
+
+
+def _worst(report: Report) -> Iterator[str]:
+    ranked = sorted(report.worst_samples, key=lambda each: each.value, reverse=True)
+    for sample in ranked[:MAX_WORST]:
+        text = textwrap.shorten(sample.text, MAX_TEXT, placeholder=" ...")
+        yield f"  {sample.index:>5}  {sample.output} {sample.metric} {sample.value:.3g}  {text}"
+
+
+def advice(report: Report) -> tuple[str, ...]:
+    """What to do about the gates that do not hold, the likeliest cause first."""
+    broken = broken_gates(report)
+    kinds = {gate.gate for gate in broken}
+    arithmetic = next(
+        (link.arithmetic for target in report.targets for link in delivered(target)), None
+    )
+    found = []
+    if "companions" in kinds:
+        found.append(
+            "ship the checkpoint's own tokenizer, processor and config.json with the model: what "
+            "differs is named above"
+        )
+    problems = any(gate.metric.endswith(".problems") for gate in broken)
+    if "stages" in kinds and arithmetic == "quantized":
+        found.append(
+            "this is farther away than 8 bits explain: compare the float model it was quantised "
+            "from first (convert check FLOAT.onnx ...)"
+        )
+    elif problems:
+        found.append("repair what is named above; the numbers after it say little until then")
+    elif "stages" in kinds:
+        found.append(
+            "it computes something else than this checkpoint: other weights, another version, or a "
+            "fault of the export; export it again from this checkpoint and check that"
+        )
+    if "parity" in kinds and "stages" not in kinds:
+        found.append(
+            "the quantisation costs more than these limits allow: quantise with one scale a column "
+            "(per_channel), or give limits of your own with --recipe"
+            if arithmetic == "quantized"
+            else "give limits of your own with --recipe, if this is near enough for you"
+        )
+    if "invariance" in kinds:
+        found.append(
+            "results depend on neighbours or padding: look for sizes that were built in when it was "
+            "exported, and for masks that are not used"
+        )
+    if any(gate.verdict == "not_run" for gate in broken):
+        found.append("run it where it can run, or accept that it stays unchecked: --allow-not-run")
+    return tuple(found)
+
+
+def _item(sentence: str) -> list[str]:
+    return textwrap.wrap(
+        sentence,
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
