@@ -37,6 +37,7 @@ def cli() -> None:
     \b
     convert init MODEL               a recipe that works at once
     convert recipe.yaml              build, verify and publish
+    convert check MODEL --reference CHECKPOINT   whether a model that exists is right
     convert plan recipe.yaml         what would run, and why
     convert schema > recipe.json     JSON Schema of the recipe, for editors
     convert ls                       artifacts, versions, verdicts
@@ -50,6 +51,7 @@ def cli() -> None:
 
 cli.add_command(build_command)
 cli.add_command(LazyCommand("init", "pipeline.cli.init:init_command"))
+cli.add_command(LazyCommand("check", "pipeline.cli.check:check_command"))
 cli.add_command(LazyCommand("plan", "pipeline.cli.plan:plan_command"))
 cli.add_command(LazyCommand("schema", "pipeline.cli.schema:schema_command"))
 cli.add_command(LazyCommand("ls", "pipeline.cli.ls:ls_command"))

@@ -11,7 +11,7 @@ import pytest
 from pipeline.cli.lazy import LazyCommand
 from pipeline.cli.main import cli
 
-LATE = ("diff", "doctor", "init", "inspect", "judge", "ls", "plan", "schema", "verify")
+LATE = ("check", "diff", "doctor", "init", "inspect", "judge", "ls", "plan", "schema", "verify")
 
 
 def _help(name: str) -> str:
@@ -31,7 +31,7 @@ def test_every_example_stands_on_a_line_of_its_own(name: str) -> None:
     assert all(line.startswith(("convert ", "python -m pipeline ")) for line in examples)
 
 
-@pytest.mark.parametrize("name", ["doctor", "init", "inspect", "judge", "ls", "verify"])
+@pytest.mark.parametrize("name", ["check", "doctor", "init", "inspect", "judge", "ls", "verify"])
 def test_the_help_of_these_commands_lists_their_exit_codes(name: str) -> None:
     assert "Exit codes: 0 " in _help(name)
 
