@@ -1,6 +1,6 @@
 """The same sample must come out the same, whatever else is in the batch and however it is padded.
 
-A graph is held against itself (`pipeline.parity.invariance`). How much it may differ follows from
+A graph is held against itself (`pipeline.parity.arrangements`). How much it may differ follows from
 what it computes with, which the graph itself says:
 
 - Scales taken at run time are of the whole batch, so a sample differs by nature: only measured,

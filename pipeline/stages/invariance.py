@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from pipeline.data.sample_set import SampleSet
     from pipeline.hashing import JSON
-    from pipeline.parity.invariance import Record, Subject
+    from pipeline.parity.arrangements import Subject
+    from pipeline.parity.invariance import Record
     from pipeline.runtimes.base import Runner
     from pipeline.stages.base import StageContext
 
@@ -61,7 +62,8 @@ def run(
         nodes_with_scales_at_run_time,
         random_nodes,
     )
-    from pipeline.parity.invariance import InvarianceRecorder, arrange
+    from pipeline.parity.arrangements import arrange
+    from pipeline.parity.invariance import InvarianceRecorder
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
     del output
@@ -107,7 +109,7 @@ def _subjects(samples: SampleSet, config: InvarianceConfig) -> list[Subject]:
     """Some samples, from the smallest to the largest, of usual sizes as far as there are such."""
     import numpy as np
 
-    from pipeline.parity.invariance import Subject
+    from pipeline.parity.arrangements import Subject
 
     order = sorted(
         range(len(samples)), key=lambda i: (tuple(samples.entries[i].extents.values()), i)
