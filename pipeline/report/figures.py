@@ -121,6 +121,13 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.3g} %"
 
 
+def share(value: float | None) -> str:
+    """What is taken of a limit: `12.5 %`; beyond it how many times: `13,900x`."""
+    if value is None or not math.isfinite(value):
+        return figure(value)
+    return percent(value) if value < 2 else f"{value:,.{_decimals(value)}f}{TIMES}"
+
+
 def score(share: float | None) -> str:
     """A share of right answers as a percentage, rounded down: `99.94 %`, never a flattering 100."""
     if share is None or not math.isfinite(share):
@@ -148,6 +155,13 @@ def per_second(value: float | None) -> str:
 def times(text: str) -> str:
     """Sizes joined by ` x `, with the sign of multiplication."""
     return text.replace(" x ", f" {TIMES} ")
+
+
+def limit(text: str) -> str:
+    """A limit in words, with the signs of mathematics: `≥ 0.99`."""
+    return text.replace(">=", "\N{GREATER-THAN OR EQUAL TO}").replace(
+        "<=", "\N{LESS-THAN OR EQUAL TO}"
+    )
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.report.places import Place, Places
     from pipeline.report.schema import Report
+    from pipeline.report.verdicts import Cause
 
 MAX_ANNOTATIONS = 10
 """GitHub keeps no more errors of one step; the last one says how many there are beyond."""
@@ -105,23 +106,29 @@ def _annotations(report: Report, places: Places | None) -> Iterator[str]:
         hint = f"\nhint: {node.failure.hint}" if node.failure and node.failure.hint else ""
         yield error_command(f"{message}{hint}", title=f"{report.name}: {node.name} failed")
     for cause in causes(report):
-        count = len(cause.gates) + len(cause.behind)
-        yield error_command(
-            f"{', '.join(cause.targets)}: {cause.sentence}"
-            + (
-                f"\n{plural(count, 'gate fails', 'gates fail')} for it, see the report"
-                if count
-                else ""
-            ),
-            title=f"{report.name}: {accused(cause) or 'finding'}",
-            place=places(target_key_path(report, cause.targets[0])) if places else None,
-        )
+        yield _cause_annotation(report, cause, places)
     for gate in unexplained(report):
         yield error_command(
             gate_sentence(report, gate),
             title=f"{report.name}: {gate.gate} gate",
             place=places(gate_key_path(report, gate)) if places else None,
         )
+
+
+def _cause_annotation(report: Report, cause: Cause, places: Places | None) -> str:
+    """On the line of the first target; of a fault that no gate accuses, on that of the limit."""
+    lines = [f"{', '.join(cause.targets)}: {cause.sentence}"]
+    key_path = target_key_path(report, cause.targets[0])
+    if not cause.gates and cause.behind:
+        lines.append(gate_sentence(report, cause.behind[0]))
+        key_path = gate_key_path(report, cause.behind[0])
+    if count := len(cause.gates) + len(cause.behind):
+        lines.append(f"{plural(count, 'gate fails', 'gates fail')} for it, see the report")
+    return error_command(
+        "\n".join(lines),
+        title=f"{report.name}: {accused(cause) or 'finding'}",
+        place=places(key_path) if places else None,
+    )
 
 
 def _data(text: str) -> str:

@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.report import figures
-from pipeline.report.charts import error_charts, size_bars, speed_charts
+from pipeline.report.charts import clipped, error_charts, size_bars, speed_charts
+from pipeline.report.checks import case_table, shown_checks
 from pipeline.report.dag import picture
 from pipeline.report.distributions import spreads
 from pipeline.report.facts import Facts
+from pipeline.report.gate_groups import gate_groups
+from pipeline.report.links import find_links
+from pipeline.report.noise import probe_table, stage_noises
+from pipeline.report.noise_specs import layer_spec, noise_specs
 from pipeline.report.printable import printable
 from pipeline.report.scripts import load_scripts, script_data
 from pipeline.report.sizes import size_nodes, size_parts
@@ -33,7 +38,6 @@ from pipeline.report.specs import (
 from pipeline.report.summary import (
     VERDICT_WORDS,
     blame,
-    broken_gates,
     failed_nodes,
     headline,
     is_build_breaking,
@@ -45,13 +49,16 @@ from pipeline.report.summary import (
     stage_errors,
     summarise,
 )
+from pipeline.report.verdicts import causes, unexplained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jinja2 import Environment
 
+    from pipeline.report.checks import ShownCheck
     from pipeline.report.distributions import Spread
+    from pipeline.report.noise import StageNoise
     from pipeline.report.schema import EngineReport, NodeReport, Report
     from pipeline.report.spec_parts import Spec
 
@@ -59,6 +66,13 @@ MAX_ROWS = 1000
 """Of one table; the page says how many it leaves out."""
 
 MAX_LAYERS = 400
+"""Of one engine."""
+
+MAX_BROKEN_ROWS = 30
+"""Gates that do not hold and are not folded."""
+
+MAX_OPEN_GATES = 12
+"""So few gates that all hold are not folded."""
 
 SIGNS = {
     "passed": "✓",
@@ -127,18 +141,30 @@ class NodeFacts:
 def render_html(report: Report) -> str:
     """The report as one self-contained HTML page."""
     shown = printable(report)
-    spread = spreads(report)
-    charts = _charts(shown, spread)
+    spread, noises = spreads(report), stage_noises(report)
+    checks, faults = shown_checks(shown), causes(shown)
+    charts = _charts(shown, spread, noises, checks)
+    groups = gate_groups(shown)
     page = _environment().get_template("report.html")
     return page.render(
         report=shown,
         headline=headline(shown),
+        causes=faults,
+        unexplained=unexplained(shown),
+        noises=tuple(zip(shown.targets, noises, strict=True)),
+        has_loud=any(not row.holds for table in noises for row in table),
+        probes=probe_table(report),
+        checks=checks,
+        cases=case_table(shown),
+        links=find_links(shown, checks, faults),
+        worst={sample.target: sample for sample in reversed(shown.worst_samples)},
+        lasts={target.name: target.parity[-1].node for target in shown.targets if target.parity},
         targets=summarise(shown),
         qualities=qualities(shown),
         shape_heading=shape_heading(shown),
         failed=failed_nodes(shown),
-        broken=broken_gates(shown),
-        gates=sorted(shown.gates, key=lambda gate: not is_build_breaking(gate)),
+        groups=groups,
+        is_short=not groups.broken and len(shown.gates) <= MAX_OPEN_GATES,
         is_ranked=is_ranked(shown),
         error_charts=error_charts(shown),
         spreads=spread,
@@ -154,16 +180,25 @@ def render_html(report: Report) -> str:
         source=Facts(shown.source).rows(),
         recipe=json.dumps(shown.recipe, indent=2, ensure_ascii=False, default=str),
         max_rows=MAX_ROWS,
+        max_broken=MAX_BROKEN_ROWS,
         charts=charts,
         **_drawing(charts),
     )
 
 
-def _charts(shown: Report, spread: Sequence[Spread]) -> dict[str, Spec]:
+def _charts(
+    shown: Report,
+    spread: Sequence[Spread],
+    noises: Sequence[Sequence[StageNoise]],
+    checks: Sequence[ShownCheck],
+) -> dict[str, Spec]:
     """Name of its place in the page -> chart, of all that there are numbers for."""
-    found: dict[str, Spec | None] = {
-        f"error:{target}": spec for target, spec in error_specs(shown).items()
+    noise = noise_specs([target.name for target in shown.targets], noises)
+    found: dict[str, Spec | None] = {f"noise:{name}": spec for name, spec in noise.items()}
+    found |= {
+        f"error:{name}": spec for name, spec in error_specs(shown).items() if name not in noise
     }
+    found |= {f"layers:{c.place}": layer_spec(c.walk) for c in checks if c.walk is not None}
     found["spread"] = spread_spec(spread)
     found |= {f"latency:{at}": spec for at, spec in latency_specs(shown).items()}
     found["speedup"] = speedup_spec(shown)
@@ -227,7 +262,9 @@ def _environment() -> Environment:
         *(figures.figure, figures.cosine, figures.metric, figures.judged, figures.decibels),
         *(figures.size, figures.mebibytes, figures.milliseconds, figures.seconds),
         *(figures.ratio, figures.percent, figures.per_second, figures.plural, figures.sentence),
-        *(figures.signed, figures.times, figures.score, figures.drop, place),
+        *(figures.signed, figures.times, figures.score, figures.drop, figures.limit, place),
+        figures.share,
+        clipped,
     ):
         environment.filters[form.__name__] = form
     environment.globals.update(signs=SIGNS, words=VERDICT_WORDS)
@@ -285,7 +322,9 @@ def _layer_table(layers: tuple[Facts, ...]) -> LayerTable | None:
 
 def _other_facts(report: Report, node: NodeReport) -> NodeFacts | None:
     """The facts of a node that no other section shows."""
-    if any(engine.node == node.name for target in report.targets for engine in target.engines):
+    told = {engine.node for target in report.targets for engine in target.engines}
+    told |= {entry.node for target in report.targets for entry in target.checks}
+    if node.name in told:
         return None
     known = ("weights", *(FUSION_KEYS if "fusions" in node.facts else ()))
     rows = Facts(node.facts).rows(known=known)

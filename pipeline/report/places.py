@@ -32,7 +32,7 @@ Places: TypeAlias = Callable[[tuple[str | int, ...]], Place]
 """Key path of the recipe -> where it, or the nearest thing around it, is written."""
 
 
-def gate_key_path(report: Report, gate: GateResult) -> tuple[str, ...]:
+def gate_key_path(report: Report, gate: GateResult) -> tuple[str | int, ...]:
     """The recipe's key that makes a gate, such as `("gates", "parity", "cosine_similarity")`.
 
     The limits of a target's own section, where the recipe has one, stand in place of those for all.

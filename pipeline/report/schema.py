@@ -37,6 +37,8 @@ class NodeReport(Frozen):
         reasons: Why it had to run; empty for a hit.
         wall_time_s: Of the run that made the result, this one or an earlier one.
         facts: What the stage says of its output (fusions that fired, coverage, layers...).
+        is_diagnosis: It was run to explain a failure of the others; when it fails itself, that
+            changes no verdict.
     """
 
     name: str
@@ -50,6 +52,7 @@ class NodeReport(Frozen):
     peak_rss_mib: float | None
     facts: dict[str, Any]
     failure: Failure | None = None
+    is_diagnosis: bool = False
 
 
 class StageParity(Frozen):

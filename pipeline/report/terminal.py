@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAX_LISTED = 6
 """Of gates, stages and reasons each; the rest is in the report's files."""
 
+MAX_OF_CAUSE = 2
+"""Broken gates below a finding that no gate accuses."""
+
 MAX_LINE = 200
 
 
@@ -123,7 +126,10 @@ def _node_lines(node: NodeReport) -> list[str]:
 
 
 def _cause_lines(cause: Cause) -> list[str]:
-    return [f"  {', '.join(cause.targets)}: {cause.sentence}"]
+    lines = [f"  {', '.join(cause.targets)}: {cause.sentence}"]
+    # A finding that no gate accuses rests on numbers that its sentence does not have to hold.
+    shown = () if cause.gates else cause.behind[:MAX_OF_CAUSE]
+    return lines + [f"    {_gate_line(gate)}" for gate in shown]
 
 
 def _gate_lines(report: Report, gate: GateResult) -> list[str]:

@@ -31,7 +31,7 @@ ALLOWED_TAGS = {
     *("footer", "h1", "h2", "h3", "p", "ul", "li", "a", "span", "strong", "div", "br", "pre"),
     *("blockquote", "details", "summary", "figure", "figcaption", "table", "caption", "thead"),
     *("tbody", "tr", "th", "td", "svg", "g", "text", "line", "rect", "path", "circle"),
-    *("polyline", "script", "img"),
+    *("polyline", "script", "img", "q"),
 }
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 

@@ -1,0 +1,307 @@
+"""What the checks measured, read from the facts of their nodes: data of unknown shape.
+
+Two checks have a form of their own, a table of cases and a walk through the layers; of every other one
+each list of records becomes a table, and the rest rows of keys and values. A key that is missing reads
+as nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.report.facts import Facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.report.schema import CheckEntry, NodeReport, Report
+
+INVARIANCE, LAYERS = "invariance", "layers"
+
+KNOWN = {
+    INVARIANCE: ("cases",),
+    LAYERS: ("layers", "worst", "first", "against", "samples"),
+}
+"""Facts that have a form of their own."""
+
+MAX_TABLE_ROWS = 60
+"""Of one list of records; the page says how many it leaves out."""
+
+MAX_COLUMNS = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordTable:
+    """A list of records as the check wrote it: columns of unknown names.
+
+    Attributes:
+        total: How many records there are; not all of them need to be in `rows`.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One inner value of a graph beside the same value of the graph before it.
+
+    Attributes:
+        place: In the order of the graph, from 1.
+        noise: How far it is away.
+        added: What its own nodes brought of that; None when it is not known.
+        rank: 1 for the one that adds most; None when the check does not rank it.
+        is_first: The first one that departs beyond the tolerance.
+    """
+
+    place: int
+    name: str
+    operator: str
+    node: str
+    layer: str
+    noise: float | None
+    added: float | None
+    cosine: float | None
+    rank: int | None
+    is_first: bool
+
+    @property
+    def title(self) -> str:
+        """The layer's name for people, else that of the value."""
+        return self.layer or self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWalk:
+    """The values of one graph, in its order.
+
+    Attributes:
+        against: What they are compared with: a stage, or torch.
+        samples: On how many samples; None when it is not told.
+    """
+
+    against: str
+    samples: float | None
+    layers: tuple[Layer, ...]
+
+    @property
+    def first(self) -> Layer | None:
+        """The first one that departs."""
+        return next((layer for layer in self.layers if layer.is_first), None)
+
+    @property
+    def worst(self) -> tuple[Layer, ...]:
+        """Those that are ranked, the first one that departs among them, in the graph's order; ten."""
+        ranked = sorted((x for x in self.layers if x.rank is not None), key=lambda x: x.rank or 0)
+        kept = {layer.place for layer in ranked[: 9 if self.first else 10]}
+        return tuple(layer for layer in self.layers if layer.is_first or layer.place in kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownCheck:
+    """One check of one graph; a graph that several targets share is there once.
+
+    Attributes:
+        place: From 1; `check-3` is where the page has it.
+        of: The node whose graph was looked at.
+        targets: Whose chains have that graph.
+        state: Of the node that measured it.
+        gates: Places of its gates in the report, from 0.
+        holds: Whether all of them hold.
+        walk: Of the check `layers`.
+        tables, rows: What else there is.
+    """
+
+    place: int
+    name: str
+    node: str
+    of: str
+    stage: str
+    component: str
+    targets: tuple[str, ...]
+    state: str
+    gates: tuple[int, ...]
+    holds: bool
+    walk: LayerWalk | None
+    tables: tuple[RecordTable, ...]
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseCell:
+    """How much an output changed in one case.
+
+    Attributes:
+        gate: Place of the gate in the report, from 0; None when it was not judged.
+    """
+
+    noise: float | None
+    sample: str
+    gate: int | None
+    holds: bool
+    limit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseTable:
+    """The check `invariance`: cases of outputs by graphs.
+
+    Attributes:
+        nodes: (node, targets whose chains have it) for each column.
+        rows: (case, output, a cell for each column; None where it was not measured).
+    """
+
+    nodes: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, str, tuple[CaseCell | None, ...]], ...]
+
+
+def shown_checks(report: Report) -> tuple[ShownCheck, ...]:
+    """Every check of every graph, those that fail first; the report as `printable` gives it."""
+    entries: dict[str, CheckEntry] = {}
+    targets: dict[str, list[str]] = {}
+    for target in report.targets:
+        for entry in target.checks:
+            entries.setdefault(entry.node, entry)
+            targets.setdefault(entry.node, []).append(target.name)
+    nodes = {node.name: node for node in report.nodes}
+    found = []
+    for name, entry in entries.items():
+        node = nodes.get(name)
+        gates = tuple(
+            place
+            for place, gate in enumerate(report.gates)
+            if gate.gate == entry.check and gate.node == entry.of
+        )
+        found.append((entry, node, gates, all(report.gates[place].is_allowed for place in gates)))
+    found.sort(key=lambda each: each[3])
+    return tuple(
+        _shown(place, entry, node, tuple(dict.fromkeys(targets[entry.node])), gates, holds=holds)
+        for place, (entry, node, gates, holds) in enumerate(found, start=1)
+    )
+
+
+def _shown(
+    place: int,
+    entry: CheckEntry,
+    node: NodeReport | None,
+    targets: tuple[str, ...],
+    gates: tuple[int, ...],
+    *,
+    holds: bool,
+) -> ShownCheck:
+    facts = Facts(node.facts if node else {})
+    walk = _walk(facts) if entry.check == LAYERS else None
+    known = KNOWN[entry.check] if entry.check == INVARIANCE or walk else ()
+    tables = tuple(
+        _table(key, facts.records(key))
+        for key in facts.values
+        if key not in known and facts.records(key)
+    )
+    return ShownCheck(
+        place=place,
+        name=entry.check,
+        node=entry.node,
+        of=entry.of,
+        stage=entry.stage,
+        component=entry.component,
+        targets=targets,
+        state=node.state if node else "skipped",
+        gates=gates,
+        holds=holds,
+        walk=walk,
+        tables=tables,
+        rows=facts.rows(known=(*known, *(table.title for table in tables))),
+    )
+
+
+def _table(title: str, records: Sequence[Facts]) -> RecordTable:
+    kept = records[:MAX_TABLE_ROWS]
+    columns = tuple(dict.fromkeys(key for record in kept for key in record.values))[:MAX_COLUMNS]
+    return RecordTable(
+        title=title,
+        columns=columns,
+        rows=tuple(tuple(record.cell(column) for column in columns) for record in kept),
+        total=len(records),
+    )
+
+
+def _walk(facts: Facts) -> LayerWalk | None:
+    records = facts.records("layers")
+    if not records:
+        return None
+    worst = facts.values.get("worst")
+    ranked = [str(name) for name in worst] if isinstance(worst, list | tuple) else []
+    ranks = {name: place for place, name in reversed(list(enumerate(ranked, start=1)))}
+    first = facts.text("first")
+    layers = []
+    for place, record in enumerate(records, start=1):
+        name = record.text("name")
+        layers.append(
+            Layer(
+                place=place,
+                name=name,
+                operator=record.text("operator"),
+                node=record.text("node"),
+                layer=record.text("layer"),
+                noise=record.number("noise"),
+                added=record.number("added"),
+                cosine=record.number("cosine"),
+                rank=ranks.get(name),
+                is_first=bool(first) and name == first,
+            )
+        )
+    return LayerWalk(
+        against=facts.text("against"), samples=facts.number("samples"), layers=tuple(layers)
+    )
+
+
+def case_table(report: Report) -> CaseTable | None:
+    """What the check `invariance` measured; the report as `printable` gives it."""
+    nodes = {node.name: node for node in report.nodes}
+    entries: dict[str, tuple[CheckEntry, list[str]]] = {}
+    for target in report.targets:
+        for entry in target.checks:
+            if entry.check == INVARIANCE:
+                entries.setdefault(entry.node, (entry, []))[1].append(target.name)
+    cells: dict[tuple[str, str], dict[str, CaseCell]] = {}
+    for name, (entry, _) in entries.items():
+        facts = Facts(nodes[name].facts if name in nodes else {})
+        for case, output, cell in _cases(report, entry, facts):
+            cells.setdefault((case, output), {})[name] = cell
+    if not cells:
+        return None
+    return CaseTable(
+        nodes=tuple((entry.of, ", ".join(dict.fromkeys(of))) for entry, of in entries.values()),
+        rows=tuple(
+            (case, output, tuple(found.get(name) for name in entries))
+            for (case, output), found in cells.items()
+        ),
+    )
+
+
+def _cases(report: Report, entry: CheckEntry, facts: Facts) -> Iterator[tuple[str, str, CaseCell]]:
+    for record in facts.records("cases"):
+        case, output = record.text("case"), record.text("output")
+        end = f".{output}.{case}"
+        place = next(
+            (
+                place
+                for place, gate in enumerate(report.gates)
+                if gate.gate == INVARIANCE and gate.node == entry.of and gate.metric.endswith(end)
+            ),
+            None,
+        )
+        yield (
+            case,
+            output,
+            CaseCell(
+                noise=record.number("noise"),
+                sample=record.text("sample"),
+                gate=place,
+                holds=place is None or report.gates[place].is_allowed,
+                limit="" if place is None else report.gates[place].limit,
+            ),
+        )
