@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.checks.base import Limits
+from pipeline.checks.companions import CompanionLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
 from pipeline.checks.quantization import QuantizationLimits
@@ -15,6 +16,10 @@ from pipeline.checks.sensitivity import SensitivityLimits
 class CheckLimits(Limits):
     """Limits of every check; a check that is null is not run, and the report says so."""
 
+    companions: CompanionLimits | None = Field(
+        default=CompanionLimits(),
+        description="tokenizer, processor and configuration beside a model from elsewhere",
+    )
     invariance: InvarianceLimits | None = Field(
         default=InvarianceLimits(),
         description="the same sample alone, in batches, with padding, and again",

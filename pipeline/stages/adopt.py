@@ -28,10 +28,12 @@ class AdoptConfig(StageConfig):
     Attributes:
         file: The model file's name.
         interface: From `match_interface`.
+        companions: Names of the files that lie beside it; they are not read here.
     """
 
     file: str
     interface: Interface
+    companions: tuple[str, ...] = ()
 
 
 def run(

@@ -11,6 +11,7 @@ from pipeline.stages.cast import CAST
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.compare_layers import COMPARE_LAYERS
+from pipeline.stages.check_companions import CHECK_COMPANIONS
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
@@ -47,6 +48,7 @@ STAGES: tuple[AnyStage, ...] = (
     ENGINE,
     VALIDATE,
     INVARIANCE,
+    CHECK_COMPANIONS,
     CHECK_QUANTIZATION,
     CHECK_REPAIR,
     COMPARE_LAYERS,

@@ -62,7 +62,11 @@ class ExistingTarget(TargetBase):
         (component,) = builder.components
         node = builder.add(
             ADOPT,
-            AdoptConfig(file=candidate.file, interface=interface),
+            AdoptConfig(
+                file=candidate.file,
+                interface=interface,
+                companions=tuple(sorted(candidate.companions)),
+            ),
             {CANDIDATE_PORT: SourceRef(f"candidate:model:{self.name}")},
             component=component,
         )

@@ -40,7 +40,7 @@ class ImagePreparation:
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._size = image_size(setting.checkpoint)
-        self._processor = _load_processor(setting)
+        self._processor = load_processor(setting.checkpoint)
 
     @property
     def inputs(self) -> Mapping[str, InputSpec]:
@@ -168,7 +168,13 @@ def _shrink(picture: Image.Image) -> Image.Image:
     return small
 
 
-def _load_processor(setting: Setting) -> Any:
+def load_processor(directory: Path) -> Any:
+    """The image processor of a checkpoint, with the PIL backend.
+
+    Raises:
+        EnvironmentMissing: pillow is not installed.
+        StageError: its files are damaged, or name none that transformers knows.
+    """
     try:
         import PIL.Image  # noqa: F401
     except ImportError as err:
@@ -180,7 +186,7 @@ def _load_processor(setting: Setting) -> Any:
 
     try:
         return AutoImageProcessor.from_pretrained(
-            setting.checkpoint, backend="pil", local_files_only=True, trust_remote_code=False
+            directory, backend="pil", local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError, TypeError) as err:
         raise StageError(
