@@ -49,7 +49,7 @@ from pipeline.graph.unquantized import unquantize
 from pipeline.graph.weighted_layers import find_weighted_layers, gemm_obstacle, value_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -232,6 +232,7 @@ class _Auditor:
         self._asked = asked
         self._static = static
         self._layers = layers
+        self._results = _quantized_results(layers, asked, static)
         self._versions = dict(quantized.graph.opset_imports)
         self._skeleton = unquantize(quantized)
         self._found = Audit(
@@ -493,15 +494,12 @@ class _Auditor:
         scale = float(quantizer.scale.reshape(-1)[0])
         zero_point = 0 if zero is None else int(zero.reshape(-1)[0])
         options = None if self._static is None else self._static.options
-        producer = quantizer.tensor.producer()
-        is_rectified = (
-            quantizer.is_result and producer is not None and producer.op_type in {"Relu", "Clip"}
-        )
+        written_by = self._results.get(name)
+        is_rectified = written_by is not None and written_by.node.outputs[0].name != name
         if options is not None:
             if dtype != options.activation_dtype:
                 wrong.append(f"`{name}` is {dtype}, not {options.activation_dtype}")
-            allowed = {0, -128} if is_rectified else {0}
-            if dtype == "int8" and zero_point not in allowed:
+            if dtype == "int8" and zero_point and not is_rectified:
                 wrong.append(f"`{name}` has the zero point {zero_point}")
         if not scale > 0 or not np.isfinite(scale):
             wrong.append(f"`{name}` has the scale {scale:g}")
@@ -546,14 +544,10 @@ class _Auditor:
         self._row("activation_scales", found.layer, gap, detail)
 
     def _layer_of(self, quantizer: ActivationQuantizer) -> str:
+        written_by = self._results.get(quantizer.tensor.name or "")
+        if written_by is not None:
+            return written_by.name
         names = {layer.node.outputs[0].name: layer.name for layer in self._layers}
-        if quantizer.is_result:
-            producer = quantizer.tensor.producer()
-            while producer is not None and producer.outputs[0].name not in names:
-                source = producer.inputs[0] if producer.inputs else None
-                producer = None if source is None else source.producer()
-            if producer is not None:
-                return names[producer.outputs[0].name]
         for reader in quantizer.readers:
             if reader.outputs[0].name in names:
                 return names[reader.outputs[0].name]
@@ -659,6 +653,20 @@ class _Auditor:
             self._row(
                 "changed_nodes", layer, 1, f"reads `{other.name}` in place of `{value.name}`"
             )
+
+
+def _quantized_results(
+    layers: Sequence[WeightedLayer], asked: _Asked, static: StaticRequest | None
+) -> dict[str, WeightedLayer]:
+    """Name of a tensor -> the layer behind which it is rounded, for all that read it."""
+    if static is None:
+        return {}
+    return {
+        layer.result.name or "": layer
+        for layer in layers
+        if layer not in asked.reasons
+        and static.placement.operators[layer.node.op_type].quantizes_result
+    }
 
 
 def _differing(left: ir.Value, right: ir.Value) -> int:

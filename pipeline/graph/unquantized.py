@@ -92,7 +92,6 @@ class ActivationQuantizer:
         name: Name of the quantising node.
         scale: Floating point, as it is stored.
         zero_point: Of the integers' type; None when it is left out, and counts as uint8 0.
-        is_result: It stands behind the layer that computes the tensor, and all readers read it.
         halves_differ: It is dequantised with another scale or zero point than it is quantised with.
         readers: Nodes of the skeleton that read the rounded numbers.
     """
@@ -101,7 +100,6 @@ class ActivationQuantizer:
     name: str
     scale: NDArray[np.floating[Any]]
     zero_point: NDArray[Any] | None
-    is_result: bool
     halves_differ: bool
     readers: list[ir.Node]
 
@@ -144,14 +142,15 @@ def unquantize(model: ir.Model) -> Skeleton:
         if is_standard(node, "DequantizeLinear"):
             _lift_constant(node, skeleton, editor)
     for node in list(model.graph):
-        if is_standard(node, "QuantizeLinear"):
-            _remove_pairs(node, skeleton)
-    for node in list(model.graph):
         if is_standard(node, "MatMulInteger"):
             _rebuild_product(node, skeleton, editor)
     for node in list(model.graph):
         if is_standard(node, "Gather"):
             _rebuild_lookup(node, skeleton, editor)
+    # Last, because they keep the values that they read, and those above are written anew.
+    for node in list(model.graph):
+        if is_standard(node, "QuantizeLinear"):
+            _remove_pairs(node, skeleton)
     RemoveUnusedNodesPass()(model)
     return skeleton
 
@@ -199,14 +198,12 @@ def _remove_pairs(node: ir.Node, skeleton: Skeleton) -> None:
         rounded = back.outputs[0]
         readers = list(consumers(rounded))
         is_output = rounded.is_graph_output()
-        own_readers = [reader for reader in consumers(source) if reader is not node]
         skeleton.activations.append(
             ActivationQuantizer(
                 tensor=source,
                 name=node_name(node),
                 scale=scale,
                 zero_point=zero_point,
-                is_result=source.producer() is not None and not own_readers and not is_output,
                 halves_differ=not (
                     _same(scale, _array(input_of(back, 1)))
                     and _same(zero_point, _array(input_of(back, 2)))
