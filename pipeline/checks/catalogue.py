@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.checks.cast import CAST_CHECK
 from pipeline.checks.companions import COMPANIONS_CHECK
 from pipeline.checks.invariance import INVARIANCE
 from pipeline.checks.layers import LAYERS
@@ -14,7 +15,15 @@ from pipeline.checks.sensitivity import SENSITIVITY_CHECK
 if TYPE_CHECKING:
     from pipeline.checks.base import Check
 
-CHECKS: tuple[Check, ...] = (COMPANIONS_CHECK, INVARIANCE, QUANTIZATION, REPAIR_CHECK, LAYERS, SENSITIVITY_CHECK)
+CHECKS: tuple[Check, ...] = (
+    COMPANIONS_CHECK,
+    INVARIANCE,
+    CAST_CHECK,
+    QUANTIZATION,
+    REPAIR_CHECK,
+    LAYERS,
+    SENSITIVITY_CHECK,
+)
 """Every check there is, in the order in which reports show them."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.checks.base import Limits
+from pipeline.checks.cast import CastLimits
 from pipeline.checks.companions import CompanionLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
@@ -23,6 +24,10 @@ class CheckLimits(Limits):
     invariance: InvarianceLimits | None = Field(
         default=InvarianceLimits(),
         description="the same sample alone, in batches, with padding, and again",
+    )
+    cast: CastLimits | None = Field(
+        default=CastLimits(),
+        description="graph and numbers in float16 against the float32 ones, exactly",
     )
     quantization: QuantizationLimits | None = Field(
         default=QuantizationLimits(),

@@ -8,10 +8,11 @@ from pipeline.stages.adopt import ADOPT
 from pipeline.stages.benchmark import BENCHMARK
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
+from pipeline.stages.check_cast import CHECK_CAST
+from pipeline.stages.check_companions import CHECK_COMPANIONS
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.compare_layers import COMPARE_LAYERS
-from pipeline.stages.check_companions import CHECK_COMPANIONS
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
@@ -49,6 +50,7 @@ STAGES: tuple[AnyStage, ...] = (
     VALIDATE,
     INVARIANCE,
     CHECK_COMPANIONS,
+    CHECK_CAST,
     CHECK_QUANTIZATION,
     CHECK_REPAIR,
     COMPARE_LAYERS,
