@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from pipeline.checks.base import Link, Subject
@@ -38,7 +38,7 @@ from pipeline.targets.base import NodeRef, Ref, SourceRef
 from pipeline.tasks import check_task, find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from pipeline.candidates import Candidate
@@ -70,6 +70,7 @@ class Node:
         name: Its address for people: `export`, or `engine@rtx-fp16-sm89` where several nodes share
             the stage.
         component: The model component it works on; empty when it serves all.
+        is_diagnosis: It only explains a failure; such nodes stand behind all others.
     """
 
     index: int
@@ -78,6 +79,7 @@ class Node:
     config: StageConfig
     inputs: Mapping[str, Ref]
     component: str = ""
+    is_diagnosis: bool = False
 
     def parents(self) -> tuple[int, ...]:
         """Indices of the nodes it reads, in port order."""
@@ -372,7 +374,7 @@ def build_plan(
     where: Where = _key_path,
     *,
     candidates: Mapping[str, Candidate] | None = None,
-    is_diagnosing: bool = False,
+    diagnosed: Collection[str] = (),
 ) -> Plan:
     """Lay out all the work of a recipe.
 
@@ -382,7 +384,7 @@ def build_plan(
         data: Use -> where its samples come from; one for each in the recipe's `data`.
         where: Key path -> position for messages, such as `LoadedRecipe.where`.
         candidates: Target -> the model that it checks; one for each target that checks one.
-        is_diagnosing: Add what explains a failure.
+        diagnosed: Names of targets that failed: what explains it is added, behind all other nodes.
 
     Raises:
         RecipeError: the task does not fit the checkpoint, shapes are not those of the task or go
@@ -421,23 +423,30 @@ def build_plan(
         component: builder.add(
             NOISE_FLOOR,
             NoiseFloorConfig(task=task.name, component=component),
-            ports,
+            {**ports, "reference": references[component]},
             component=component,
         )
         for component in task.components
     }
+    measures = _Measures(samples=samples, probes=probes, references=references)
     targets = []
     for place, target in enumerate(recipe.targets):
         builder.prefix = target.name
         with _about(where, "targets", place):
             chain = target.chain(builder)
-        measures = _Measures(
-            samples=samples, probes=probes, references=references, is_diagnosing=is_diagnosing
-        )
         targets.append(_plan_target(target.name, chain, builder, recipe, task, measures))
+    work = len(builder.drafts)
+    # Behind all others, so that those keep their places: they are there already.
+    explained = replace(measures, is_diagnosing=True)
+    targets = [
+        _with_diagnosis(target, builder, recipe, task, explained)
+        if target.name in diagnosed
+        else target
+        for target in targets
+    ]
     _check_coverage(recipe, builder.drafts, where)
     _check_limits(recipe, where)
-    nodes = _named(builder.drafts)
+    nodes = _named(builder.drafts, work)
     for node in nodes:
         require_packages(node.stage)
     return Plan(
@@ -460,7 +469,21 @@ class _Measures:
     samples: NodeRef
     probes: NodeRef
     references: Mapping[str, NodeRef]
-    is_diagnosing: bool
+    is_diagnosing: bool = False
+
+
+def _with_diagnosis(
+    target: TargetPlan, builder: _Builder, recipe: Recipe, task: Task, measures: _Measures
+) -> TargetPlan:
+    """The target with the checks that explain its failure."""
+    builder.prefix = target.name
+    limits = recipe.gates.of(target.name).checks
+    checks = [
+        check
+        for component, links in target.chain.models.items()
+        for check in _plan_checks(component, links, builder, task, limits, measures)
+    ]
+    return replace(target, checks=tuple(checks))
 
 
 def _plan_target(
@@ -566,8 +589,11 @@ def _plan_checks(
             )
 
 
-def _named(drafts: list[_Draft]) -> tuple[Node, ...]:
-    """Give every node its address: the stage's name, and who asks for it where that is not enough."""
+def _named(drafts: list[_Draft], work: int) -> tuple[Node, ...]:
+    """Give every node its address: the stage's name, and who asks for it where that is not enough.
+
+    Those from `work` on only explain a failure.
+    """
     nodes: list[Node] = []
     taken: set[str] = set()
     for index, draft in enumerate(drafts):
@@ -590,6 +616,7 @@ def _named(drafts: list[_Draft]) -> tuple[Node, ...]:
                 config=draft.config,
                 inputs=draft.inputs,
                 component=draft.component,
+                is_diagnosis=index >= work,
             )
         )
     return tuple(nodes)

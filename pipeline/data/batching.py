@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -29,16 +30,20 @@ class Batch:
     feeds: Mapping[str, Tensor]
 
 
-def mix_lengths(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...], ...]:
-    """Which samples go together: most of a batch is of like length, a quarter is short.
+LIKE: Final = 0.75
+"""Samples at least this share of the longest one's length are of like length with it."""
 
-    Each batch takes the longest samples that are left, and for a quarter of its rows the shortest.
-    Every batch then has rows that are mostly padding, while the few very long samples share
-    batches, so that they do not make all the others expensive.
+
+def mix_lengths(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...], ...]:
+    """Which samples go together: samples of like length, and one short one.
+
+    Each batch takes the longest samples that are left, of like length, and the shortest one. Every
+    batch then has a row that is mostly padding, while nothing else is computed in vain: the time
+    of all batches together is what comparing a graph takes.
 
     Args:
         lengths: Length of each sample.
-        batch_size: Rows of a batch, at least 1; the last batch may have fewer.
+        batch_size: Most rows of a batch, at least 1.
 
     Returns:
         Indices by batch; each index once.
@@ -46,15 +51,15 @@ def mix_lengths(lengths: Sequence[int], batch_size: int) -> tuple[tuple[int, ...
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     # The index breaks ties, so equal lengths cannot make two runs differ.
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    front, back = 0, len(order)
+    left = deque(sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)))
     batches = []
-    while front < back:
-        size = min(batch_size, back - front)
-        short = max(size // 4, min(1, size - 1))
-        long = size - short
-        batches.append((*order[front : front + long], *order[back - short : back]))
-        front, back = front + long, back - short
+    while left:
+        batch = [left.popleft()]
+        least = LIKE * lengths[batch[0]]
+        short = [left.pop()] if left and batch_size > 1 else []
+        while left and len(batch) + len(short) < batch_size and lengths[left[0]] >= least:
+            batch.append(left.popleft())
+        batches.append((*batch, *short))
     return tuple(batches)
 
 
@@ -88,7 +93,7 @@ def iter_batches(
 
     Args:
         samples: An open sample set.
-        batch_size: Rows of a batch, at least 1.
+        batch_size: Most rows of a batch, at least 1.
         inputs: Inputs to feed, all of them in the sample set; all that it has when None.
     """
     wanted = samples.input_names if inputs is None else tuple(inputs)

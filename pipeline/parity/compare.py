@@ -182,7 +182,7 @@ class ParityRecorder:
         for name in self.outputs:
             record = self._records[name]
             array = candidate[name]
-            fault = self._array_fault(array, len(entries))
+            fault = array_fault(array, len(entries))
             for place, entry in enumerate(entries):
                 if fault:
                     record.note("array", fault, entry.index)
@@ -197,14 +197,6 @@ class ParityRecorder:
                 expected = {name: reference[name][place] for name in self._records}
                 for meter in self._meters:
                     meter.add(entry.label, rows[place], expected)
-
-    @staticmethod
-    def _array_fault(array: Array, rows: int) -> str:
-        if array.dtype.name not in OUTPUT_DTYPES:
-            return f"is {array.dtype.name}, it must be {' or '.join(OUTPUT_DTYPES)}"
-        if not array.ndim or array.shape[BATCH_AXIS] != rows:
-            return f"has shape {list(array.shape)} for a batch of {rows}"
-        return ""
 
     def _add_row(self, name: str, index: int, candidate: Array, reference: Array) -> bool:
         """Compare one sample's output; False when there is nothing that could be compared."""
@@ -262,6 +254,15 @@ class ParityRecorder:
                 quality for meter in self._meters if (quality := meter.result()) is not None
             ),
         )
+
+
+def array_fault(array: Array, rows: int) -> str:
+    """What is wrong with an output as a whole, of a batch of `rows`; empty when nothing is."""
+    if array.dtype.name not in OUTPUT_DTYPES:
+        return f"is {array.dtype.name}, it must be {' or '.join(OUTPUT_DTYPES)}"
+    if not array.ndim or array.shape[BATCH_AXIS] != rows:
+        return f"has shape {list(array.shape)} for a batch of {rows}"
+    return ""
 
 
 def cut_padding(

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import StageError
-from pipeline.parity.compare import cut_padding, vectors_last
+from pipeline.parity.compare import array_fault, cut_padding, vectors_last
 from pipeline.parity.metrics import sum_distances
 from pipeline.parity.types import ProbeMetrics
+from pipeline.runtimes.base import FeedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +41,7 @@ def with_probes(
         (sample,) = probes.read([entry.index])
         try:
             results = runner.run({spec.name: sample[spec.name][None] for spec in runner.inputs})
-        except StageError as error:
+        except (StageError, FeedError) as error:
             problems.append(f"probe {entry.index} ({entry.text}) cannot be run: {error.message}")
             continue
         expected = {
@@ -62,14 +63,16 @@ def _compare(
 ) -> Iterator[tuple[ProbeMetrics, str]]:
     for name, whole in expected.items():
         # The reference was fed the padding too; only a candidate's neighbours are not in it.
-        cut = [
-            cut_padding(declared[name], array, entry.extents, entry.starts)
-            for array in (results[name][0], whole)
-        ]
-        candidate, reference = cut
         metrics, problem = None, ""
         of = f"output `{name}` on probe {entry.index} ({entry.text})"
-        if candidate.shape != reference.shape:
+        fault = array_fault(results[name], 1)
+        candidate, reference = (
+            cut_padding(declared[name], array, entry.extents, entry.starts)
+            for array in (whole if fault else results[name][0], whole)
+        )
+        if fault:
+            problem = f"{of} {fault}"
+        elif candidate.shape != reference.shape:
             problem = (
                 f"{of} has shape {list(candidate.shape)}, the checkpoint's has "
                 f"{list(reference.shape)}"

@@ -41,7 +41,7 @@ def run(
     """Write a sample set of probes; facts count them by kind.
 
     Raises:
-        StageError: when the samples are damaged or `config.json` says no size of the vocabulary.
+        StageError: when the samples are damaged.
     """
     from collections import Counter
 
@@ -54,14 +54,23 @@ def run(
     samples = load_samples(inputs[SAMPLES_PORT])
     some = samples.read(range(min(MOST_SAMPLES, len(samples))))
     generator = np.random.default_rng(config.seed)
+    facts: dict[str, JSON] = {}
     if find_task(config.task).modality == "image":
         probes = list(image_probes(some, generator=generator))
     else:
+        vocabulary = _vocabulary(inputs[TOKENIZER_PORT])
+        if vocabulary is None:
+            vocabulary = 1 + max(int(sample["input_ids"].max()) for sample in some)
+            warning = (
+                "`config.json` says no `vocab_size`: probes hold no tokens but those of samples"
+            )
+            facts["warnings"] = [warning]
+        facts["vocabulary"] = vocabulary
         probes = list(
             text_probes(
                 some,
                 samples.index.inputs,
-                vocabulary=_vocabulary(inputs[TOKENIZER_PORT]),
+                vocabulary=vocabulary,
                 lengths=config.lengths or (1, 1),
                 generator=generator,
             )
@@ -94,24 +103,24 @@ def run(
         samples=tuple(entries),
     )
     save_samples(index, [probe.tensors for probe in probes], output)
-    return {"probes": len(probes), "kinds": dict(Counter(probe.kind for probe in probes))}
+    return facts | {"probes": len(probes), "kinds": dict(Counter(probe.kind for probe in probes))}
 
 
-def _vocabulary(checkpoint: Path) -> int:
+def _vocabulary(checkpoint: Path) -> int | None:
+    """Rows of the embedding table by `config.json`; None when it does not say."""
     import json
 
-    from pipeline.errors import StageError
-
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    size = config.get("vocab_size")
-    if not isinstance(size, int) or size < 1:
-        raise StageError("`config.json` says no `vocab_size`", where="config.json")
-    return size
+    for part in (config, config.get("text_config")):
+        size = part.get("vocab_size") if isinstance(part, dict) else None
+        if isinstance(size, int) and size > 0:
+            return size
+    return None
 
 
 PROBES = Stage(
     name="probes",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=120),
     config_type=ProbesConfig,
     run=run,

@@ -15,13 +15,25 @@ lengths = st.lists(st.integers(1, 40), max_size=40)
 def test_every_sample_is_in_exactly_one_batch(sizes: list[int], batch_size: int) -> None:
     batches = mix_lengths(sizes, batch_size)
     assert sorted(index for batch in batches for index in batch) == list(range(len(sizes)))
-    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+
+
+def test_samples_of_one_length_fill_their_batches() -> None:
+    assert [len(batch) for batch in mix_lengths([5] * 11, 4)] == [4, 4, 3]
 
 
 @given(st.lists(st.integers(1, 1000), min_size=8, max_size=40, unique=True))
-def test_every_full_batch_mixes_lengths(sizes: list[int]) -> None:
-    for batch in mix_lengths(sizes, 4):
-        assert len(batch) == 1 or len({sizes[index] for index in batch}) > 1
+def test_every_batch_has_a_row_with_padding(sizes: list[int]) -> None:
+    *batches, last = mix_lengths(sizes, 4)
+    for batch in (*batches, last) if len(last) > 1 else batches:
+        assert len({sizes[index] for index in batch}) > 1
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 9))
+def test_all_rows_but_one_are_of_like_length(sizes: list[int], batch_size: int) -> None:
+    for batch in mix_lengths(sizes, batch_size):
+        ordered = sorted((sizes[index] for index in batch), reverse=True)
+        assert all(size >= 0.75 * ordered[0] for size in ordered[:-1])
 
 
 def test_the_longest_samples_share_a_batch() -> None:
