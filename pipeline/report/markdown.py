@@ -8,21 +8,25 @@ Markdown never reads as structure (CommonMark 0.31.2, 2.5).
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.report import figures
+from pipeline.report.charts import clipped
 from pipeline.report.distributions import spreads
 from pipeline.report.facts import Facts
+from pipeline.report.markdown_evidence import (
+    check_sections,
+    gate_sections,
+    gate_words,
+    noise_sections,
+)
+from pipeline.report.markdown_parts import VERDICT_MARKS, Section, code, escape, table
 from pipeline.report.printable import printable
 from pipeline.report.summary import (
     VERDICT_WORDS,
     TargetSummary,
-    blame,
     failed_nodes,
     headline,
-    is_build_breaking,
     place,
     problems,
     qualities,
@@ -30,49 +34,16 @@ from pipeline.report.summary import (
     stage_errors,
     summarise,
 )
+from pipeline.report.verdicts import causes, unexplained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pipeline.bench.types import Interval
     from pipeline.report.schema import NodeReport, Report
 
 MAX_BYTES = 1_000_000
 """Of the whole text; GitHub's limit is 1 MiB (1,048,576 bytes) for a step's summary."""
-
-VERDICT_MARKS = {"passed": "✅", "partly": "◐", "failed": "❌", "error": "💥", "not_run": "◌"}
-
-REFERENCES = {ord(sign): f"&#{ord(sign)};" for sign in "<>|`\\*[]~$"} | {ord("&"): "&amp;"}
-PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:@/=+ -]*[A-Za-z0-9_]")
-AUTOLINK = re.compile(r"(?i)\b(https?:|ftp:|mailto:|xmpp:|www\.)")
-BLOCK_START = re.compile(r"^(?:[#+=-]|\d+[.)])")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A heading with lines that may be cut from the end, between a head and a foot that may not."""
-
-    head: tuple[str, ...]
-    lines: tuple[str, ...]
-    foot: tuple[str, ...] = ()
-
-
-def escape(text: str) -> str:
-    """Text as Markdown that shows exactly it, on one line, wherever it stands.
-
-    Addresses and mentions are broken with a zero-width space: GitHub links and notifies otherwise.
-    """
-    flat = " ".join(text.split())
-    flat = AUTOLINK.sub("\\1\N{ZERO WIDTH SPACE}", flat).replace("@", "@\N{ZERO WIDTH SPACE}")
-    escaped = flat.translate(REFERENCES)
-    escaped = re.sub(r"(?<!\w)_|_(?!\w)", "&#95;", escaped)
-    start = BLOCK_START.match(escaped)
-    return f"&#{ord(escaped[0])};{escaped[1:]}" if start else escaped
-
-
-def code(text: str) -> str:
-    """A name as code, when it is as plain as names should be; else escaped text."""
-    return f"`{text}`" if PLAIN_CODE.fullmatch(text) else escape(text)
 
 
 def render_markdown(report: Report) -> str:
@@ -84,9 +55,11 @@ def render_markdown(report: Report) -> str:
         _targets(shown),
         _quality(shown),
         _failed_stages(shown),
-        _gates(shown),
+        *gate_sections(shown),
+        *noise_sections(report),
         _parity(shown),
         _spreads(report),
+        *check_sections(shown),
         _latency(shown),
         _fusions(shown),
         _worst_samples(shown),
@@ -120,22 +93,6 @@ def _bytes(lines: Iterable[str]) -> int:
     return sum(len(line.encode()) + 1 for line in lines)
 
 
-def _table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, folded: bool = False
-) -> Section | None:
-    lines = tuple(f"| {' | '.join(cells)} |" for cells in rows)
-    if not lines:
-        return None
-    # A column of figures is set flush right, marked by a trailing `>` in its name.
-    names = [name.removesuffix(">") for name in columns]
-    rule = ["---:" if name.endswith(">") else "---" for name in columns]
-    table = (f"| {' | '.join(names)} |", f"| {' | '.join(rule)} |")
-    if folded:
-        head = (f"<details><summary><strong>{title}</strong></summary>", "", *table)
-        return Section(head=head, lines=lines, foot=("", "</details>"))
-    return Section(head=(f"## {title}", "", *table), lines=lines)
-
-
 def _verdict(report: Report) -> Section:
     mark = VERDICT_MARKS[report.verdict]
     made = f"Version {code(report.version)}, made {code(report.created_at)}."
@@ -146,8 +103,33 @@ def _verdict(report: Report) -> Section:
             f"{escape(figures.sentence(headline(report)))} {made}",
             "",
         ),
-        lines=tuple(f"- {escape(reason)}" for reason in report.reasons),
+        lines=tuple(_reasons(report)),
     )
+
+
+def _reasons(report: Report) -> Iterator[str]:
+    """Findings in place of the gates that they explain; without any, what the report says."""
+    faults = causes(report)
+    if not faults:
+        yield from (f"- {escape(reason)}" for reason in report.reasons)
+        return
+    yield from (f"- {escape(node.name)} failed" for node in failed_nodes(report))
+    for cause in faults:
+        yield f"- **{escape(', '.join(cause.targets))}**: {escape(cause.sentence)}"
+        shown = () if cause.gates else cause.behind[:3]
+        yield from (f"  - {escape(gate_words(report, gate))}" for gate in shown)
+        count = len(cause.gates) + len(cause.behind)
+        if count:
+            yield f"  - {figures.plural(count, 'gate fails', 'gates fail')} for it"
+        for sample in report.worst_samples:
+            if sample.target == cause.targets[0]:
+                told = f"{sample.metric.replace('_', ' ')} {figures.metric(sample.metric, sample.value)}"
+                yield (
+                    f"  - worst sample of {code(sample.target)}, {sample.index}: "
+                    f"{escape(clipped(sample.text, 140))} ({escape(told)})"
+                )
+                break
+    yield from (f"- {escape(gate_words(report, gate))}" for gate in unexplained(report))
 
 
 def _warnings(report: Report) -> Section | None:
@@ -158,7 +140,7 @@ def _warnings(report: Report) -> Section | None:
 def _targets(report: Report) -> Section | None:
     rows = [_target_row(row) for row in summarise(report)]
     columns = ("Target", "Verdict", "Precision", "Size>", "Worst cosine>", "Speedup>", "Notes")
-    return _table("Targets", columns, rows)
+    return table("Targets", columns, rows)
 
 
 def _target_row(row: TargetSummary) -> tuple[str, ...]:
@@ -197,7 +179,7 @@ def _quality(report: Report) -> Section | None:
         *("Target", "Metric", "Score>", "Checkpoint>", "Drop>", "Gained>", "Lost>"),
         "Answers>",
     )
-    return _table("Quality", columns, rows)
+    return table("Quality", columns, rows)
 
 
 def _with_interval(value: float, interval: Interval, kind: str) -> str:
@@ -221,33 +203,6 @@ def _failure_lines(node: NodeReport) -> list[str]:
         lines.append(f"  - hint: {escape(node.failure.hint)}")
     lines += [f"  - log: {escape(line)}" for line in node.failure.last_lines[-10:]]
     return lines
-
-
-def _gates(report: Report) -> Section | None:
-    ordered = sorted(report.gates, key=lambda gate: not is_build_breaking(gate))
-    rows = []
-    for gate in ordered:
-        holds = not is_build_breaking(gate)
-        word = VERDICT_WORDS[gate.verdict]
-        if gate.verdict == "not_run":
-            word += " (allowed)" if gate.is_allowed else " (not allowed)"
-        mark = VERDICT_MARKS["failed" if not holds else gate.verdict]
-        rows.append(
-            (
-                f"{mark} {word}",
-                code(gate.target),
-                escape(gate.gate),
-                code(gate.metric),
-                figures.judged(gate.metric, gate.measured, holds=holds)
-                + (" (proxy)" if gate.is_proxy else ""),
-                escape(gate.limit),
-                escape(
-                    "; ".join(filter(None, (gate.reason, "" if holds else blame(report, gate))))
-                ),
-            )
-        )
-    columns = ("Verdict", "Target", "Gate", "Metric", "Measured>", "Limit", "Reason")
-    return _table("Gates", columns, rows)
 
 
 def _parity(report: Report) -> Section | None:
@@ -277,7 +232,7 @@ def _parity(report: Report) -> Section | None:
         *("Target", "After", "Output", "Cosine min>", "Mean>", "Max abs>", "Mean abs>"),
         *("Relative L2>", "Added>", "SQNR>", "Top 1>"),
     )
-    return _table("Parity after each stage", columns, rows, folded=True)
+    return table("Parity after each stage", columns, rows, folded=True)
 
 
 def _spreads(report: Report) -> Section | None:
@@ -298,7 +253,7 @@ def _spreads(report: Report) -> Section | None:
         *("Target", "Output", "Samples>", "Least>", "Median>", "95 %>", "Largest>"),
         "Least cosine>",
     )
-    return _table("Relative L2 of single samples", columns, rows, folded=True)
+    return table("Relative L2 of single samples", columns, rows, folded=True)
 
 
 def _latency(report: Report) -> Section | None:
@@ -325,7 +280,7 @@ def _latency(report: Report) -> Section | None:
         *("Target", escape(shape_heading(report)), "Torch p50>", "Target p50>", "Speedup>"),
         *("A/A floor>", "Margin>", "Verdict"),
     )
-    return _table("Speed (median and 95 % interval)", columns, rows, folded=True)
+    return table("Speed (median and 95 % interval)", columns, rows, folded=True)
 
 
 def _fusions(report: Report) -> Section | None:
@@ -340,7 +295,7 @@ def _fusions(report: Report) -> Section | None:
                 (code(node.name), code(pattern), fired, str(len(refused)), escape(why + more))
             )
     columns = ("Node", "Pattern", "Fired>", "Refused>", "Why not")
-    return _table("Fusions", columns, rows, folded=True)
+    return table("Fusions", columns, rows, folded=True)
 
 
 def _worst_samples(report: Report) -> Section | None:
@@ -356,7 +311,7 @@ def _worst_samples(report: Report) -> Section | None:
         for sample in report.worst_samples
     ]
     columns = ("Target", "Output", "Sample>", "Measured", "Text", "True answer")
-    return _table("Worst samples", columns, rows, folded=True)
+    return table("Worst samples", columns, rows, folded=True)
 
 
 def _plan(report: Report) -> Section | None:
@@ -371,7 +326,7 @@ def _plan(report: Report) -> Section | None:
         for node in report.nodes
     ]
     columns = ("Node", "State", "Time>", "Peak memory>", "Why it ran")
-    return _table("Plan", columns, rows, folded=True)
+    return table("Plan", columns, rows, folded=True)
 
 
 def _mapping(title: str, values: dict[str, object]) -> Section | None:
@@ -382,4 +337,4 @@ def _mapping(title: str, values: dict[str, object]) -> Section | None:
         head = (f"<details><summary><strong>{title}</strong></summary>", "")
         return Section(head=head, lines=lines, foot=("", "</details>"))
     rows = [(escape(key), escape(value)) for key, value in Facts(values).rows()]
-    return _table(title, ("Key", "Value"), rows, folded=True)
+    return table(title, ("Key", "Value"), rows, folded=True)

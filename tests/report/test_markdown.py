@@ -12,8 +12,9 @@ from markdown_it.token import Token
 
 from pipeline.report import render_markdown
 from pipeline.report.markdown import MAX_BYTES, escape
-from pipeline.report.schema import Report
+from pipeline.report.schema import Finding, Report
 from tests.report.example import NO_DRIVER, Variant, example_report, image_report
+from tests.report.faults import LAYER, fault_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 
 GITHUB_LIMIT = 1024 * 1024
@@ -125,3 +126,44 @@ def test_quality_and_warnings_come_before_the_gates() -> None:
     assert "2 of 53 layers were left in float" in above
     assert "golden retriever" in text
     assert "data:image" not in text
+
+
+def test_findings_stand_first_with_stage_layer_and_the_worst_sample() -> None:
+    text = render_markdown(fault_report())
+    top = text[: text.index("## Targets")]
+    assert "**cpu-fp32, cpu-int8**: the fault is made by" in top
+    assert LAYER in top
+    assert "4 gates fail for it" in top
+    assert "worst sample of `cpu-fp32`, 17: Return True if all elements" in top
+    assert top.count("\n- ") == 1
+
+
+def test_only_what_fails_or_was_not_run_is_not_folded() -> None:
+    text = render_markdown(fault_report())
+    gates = text[text.index("## Gates") : text.index("<details><summary><strong>Gates that hold")]
+    assert gates.count("❌ failed") == 4
+    assert "✅" not in gates
+    held = text[text.index("Gates that hold") :]
+    assert held[: held.index("</details>")].count("✅ passed") == 62
+
+
+def test_noise_probes_and_checks_have_their_tables() -> None:
+    text = render_markdown(fault_report())
+    assert "| `cpu-int8` | `quantize_dynamic@cpu-int8` | `last_hidden_state` | quantized |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| token types |"))
+    assert "**0.0267** (13,953×)" in row  # noqa: RUF001
+    assert "| `encoder.layer.3.attention.output.dense` departs first | MatMul | 15 |" in text
+    assert "| padding | `last_hidden_state` | 2.2e-7 |" in text
+
+
+def test_a_finding_that_no_gate_accuses_shows_the_numbers_it_rests_on() -> None:
+    report = example_report("failed")
+    finding = Finding(
+        target="cpu-int8",
+        node="quantize_dynamic@cpu-int8",
+        stage="quantize_dynamic",
+        sentence="no stage does worse than its arithmetic allows",
+    )
+    text = render_markdown(report.model_copy(update={"findings": (finding,)}))
+    top = text[: text.index("## Targets")]
+    assert "last_hidden_state.cosine_similarity is 0.9704755, the limit is &#62;= 0.99" in top
