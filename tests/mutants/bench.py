@@ -120,10 +120,12 @@ class Bench:
     Attributes:
         root: Its directory: the store of good results, recipes, and what mutants make meanwhile.
         runs: How often each stage was really run, for the curious.
+        proven: (model, target) of good conversions that passed.
     """
 
     root: Path
     runs: dict[str, int] = field(default_factory=dict)
+    proven: set[tuple[str, str]] = field(default_factory=set)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:

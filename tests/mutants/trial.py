@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tests.mutants.catalogue import Fault
 
 
+class BadTwinError(Exception):
+    """The conversion that is to be damaged does not pass as it is."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What came of one fault in one model.
@@ -61,10 +65,18 @@ def try_fault(bench: Bench, fault: Fault, model: str) -> Outcome | None:
         bench: Where good results are kept.
         fault: What to damage.
         model: In which model's conversion.
+
+    Raises:
+        BadTwinError: when the right conversion does not pass: nothing would be proven.
     """
-    started = time.monotonic()
     target = fault.target_of(model)
     plan = plan_model(find_model(model), [target], bench.recipes, bench.store)
+    if (model, target) not in bench.proven:
+        twin = bench.good(plan)
+        if twin.verdict != "passed":
+            raise BadTwinError(f"{model}, {target}: {'; '.join(twin.reasons)}")
+        bench.proven.add((model, target))
+    started = time.monotonic()
     name = fault.node or next(n.name for n in plan.nodes if n.stage.name == fault.stage)
     damage = Damage(name=fault.name, node=name, apply=fault.apply)
     try:
