@@ -50,11 +50,16 @@ WORST_SAMPLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """Read access to what the nodes of a plan came to."""
+    """Read access to what the nodes of a plan came to.
+
+    Attributes:
+        notes: What else the report is to warn of.
+    """
 
     plan: Plan
     outcomes: tuple[NodeOutcome, ...]
     store: Store
+    notes: tuple[str, ...] = ()
 
     def tree(self, ref: NodeRef) -> Path | None:
         """The verified output of a node; None when it has none.
@@ -167,7 +172,12 @@ def assemble_report(
 
 def _warnings(results: Results) -> Iterator[str]:
     """What stages say under `warnings` in their facts, with the node's name."""
+    yield from results.notes
     for outcome in results.outcomes:
+        if outcome.node.is_diagnosis and outcome.failure is not None:
+            yield f"{outcome.node.name}: the failure is not explained further: " + (
+                outcome.failure.sentence
+            )
         facts: Mapping[str, Any] = outcome.record.facts if outcome.record else {}
         for warning in facts.get("warnings", ()):
             yield f"{outcome.node.name}: {warning}"
@@ -200,6 +210,7 @@ def _node_report(plan: Plan, outcome: NodeOutcome) -> NodeReport:
         wall_time_s=record.wall_time_s if record else None,
         peak_rss_mib=record.peak_rss_mib if record else None,
         facts=dict(record.facts) if record else {},
+        is_diagnosis=node.is_diagnosis,
         failure=None
         if failure is None
         else Failure(

@@ -1,32 +1,51 @@
-"""Which stage a failed target comes down to: the first of its chain that a failed gate accuses.
+"""Which stage a failed target comes down to, and which layer: the first that a failed gate accuses.
 
-Pure. A fault that is made early shows in every graph behind it, so the first one is the one to look at.
+Pure. A fault that is made early shows in every graph behind it, so the first one is the one to look
+at. The layer is told by the check `layers`, which is no gate itself: the first layer whose own nodes
+add more than their arithmetic allows, or those that add most.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.report.schema import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.parity.types import GateResult
     from pipeline.report.schema import StageParity, TargetReport
 
+LAYERS_CHECK: Final = "layers"
+"""Name of the check whose facts tell layers."""
 
-def findings(targets: Sequence[TargetReport], gates: Sequence[GateResult]) -> tuple[Finding, ...]:
+END_TO_END: Final = frozenset({"parity", "quality"})
+"""Gates that judge what is delivered, and accuse no stage."""
+
+_SHOWN_LAYERS: Final = 3
+
+
+def findings(
+    targets: Sequence[TargetReport],
+    gates: Sequence[GateResult],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> tuple[Finding, ...]:
     """One finding for each target of which a gate failed for what its graphs compute.
 
     Args:
         targets: The targets with their chains.
         gates: What all gates said.
+        facts: Node -> what its stage says; of the nodes of checks at least.
     """
-    return tuple(_findings(targets, gates))
+    return tuple(_findings(targets, gates, facts))
 
 
-def _findings(targets: Sequence[TargetReport], gates: Sequence[GateResult]) -> Iterator[Finding]:
+def _findings(
+    targets: Sequence[TargetReport],
+    gates: Sequence[GateResult],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> Iterator[Finding]:
     for target in targets:
         failed = [gate for gate in gates if gate.target == target.name and not gate.is_allowed]
         if not failed:
@@ -35,29 +54,103 @@ def _findings(targets: Sequence[TargetReport], gates: Sequence[GateResult]) -> I
         first = next((link for link in target.parity if link.node in accused), None)
         if first is not None:
             mine = [gate for gate in failed if gate.node == first.node]
-            layer = next((gate.layer for gate in mine if gate.layer), "")
-            yield Finding(
-                target=target.name,
-                node=first.node,
-                stage=first.stage,
-                layer=layer,
-                sentence=f"the fault is made by `{first.node}`"
-                + (f", first in layer `{layer}`" if layer else "")
-                + f": {mine[0].metric} must be {mine[0].limit}"
-                + (f"; {mine[0].reason}" if mine[0].reason else ""),
-                gates=tuple(gate.metric for gate in mine),
-            )
-        elif any(gate.gate in {"parity", "quality"} for gate in failed):
+            yield _accusation(target, first, mine, _layers_of(target, first, facts))
+        elif any(gate.gate in END_TO_END for gate in failed):
             largest = _largest_step(target)
             if largest is not None:
-                yield Finding(
-                    target=target.name,
-                    node=largest.node,
-                    stage=largest.stage,
-                    sentence=f"no stage does worse than its arithmetic allows; `{largest.node}` adds "
-                    "most of the difference",
-                    gates=tuple(g.metric for g in failed if g.gate in {"parity", "quality"}),
-                )
+                yield _suspicion(target, largest, failed, _layers_of(target, largest, facts))
+
+
+def _accusation(
+    target: TargetReport, link: StageParity, failed: Sequence[GateResult], layers: _Layers
+) -> Finding:
+    gate = failed[0]
+    departing = layers.first
+    layer = next((each.layer for each in failed if each.layer), "") or _shown(departing)
+    where = f", first in layer `{layer}`" if layer else ""
+    if departing is not None and layer == _shown(departing):
+        where += f" ({_departure(departing, layers.limit)})"
+    elif not layer:
+        where = layers.most("; no single layer stands out, most is added by ")
+    return Finding(
+        target=target.name,
+        node=link.node,
+        stage=link.stage,
+        layer=layer,
+        sentence=f"the fault is made by `{link.node}`{where}; found by the gate `{gate.gate}`: "
+        f"{gate.metric} must be {gate.limit}" + (f"; {gate.reason}" if gate.reason else ""),
+        gates=tuple(each.metric for each in failed),
+    )
+
+
+def _suspicion(
+    target: TargetReport, link: StageParity, failed: Sequence[GateResult], layers: _Layers
+) -> Finding:
+    departing = layers.first
+    if departing is not None:
+        where = f", and layer `{_shown(departing)}` is the first that departs "
+        where += f"({_departure(departing, layers.limit)})"
+    else:
+        where = layers.most("; the layers that add most are ")
+    names = {gate.gate: None for gate in failed if gate.gate in END_TO_END}
+    return Finding(
+        target=target.name,
+        node=link.node,
+        stage=link.stage,
+        layer=_shown(departing) or _shown(next(iter(layers.worst), None)),
+        sentence=f"no stage does worse than its arithmetic allows; `{link.node}` adds most of the "
+        f"difference{where}; found by the gate{'s' if len(names) > 1 else ''} "
+        + " and ".join(f"`{name}`" for name in names),
+        gates=tuple(gate.metric for gate in failed if gate.gate in END_TO_END),
+    )
+
+
+class _Layers:
+    """What is known of the layers of one graph, perhaps nothing.
+
+    Args:
+        facts: Of the check's node; empty when it was not made.
+    """
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        rows = {row["name"]: row for row in facts.get("layers", ())}
+        self.limit = float(facts.get("limit", 0.0))
+        self.first: Mapping[str, Any] | None = rows.get(facts.get("first"))
+        worst: dict[str, Mapping[str, Any]] = {}
+        for name in facts.get("worst", ()):
+            if name in rows:
+                worst.setdefault(_shown(rows[name]), rows[name])
+        self.worst = tuple(worst.values())
+        """The worst values, one for each layer."""
+
+    def most(self, lead: str) -> str:
+        """`lead` and the layers that add most; nothing when none is known."""
+        shown = [f"`{_shown(row)}` ({_added(row)})" for row in self.worst[:_SHOWN_LAYERS]]
+        return lead + ", ".join(shown) if shown else ""
+
+
+def _layers_of(
+    target: TargetReport, link: StageParity, facts: Mapping[str, Mapping[str, Any]]
+) -> _Layers:
+    for check in target.checks:
+        if check.check == LAYERS_CHECK and check.of == link.node and facts.get(check.node):
+            return _Layers(facts[check.node])
+    return _Layers({})
+
+
+def _shown(row: Mapping[str, Any] | None) -> str:
+    """What a layer is called: as in the checkpoint, or by its node."""
+    return "" if row is None else str(row["layer"] or row["node"])
+
+
+def _added(row: Mapping[str, Any]) -> str:
+    return "no finite numbers" if row["added"] is None else f"{row['added']:.3g}"
+
+
+def _departure(row: Mapping[str, Any], limit: float) -> str:
+    if row["added"] is None:
+        return f"{row['operator']} gives no finite numbers, or another shape"
+    return f"{row['operator']} adds {row['added']:.3g} of the size of its result, at most {limit:.2g} is right"
 
 
 def _largest_step(target: TargetReport) -> StageParity | None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.checks.catalogue import CHECKS
 from pipeline.digest_memory import DigestMemory
 from pipeline.environment import code_digest, cores, installed_onnxruntime
 from pipeline.errors import ArtifactError, PipelineError
 from pipeline.hashing import tagged_digest
-from pipeline.planning import plan_status
+from pipeline.planning import build_plan, plan_status
 from pipeline.publish import (
     AlreadyPublished,
     artifact_directory,
@@ -178,12 +179,14 @@ def build(
     """Build what a recipe asks for, and publish it when it holds its gates.
 
     A gate or a stage that fails does not raise: the report says so, and stands under `failed/`.
+    What gates say of a graph is explained first: which layer makes the difference.
 
     Args:
         loaded: The recipe with its positions.
         options: How to build.
         listener: Is told what happens, from several threads.
-        on_plan: Is given the plan before it is executed.
+        on_plan: Is given the plan before it is executed, and after a failure a second one: the same
+            with nodes that explain it behind all others.
         on_log: Is given (node, line) for every line of a stage's log.
         early_check: A verification of the published artifact that was begun already.
         note: Is told, a line at a time, what is fetched from a hub.
@@ -210,26 +213,76 @@ def build(
     if options.has_forecast:
         require_room(forecast(plan, statuses), store=store.root, output=options.output)
 
-    executor = LocalExecutor(
-        plan=plan,
-        store=store,
-        listener=listener,
-        jobs=options.jobs or min(2, cores()),
-        threads=options.threads or cores(),
-        on_log=on_log,
-    )
-    outcomes = executor.execute()
+    def execute(plan: Plan) -> tuple[NodeOutcome, ...]:
+        executor = LocalExecutor(
+            plan=plan,
+            store=store,
+            listener=listener,
+            jobs=options.jobs or min(2, cores()),
+            threads=options.threads or cores(),
+            on_log=on_log,
+        )
+        return executor.execute()
+
+    def explain(targets: frozenset[str]) -> Diagnosis:
+        return _diagnose(plan, targets, store, options, execute, on_plan)
+
+    outcomes = execute(plan)
     found = _find_published(plan, options.output, outcomes, verify_artifact)
     if found is not None:
         return found
     try:
-        return _publish(plan, outcomes, store, loaded, options.output)
+        return _publish(plan, outcomes, store, loaded, options.output, explain)
     except AlreadyPublished:
         # Another process built the same at the same time; its artifact is as good as ours.
         found = _find_published(plan, options.output, outcomes, verify_artifact)
         if found is None:
             raise
         return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What was found out about a failure.
+
+    Attributes:
+        plan: With nodes that explain it behind all others.
+        outcomes: Of all of its nodes.
+        problem: Why nothing was found out; empty when it was.
+    """
+
+    plan: Plan
+    outcomes: tuple[NodeOutcome, ...]
+    problem: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all was done that was planned."""
+        return not self.problem and all(outcome.record for outcome in self.outcomes)
+
+
+def _diagnose(
+    plan: Plan,
+    targets: frozenset[str],
+    store: Store,
+    options: BuildOptions,
+    execute: Callable[[Plan], tuple[NodeOutcome, ...]],
+    on_plan: Callable[[Plan], None],
+) -> Diagnosis:
+    """Run what explains the failure of some targets; whatever prevents it is only told."""
+    from pipeline.forecast import forecast, require_room
+
+    try:
+        wider = build_plan(
+            plan.recipe, plan.source, plan.data, candidates=plan.candidates, diagnosed=targets
+        )
+        if options.has_forecast:
+            statuses = plan_status(wider, store)
+            require_room(forecast(wider, statuses), store=store.root, output=options.output)
+        on_plan(wider)
+        return Diagnosis(plan=wider, outcomes=execute(wider))
+    except PipelineError as error:
+        return Diagnosis(plan=plan, outcomes=(), problem=error.message)
 
 
 def _hits(statuses: tuple[NodeStatus, ...]) -> tuple[NodeOutcome, ...] | None:
@@ -257,6 +310,8 @@ def _build_digest(plan: Plan, outcomes: tuple[NodeOutcome, ...]) -> str:
             "revision": plan.source.revision,
             "not_run": {target.name: target.chain.not_run_reason for target in plan.targets},
             "gates": code_digest(JUDGE),
+            # What explains a failure follows from all the above and from how it is found out.
+            "checks": {check.name: code_digest(check.stage.run.__module__) for check in CHECKS},
         },
     )
 
@@ -306,6 +361,7 @@ def _publish(
     store: Store,
     loaded: LoadedRecipe,
     output: Path,
+    explain: Callable[[frozenset[str]], Diagnosis],
 ) -> BuildResult:
     # All that judges and renders is only needed, and only imported, when something is new.
     from pipeline.assemble import Results, assemble_report, deliverable_files
@@ -323,6 +379,21 @@ def _publish(
     report = assemble_report(
         results, version=version, created_at=now.isoformat(timespec="seconds"), files=files
     )
+    # Findings are of gates that accuse a graph: it takes no diagnosis to explain a slow one.
+    if report.verdict == "failed" and report.findings:
+        diagnosis = explain(frozenset(finding.target for finding in report.findings))
+        notes = (f"the failure is not explained further: {diagnosis.problem}",)
+        results = (
+            replace(results, notes=notes)
+            if diagnosis.problem
+            else Results(plan=diagnosis.plan, outcomes=diagnosis.outcomes, store=store)
+        )
+        outcomes = results.outcomes
+        if not diagnosis.is_complete:
+            version = f"{version}-{now:%Y%m%dT%H%M%S}"
+        report = assemble_report(
+            results, version=version, created_at=report.created_at, files=files
+        )
     has_passed = report.verdict == "passed"
     summary = render_terminal_summary(report)
     with draft_artifact(output, name) as draft:
@@ -349,7 +420,7 @@ def _publish(
         )
     if has_passed:
         point_latest(directory)
-    if report.verdict == "error":
+    if "-" in version:
         drop_failures(directory, digest[:VERSION_DIGITS])
     return BuildResult(
         verdict=report.verdict,

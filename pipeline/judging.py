@@ -49,7 +49,7 @@ class _Unmeasured:
 def judged(report: Report, gates: Gates, *, declared: Mapping[str, Collection[str]]) -> Report:
     """The report with its gates judged anew: `gates`, `reasons`, `findings`, `verdict` are replaced.
 
-    A stage that failed stays failed, whatever the limits are. Of the recipe in the report nothing is
+    A stage that failed stays failed, whatever the limits are, unless it was only to explain. Of the recipe in the report nothing is
     used; the caller says what is judged by.
 
     Args:
@@ -61,7 +61,7 @@ def judged(report: Report, gates: Gates, *, declared: Mapping[str, Collection[st
     failures = [
         f"`{node.name}` failed: {node.failure.message}"
         for node in report.nodes
-        if node.failure is not None
+        if node.failure is not None and not node.is_diagnosis
     ]
     broken = [
         f"{gate.target}: {gate.gate} gate: {gate.metric} must be {gate.limit}: {gate.reason}"
@@ -78,7 +78,9 @@ def judged(report: Report, gates: Gates, *, declared: Mapping[str, Collection[st
             "gates": results,
             "reasons": (*failures, *broken),
             "verdict": verdict,
-            "findings": findings(report.targets, results),
+            "findings": findings(
+                report.targets, results, {node.name: node.facts for node in report.nodes}
+            ),
         }
     )
 

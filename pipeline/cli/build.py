@@ -146,7 +146,8 @@ def build_one(
 
 def begin(plan: Plan, progress: Progress) -> None:
     """Say what must be known of the checkpoint, even to those who asked for quiet."""
-    for line in plan.source.notes:
+    is_second = any(node.is_diagnosis for node in plan.nodes)
+    for line in () if is_second else plan.source.notes:
         say(f"note: {line}")
     progress.begin(plan)
 
