@@ -204,7 +204,7 @@ def _resized(sample: Subject, inputs: Mapping[str, InputSpec], length: int) -> S
     tensors = {
         name: np.ascontiguousarray(np.take(tensor, places, axis=inputs[name].axes.index(LAST)))
         for name, tensor in sample.tensors.items()
-        if LAST in inputs[name].axes
+        if name in inputs and LAST in inputs[name].axes
     }
     if MASK in tensors and size != length:
         tensors[MASK] = np.ones_like(tensors[MASK])
