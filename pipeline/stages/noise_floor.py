@@ -36,8 +36,8 @@ class NoiseFloorConfig(StageConfig):
 
     Attributes:
         samples: Evaluation samples, spread over their lengths; all probes come on top.
-        longest: Of them none is longer than this along its axes together, where others are there;
-            the probes are what is long.
+        longest: Longer ones are not looked at where enough others are there; the product of all
+            axes counts. Probes are long as well, and float64 takes its time.
     """
 
     task: str
@@ -170,7 +170,7 @@ def _chosen(config: NoiseFloorConfig, inputs: Mapping[str, Path]) -> list[_Place
     samples, reference = load_samples(inputs[SAMPLES_PORT]), load_reference(inputs[REFERENCE_PORT])
     sizes = [math.prod(entry.extents.values()) for entry in samples.entries]
     order = sorted(range(len(samples)), key=lambda index: (sizes[index], index))
-    short = [index for index in order if sizes[index] <= config.longest] or order[:1]
+    short = order[: max(config.samples, sum(size <= config.longest for size in sizes))]
     spread = np.linspace(0, len(short) - 1, min(config.samples, len(short))).round().astype(int)
     chosen = [_Place(samples, reference, short[place]) for place in spread]
     if PROBES_PORT in inputs:
