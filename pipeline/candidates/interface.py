@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import RecipeError
-from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, TensorSpec
+from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, SEQUENCE_AXIS, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -154,11 +154,7 @@ def match_interface(
     inputs = tuple(_input(spec, taken[spec.name], notes) for spec in wanted if spec.name in taken)
     outputs = _outputs(facts, task, has_sentence=has_sentence, renames=renames, notes=notes)
     fixed = _fixed_axes(inputs, taken)
-    notes += [
-        f"it takes {axis.replace('_', ' ')} {size} only: smaller ones are padded to it here, as its "
-        "users must do"
-        for axis, size in fixed.items()
-    ]
+    notes += [_about_fixed(axis, size) for axis, size in fixed.items()]
     missing = tuple(spec.name for spec in wanted if spec.name not in taken)
     notes += [f"it does not take `{name}`, which the checkpoint takes" for name in missing]
     return Interface(
@@ -359,6 +355,16 @@ def _fixed_axes(
                     f"the graph's inputs do not agree on {axis}: {fixed[axis]} and {size}"
                 )
     return fixed
+
+
+def _about_fixed(axis: str, size: int) -> str:
+    if axis == BATCH_AXIS:
+        return f"it takes batches of {size} only; smaller ones are filled up here, as its users must do"
+    unit = "tokens" if axis == SEQUENCE_AXIS else axis.replace("_", " ")
+    return (
+        f"it takes {size} {unit} only; what is shorter is padded here, as its users must do, and what "
+        "is longer is not compared"
+    )
 
 
 def _listing(names: Sequence[str]) -> str:

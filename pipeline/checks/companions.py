@@ -59,7 +59,7 @@ def _judge(measured: Measured, limits: CompanionLimits) -> tuple[GateResult, ...
         GateResult(
             gate=NAME,
             target=measured.target,
-            metric=part["part"],
+            metric=f"{part['part']}.different",
             measured=float(part["different"]),
             limit="<= 0",
             verdict="failed" if part["different"] else "passed",

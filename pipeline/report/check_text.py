@@ -10,7 +10,7 @@ from pipeline.report.printable import printable
 from pipeline.report.summary import broken_gates, delivered, failed_nodes, headline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pipeline.parity.types import GateResult
     from pipeline.report.schema import Report
@@ -20,15 +20,16 @@ MAX_BROKEN = 6
 MAX_WORST = 3
 MAX_TEXT = 60
 QUESTIONS = {
+    "companions": "tokenizer and configuration are the checkpoint's",
     "stages": "the same numbers, as exactly as its arithmetic allows",
     "parity": "close to the checkpoint on the samples",
     "quality": "as many right answers",
     "invariance": "the same sample comes out the same",
-    "companions": "tokenizer and configuration of the checkpoint",
     "speed": "not slower than torch",
     "coverage": "as much quantised as asked for",
     "device_parity": "the same on the device",
 }
+"""Gate -> what it asks, in the order in which they are told: a wrong tokenizer or another model first."""
 
 
 def render_check(
@@ -92,8 +93,7 @@ def _facts(report: Report, precision: str) -> list[str]:
 
 def _table(report: Report) -> Iterator[str]:
     """A line for each kind of gate: how many hold, and the one that is nearest to its limit."""
-    kinds = dict.fromkeys(gate.gate for gate in report.gates)
-    for kind in kinds:
+    for kind in _ordered(gate.gate for gate in report.gates):
         gates = [gate for gate in report.gates if gate.gate == kind]
         held = sum(gate.verdict == "passed" for gate in gates)
         unrun = all(gate.verdict == "not_run" for gate in gates)
@@ -102,13 +102,23 @@ def _table(report: Report) -> Iterator[str]:
         yield f"  {state:8} {question} ({held} of {len(gates)})"
 
 
+def _ordered(kinds: Iterable[str]) -> list[str]:
+    """Each kind of gate once, those that explain the others first."""
+    known = [*QUESTIONS]
+    found = [*dict.fromkeys(kinds)]
+    return sorted(found, key=lambda kind: known.index(kind) if kind in known else len(known))
+
+
 def _broken(gates: Sequence[GateResult]) -> Iterator[str]:
-    for gate in gates[:MAX_BROKEN]:
+    order = _ordered(gate.gate for gate in gates)
+    ranked = sorted(gates, key=lambda gate: order.index(gate.gate))
+    for gate in ranked[:MAX_BROKEN]:
         if gate.verdict == "not_run":
             yield from _item(f"{gate.metric} was not run, because {gate.reason}")
             continue
         measured = figures.judged(gate.metric, gate.measured, holds=False)
-        because = f": {gate.reason}" if gate.reason else ""
+        # Of parity the reason is the number and the limit once more.
+        because = f": {gate.reason}" if gate.reason and gate.gate != "parity" else ""
         yield from _item(f"{gate.metric} is {measured}, the limit is {gate.limit}{because}")
     if len(gates) > MAX_BROKEN:
         yield f"  and {len(gates) - MAX_BROKEN:,} more, see the report"
