@@ -585,7 +585,10 @@ class _Auditor:
                 detail = f"opset {found} of `{domain or 'ai.onnx'}` in place of {version}"
                 self._row("changed_nodes", "graph", 1, detail)
         for node in self._original.graph:
+            before = len(self._found.rows)
             self._compare_node(node)
+            if all(row.kind != "changed_nodes" for row in self._found.rows[before:]):
+                self._row("changed_nodes", node_name(node), 0)
 
     def _compare_node(self, node: ir.Node) -> None:
         layer = node_name(node)
@@ -646,9 +649,7 @@ class _Auditor:
             if (value, other) not in self._equal:
                 self._equal[value, other] = _differing(value, other)
             count = self._equal[value, other]
-            if count:
-                detail = f"{count} elements of `{value.name}` differ"
-                self._row("changed_constants", layer, count, detail)
+            self._row("changed_constants", layer, count, f"of `{value.name}`")
         elif any(is_constant) or value.name != other.name:
             self._row(
                 "changed_nodes", layer, 1, f"reads `{other.name}` in place of `{value.name}`"

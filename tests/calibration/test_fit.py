@@ -1,0 +1,66 @@
+"""Scales are judged by what their own method makes of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.calibration.fit import Levels, measure_fit
+from pipeline.calibration.histogram import Bins
+from pipeline.calibration.statistics import TensorStatistics
+
+
+def _bins(values: np.ndarray) -> Bins:
+    statistics = TensorStatistics(has_histogram=True)
+    statistics.add(values.astype(np.float32))
+    assert statistics.histogram is not None
+    return statistics.histogram.finish()
+
+
+def _levels(scale: float, zero_point: int = 0) -> Levels:
+    return Levels(scale=scale, zero_point=zero_point, low=-128, high=127)
+
+
+VALUES = np.random.default_rng(0).uniform(-1, 1, 100_000)
+GOOD = 1 / 127
+
+
+def test_uniform_numbers_have_the_ratio_that_theory_says() -> None:
+    fit = measure_fit(_bins(VALUES), _levels(GOOD), [_levels(GOOD)])
+    assert fit.sqnr_db == pytest.approx(10 * np.log10((1 / 3) / (GOOD**2 / 12)), abs=0.1)
+    assert fit.loss_db == 0.0
+    assert fit.clipped == 0.0
+
+
+@pytest.mark.parametrize(
+    ("levels", "least_loss_db"),
+    [(_levels(2 * GOOD), 5.5), (_levels(GOOD / 2), 20.0), (_levels(GOOD, 20), 10.0)],
+    ids=["scale x 2", "scale / 2", "zero point off"],
+)
+def test_scales_that_do_not_fit_lose(levels: Levels, least_loss_db: float) -> None:
+    assert measure_fit(_bins(VALUES), levels, [_levels(GOOD)]).loss_db > least_loss_db
+
+
+def test_what_is_beyond_the_levels_is_clipped() -> None:
+    assert measure_fit(_bins(VALUES), _levels(GOOD / 2), [_levels(GOOD)]).clipped == pytest.approx(
+        0.5, abs=0.01
+    )
+
+
+def test_the_worst_of_the_usual_ones_counts() -> None:
+    usual = [_levels(GOOD), _levels(GOOD / 2)]
+    fit = measure_fit(_bins(VALUES), _levels(2 * GOOD), usual)
+    assert fit.loss_db < 0  # clipping half of the numbers is worse
+
+
+def test_groups_are_not_asked_for_when_nothing_is_lost() -> None:
+    def usual() -> object:
+        yield _levels(GOOD)
+        raise AssertionError
+
+    assert measure_fit(_bins(VALUES), _levels(GOOD), usual()).loss_db == 0.0  # type: ignore[arg-type]
+
+
+def test_zeros_fit_any_scale() -> None:
+    fit = measure_fit(_bins(np.zeros(10)), _levels(GOOD), [_levels(1.0)])
+    assert fit.loss_db == 0.0
