@@ -77,10 +77,15 @@ def _accusation(
         node=link.node,
         stage=link.stage,
         layer=layer,
-        sentence=f"the fault is made by `{link.node}`{where}; found by the gate `{gate.gate}`: "
+        sentence=f"the fault is {_place(link)}{where}; found by the gate `{gate.gate}`: "
         f"{gate.metric} must be {gate.limit}" + (f"; {gate.reason}" if gate.reason else ""),
         gates=tuple(each.metric for each in failed),
     )
+
+
+def _place(link: StageParity) -> str:
+    # What is only taken in was made before, by somebody else.
+    return "in the candidate" if link.stage == "adopt" else f"made by `{link.node}`"
 
 
 def _suspicion(
