@@ -29,7 +29,7 @@ LAYERS = (
     ("checks",),
     ("targets",),
     ("stages",),
-    ("bench", "engines", "report"),
+    ("bench", "candidates", "engines", "report"),
     ("parity",),
     ("calibration", "data", "graph", "runtimes", "store", "source", "data_source"),
     ("stages.base",),

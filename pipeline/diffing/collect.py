@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pipeline.report.schema import Report, TargetReport
 
 MODEL_SUFFIX = ".onnx"
+QUANTIZED_SUFFIXES = ("_integer", "_row")
+"""What dynamic quantisation puts behind the names of the layers that it rewrites."""
+SCALE_SUFFIX = "_scale"
+"""A look-up of a quantised table's scales belongs to the table."""
 COMPARED_METRICS = (
     "cosine_similarity",
     "cosine_similarity_mean",
@@ -209,7 +213,12 @@ def _compare_graphs(name: str, old: Path, new: Path) -> GraphChange:
     descriptions = [describe_model(path) for path in (old, new)]
     counts = [description.op_counts for description in descriptions]
     layers = [
-        {layer.node: layer for layer in iter_layers(load_graph_only(path))} for path in (old, new)
+        {
+            _float_name(layer.node): layer
+            for layer in iter_layers(load_graph_only(path))
+            if not layer.node.endswith(SCALE_SUFFIX)
+        }
+        for path in (old, new)
     ]
     changed = []
     same = 0
@@ -242,6 +251,13 @@ def _compare_graphs(name: str, old: Path, new: Path) -> GraphChange:
         if opsets[0] != opsets[1]
         else None,
     )
+
+
+def _float_name(node: str) -> str:
+    """The name of a layer in the graph that was not quantised yet."""
+    for suffix in QUANTIZED_SUFFIXES:
+        node = node.removesuffix(suffix)
+    return node
 
 
 def text_changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
