@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ORDER = ("stages", "parity", "quality", "device_parity", "invariance", "speed", "coverage")
 """Kinds of gates that are shown first, in this order; checks follow by name."""
 
+ONLY_MEASURED = "only measured"
+"""Stands in place of a limit where a number is told and not judged."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedGate:
@@ -114,6 +117,6 @@ def _held(kind: str, gates: list[PlacedGate]) -> HeldGates:
     return HeldGates(
         kind=kind,
         gates=tuple(gates),
-        limited=sum(any(sign.isdigit() for sign in each.gate.limit) for each in gates),
+        limited=sum(each.gate.limit != ONLY_MEASURED for each in gates),
         closest=max(shares, default=None),
     )

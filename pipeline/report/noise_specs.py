@@ -186,7 +186,7 @@ def _layer_spec(
                     "align": "right" if is_right else "left",
                     "dx": -6 if is_right else 6,
                     "baseline": "top",
-                    "fill": BAD,
+                    "color": BAD,
                     "limit": 330,
                 },
                 "encoding": {"x": x, "y": {"value": 2}, "text": {"field": "layer"}},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pipeline.parity.types import Quality
-from pipeline.report.schema import Report, SampleSizes
+from pipeline.parity.types import GateResult, Metrics, NoiseFloor, ProbeMetrics, Quality
+from pipeline.report.schema import CheckEntry, Finding, NodeReport, Report, SampleSizes
 from tests.report.example import example_report
 
 MARKUP = (
@@ -87,6 +87,49 @@ HUGE = "n" * 1_000_000
 ALL = (*MARKUP, *MARKDOWN, *CONTROL, *SPREADSHEET)
 
 
+def hostile_checks(text: str) -> tuple[tuple[CheckEntry, ...], tuple[NodeReport, ...]]:
+    """Checks of the node that is named by the text, and what their nodes say."""
+    record = {"name": text, "operator": text, "node": text, "layer": text, "noise": 0.5}
+    case = {"case": text, "output": text, "noise": 0.1, "sample": text}
+    facts: dict[str, dict[str, Any]] = {
+        "layers": {
+            "layers": [record],
+            "against": text,
+            "worst": [text],
+            "first": text,
+            text: text,
+        },
+        "invariance": {"cases": [case], text: [text]},
+        "headroom": {"records": [{text: text}], text: {text: text}},
+    }
+    base = example_report().nodes[0]
+    entries = tuple(
+        CheckEntry(check=name, node=f"{name}@check", of=text, stage=text, component=text)
+        for name in facts
+    )
+    nodes = tuple(
+        base.model_copy(update={"name": f"{name}@check", "facts": found})
+        for name, found in facts.items()
+    )
+    return entries, nodes
+
+
+def hostile_gate(text: str) -> GateResult:
+    """Of a stage, failed, with the text wherever there is a name."""
+    return GateResult(
+        gate="stages",
+        target=text,
+        metric=f"{text}.{text}.noise",
+        measured=0.5,
+        limit="<= 0.1",
+        verdict="failed",
+        reason=text,
+        is_allowed=False,
+        node=text,
+        layer=text,
+    )
+
+
 def hostile_report(text: str) -> Report:
     """The example with the text wherever a report may hold one that we did not write."""
     base = example_report("error")
@@ -121,7 +164,16 @@ def hostile_report(text: str) -> Report:
         gained=0,
         lost=1,
     )
-    parity = parity.model_copy(update={"quality": quality})
+    sizes = Metrics.model_validate(
+        output.metrics.model_dump() | {"rmse": 0.5, "reference_rms": 1.0, "non_finite": 0}
+    )
+    probe = ProbeMetrics(index=0, kind=text, text=text, output=text, metrics=sizes)
+    parity = parity.model_copy(update={"quality": quality, "probes": (probe,)})
+    checks, check_nodes = hostile_checks(text)
+    finding = Finding(
+        target=text, node=text, stage=text, layer=text, sentence=text, gates=(text, text)
+    )
+    floor = NoiseFloor(component=text, output=text, float64=1e-7, threads=math.nan, samples=1)
     weight = (
         base.targets[0]
         .weights[0]
@@ -150,13 +202,17 @@ def hostile_report(text: str) -> Report:
                         "is_allowed": False,
                     }
                 ),
+                hostile_gate(text),
                 *base.gates[1:],
             ),
             "nodes": (
                 node.model_copy(update={"name": text, "reasons": (text,), "facts": facts}),
                 node.model_copy(update={"name": text, "state": "failed", "failure": wrong}),
                 *base.nodes[1:],
+                *check_nodes,
             ),
+            "findings": (finding,),
+            "noise_floors": (floor,),
             "targets": (
                 *base.targets[:2],
                 target.model_copy(
@@ -167,8 +223,16 @@ def hostile_report(text: str) -> Report:
                         "files": files,
                         "engines": engines,
                         "weights": (weight,),
+                        "checks": checks,
                         "parity": (
-                            first.model_copy(update={"node": text, "parity": parity}),
+                            first.model_copy(
+                                update={
+                                    "node": text,
+                                    "stage": text,
+                                    "parity": parity,
+                                    "arithmetic": "float32",
+                                }
+                            ),
                             first.model_copy(
                                 update={"component": text, "parity": None, "not_run_reason": text}
                             ),

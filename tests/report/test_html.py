@@ -8,11 +8,21 @@ import json
 import re
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from pipeline.report import Report, render_html
+from pipeline.report import (
+    Report,
+    load_report,
+    render_html,
+    render_junit,
+    render_markdown,
+    render_terminal_summary,
+    report_json,
+)
+from pipeline.report.sarif import render_sarif
 from pipeline.report.scripts import load_scripts
 from tests.report.example import (
     BREEDS,
@@ -23,6 +33,7 @@ from tests.report.example import (
     example_report,
     image_report,
 )
+from tests.report.faults import FAULTY, LAYER, fault_report
 from tests.report.hostile import ALL, HUGE, hostile_report
 
 VOID = {"meta", "br", "img"}
@@ -52,6 +63,12 @@ class Page(HTMLParser):
         self.words: list[str] = []
         self.open: list[str] = []
         self.scripts: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[tuple[str, str]] = []
+        self.rows: list[tuple[str, str]] = []
+        self.folded: list[tuple[str, str]] = []
+        self.starts: list[tuple[str, int, str]] = []
+        self.summary = ""
         self.feed(own_part(markup))
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -62,12 +79,26 @@ class Page(HTMLParser):
             self.scripts.append("")
         if tag not in VOID:
             self.open.append(tag)
+            values = dict(attrs)
+            self.ids += [values["id"]] if values.get("id") else []
+            place = values.get("href") if tag == "a" else values.get("id")
+            self.starts.append((tag, len(self.words), (place or "").lstrip("#")))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        _, start, place = self.starts.pop()
+        text = " ".join(" ".join(self.words[start:]).split())
+        if tag == "a":
+            self.links.append((place, text))
+        elif tag == "tr" and place:
+            self.rows.append((place, text))
+        elif tag == "summary":
+            self.summary = text
+        elif tag == "details":
+            self.folded.append((self.summary, text))
 
     def handle_data(self, data: str) -> None:
         if "script" in self.open:
@@ -98,6 +129,7 @@ def check_closed(page: Page) -> None:
         assert set(json.loads(page.scripts[0])) == {"config", "charts"}
         assert not "".join(page.scripts[1:]).strip(), "a script that is not of the package"
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert len(page.ids) == len(ids), "two places of one name"
     for tag, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on"), f"{name} in {tag}"
@@ -112,7 +144,8 @@ def check_closed(page: Page) -> None:
 
 
 def reports() -> list[Report]:
-    return [*(example_report(variant) for variant in get_args(Variant)), image_report()]
+    examples = (example_report(variant) for variant in get_args(Variant))
+    return [*examples, image_report(), fault_report()]
 
 
 @pytest.mark.parametrize("report", reports(), ids=lambda report: f"{report.name}-{report.verdict}")
@@ -289,3 +322,83 @@ def test_a_report_without_numbers_for_charts_has_no_scripts() -> None:
     assert "<script" not in markup
     assert "script-src" not in markup
     assert len(markup) < 100_000
+
+
+def ways(page: Page, start: str) -> dict[str, str]:
+    """Text of each link of the page -> where it leads, for links to places of that kind."""
+    return {text: place for place, text in reversed(page.links) if place.startswith(start)}
+
+
+def test_a_finding_stands_at_the_top_and_leads_to_stage_layer_gates_and_samples() -> None:
+    page = Page(render_html(fault_report()))
+    top = page.text[: page.text.index("Worst cosine:")]
+    assert f"cpu-fp32, cpu-int8 : {FAULTY} , layer {LAYER}" in top
+    assert "4 of 68 gates do not hold" in top
+    assert "4 gates fail for it error by layer worst samples" in top
+    assert "worst sample of cpu-fp32" in top
+    rows = dict(page.rows)
+    assert "fuse last_hidden_state float32" in rows[ways(page, "stage-")[FAULTY]]
+    assert rows[ways(page, "layer-")[LAYER]].startswith(f"{LAYER} departs first")
+    assert "Return True if all" in rows[ways(page, "sample-")["worst samples"]]
+    assert ways(page, "layers-")["error by layer"] in page.ids
+
+
+def test_what_fails_is_shown_and_what_holds_is_folded_by_kind() -> None:
+    page = Page(render_html(fault_report()))
+    assert [kind for kind, _ in page.folded if "gates hold" in kind] == [
+        "✓ stages 16 gates hold; the closest takes 98.7 % of its limit",
+        "✓ parity 6 gates hold",
+        "✓ invariance 36 gates hold; the closest takes 11.5 % of its limit",
+        "✓ speed 2 gates hold",
+        "✓ coverage 2 gates hold",
+    ]
+    gates = {place: text for place, text in page.rows if place.startswith("gate-")}
+    assert len(gates) == len(fault_report().gates)
+    inside = " ".join(text for _, text in page.folded)
+    shown = [text for text in gates.values() if text not in inside]
+    assert sum("✕ failed" in text for text in shown) == 4
+    assert sum("✓ passed" in text for text in shown) == 0
+
+
+def test_noise_stands_beside_floor_and_limit_and_leads_to_its_gate() -> None:
+    page = Page(render_html(fault_report()))
+    assert (
+        "fuse last_hidden_state float32 2.4e-7 0.0267 probe 3 (token types) 1.92e-6 13,880×"  # noqa: RUF001
+        in page.text
+    )
+    rows = dict(page.rows)
+    for place, text in page.links:
+        if place.startswith("gate-") and text == "✕ failed":
+            assert "stages fuse." in rows[place]
+
+
+def test_a_few_gates_that_all_hold_are_not_folded() -> None:
+    page = Page(render_html(example_report()))
+    held = [attributes for tag, attributes in page.tags if attributes.get("class") == "folded"]
+    assert held
+    assert all("open" in attributes for attributes in held)
+
+
+def test_a_report_from_before_findings_and_noise_still_makes_a_page(tmp_path: Path) -> None:
+    document = json.loads(report_json(example_report("failed")))
+    for key in ("findings", "noise_floors", "warnings", "sample_sizes", "rejudged"):
+        document.pop(key)
+    for gate in document["gates"]:
+        del gate["node"], gate["layer"]
+    for target in document["targets"]:
+        del target["checks"], target["weights"], target["nodes"]
+        for link in target["parity"]:
+            del link["arithmetic"], link["parity"]["probes"]
+            for output in link["parity"]["outputs"]:
+                for metrics in (output["metrics"], *(s["metrics"] for s in output["samples"])):
+                    del metrics["rmse"], metrics["reference_rms"]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(document))
+    report = load_report(path)
+    page = Page(render_html(report))
+    check_closed(page)
+    assert "1 of 12 gates does not hold" in page.text
+    assert "Checks" not in page.text
+    for text in (render_markdown(report), render_terminal_summary(report), render_junit(report)):
+        assert "last_hidden_state.cosine_similarity" in text
+    assert json.loads(render_sarif(report))["version"] == "2.1.0"

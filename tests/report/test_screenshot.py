@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
 import struct
@@ -14,7 +16,8 @@ import pytest
 
 from pipeline.report import render_html
 from pipeline.report.scripts import load_scripts
-from tests.report.example import example_report, image_report
+from tests.report.example import TEXTS, example_report, image_report
+from tests.report.faults import fault_report
 from tests.report.hostile import MARKUP, hostile_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -34,14 +37,15 @@ FLAGS = (
 WIDTH, HEIGHT = 900, 500
 
 
-def chromium(tmp_path: Path, *arguments: str, markup: str = "") -> str:
+def chromium(tmp_path: Path, *arguments: str, markup: str = "", fragment: str = "") -> str:
     page = tmp_path / "report.html"
     page.write_text(markup or render_html(example_report("failed")))
     assert CHROMIUM is not None
     done = subprocess.run(
         [
             *(CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}"),
-            *(f"--window-size={WIDTH},{HEIGHT}", *arguments, page.as_uri()),
+            *(f"--window-size={WIDTH},{HEIGHT}", *arguments),
+            page.as_uri() + f"#{fragment}" * bool(fragment),
         ],
         capture_output=True,
         text=True,
@@ -155,6 +159,57 @@ def test_every_chart_of_an_image_task_is_drawn_and_so_are_its_pictures(tmp_path:
     assert {"latency:batch 1", "latency:batch 8", "spread"} <= set(states)
     assert set(states.values()) == {"drawn"}
     assert dom.count('<img class="thumb" src="data:image/png;base64,') == 3
+
+
+def test_the_charts_of_noise_and_of_layers_are_drawn(tmp_path: Path) -> None:
+    dom = chromium(tmp_path, "--dump-dom", markup=render_html(fault_report()))
+    states = chart_states(dom)
+    assert set(states.values()) == {"drawn"}
+    assert {f"noise:{target}" for target in ("cpu-fp32", "cpu-int8", "rtx-fp16")} <= set(states)
+    assert not any(chart.startswith("error:") for chart in states)
+    # A point, a limit and a band for each of two outputs after each of four stages.
+    assert marks(dom, "noise:cpu-int8") >= 3 * 2 * 4
+    (layers,) = (chart for chart in states if chart.startswith("layers:"))
+    assert marks(dom, layers) >= 2 * 24
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_first_screen_says_verdict_stage_layer_and_sample(width: int, tmp_path: Path) -> None:
+    # What stands on it is asked of the browser itself, by where the boxes are.
+    script = (
+        "<script>addEventListener('load', () => { const seen = [...document.querySelectorAll("
+        "'.word, .finding strong, .finding a, .worst q')].filter(e => "
+        "e.getBoundingClientRect().bottom < innerHeight).map(e => e.textContent.trim()); "
+        "const wide = document.documentElement.scrollWidth - innerWidth; "
+        "document.title = JSON.stringify([seen, wide]); });</script>"
+    )
+    bare = re.sub(r"<meta http-equiv[^>]*>", "", render_html(fault_report()))
+    dom = chromium(
+        tmp_path,
+        *("--dump-dom", f"--window-size={width},{844 if width < 600 else 720}"),
+        markup=bare.replace("</body>", f"{script}</body>"),
+    )
+    found = re.search("<title>(.*?)</title>", dom)
+    assert found is not None
+    seen, wide = json.loads(html.unescape(found[1]))
+    assert wide <= 0, "the page scrolls sideways"
+    first = fault_report().findings[0]
+    for text in ("✕ Failed", "cpu-fp32, cpu-int8", first.node, first.layer, TEXTS[0]):
+        assert text in seen
+
+
+def test_a_link_to_a_folded_gate_opens_it(tmp_path: Path) -> None:
+    report = fault_report()
+    place = next(i for i, gate in enumerate(report.gates, 1) if gate.gate == "invariance")
+    script = (
+        "<script>addEventListener('load', () => setTimeout(() => { const row = document."
+        "getElementById('gate-PLACE'); document.title = [row.closest('details').open, "
+        "row.getBoundingClientRect().top < innerHeight].join(); }, 100));</script>"
+    ).replace("PLACE", str(place))
+    bare = re.sub(r"<meta http-equiv[^>]*>", "", render_html(report))
+    page = bare.replace("</body>", f"{script}</body>")
+    dom = chromium(tmp_path, "--dump-dom", markup=page, fragment=f"gate-{place}")
+    assert "<title>true,true</title>" in dom
 
 
 @pytest.mark.parametrize("text", MARKUP[:6])
