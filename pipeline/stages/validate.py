@@ -59,14 +59,13 @@ def run(
             not belong together.
     """
     from pipeline.data.batching import iter_batches
-    from pipeline.data.reference_set import load_reference
+    from pipeline.data.reference_set import PROBES_FOLDER, load_reference
     from pipeline.data.sample_set import load_samples
     from pipeline.errors import StageError
     from pipeline.parity.compare import ParityRecorder, check_signature
     from pipeline.parity.probes import with_probes
     from pipeline.parity.quality.catalogue import meters_of
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
-    from pipeline.stages.reference import PROBES_FOLDER
     from pipeline.tasks import find_task
 
     samples = load_samples(inputs[SAMPLES_PORT])
