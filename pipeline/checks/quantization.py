@@ -149,9 +149,12 @@ def _plan(subject: Subject, limits: QuantizationLimits) -> Iterator[PlannedCheck
         inputs |= {
             port: link.inputs[port] for port in (RANGES_PORT, REPAIR_PORT) if port in link.inputs
         }
-        is_static = isinstance(config, QuantizeStaticConfig)
-        asked = {"static" if is_static else "dynamic": config}
-        yield PlannedCheck(link=link, config=CheckQuantizationConfig(**asked), inputs=inputs)
+        asked = (
+            CheckQuantizationConfig(static=config)
+            if isinstance(config, QuantizeStaticConfig)
+            else CheckQuantizationConfig(dynamic=config)
+        )
+        yield PlannedCheck(link=link, config=asked, inputs=inputs)
 
 
 def _judge(measured: Measured, limits: QuantizationLimits) -> tuple[GateResult, ...]:

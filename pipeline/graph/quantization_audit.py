@@ -680,10 +680,12 @@ def _differing(left: ir.Value, right: ir.Value) -> int:
     if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
         return max(ours.size, theirs.size, 1)
     size = ours.dtype.itemsize
-    bits = [np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (ours, theirs)]
-    if np.array_equal(*bits):
+    left_bits, right_bits = (
+        np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (ours, theirs)
+    )
+    if np.array_equal(left_bits, right_bits):
         return 0
-    return int((bits[0] != bits[1]).reshape(-1, size).any(axis=1).sum())
+    return int((left_bits != right_bits).reshape(-1, size).any(axis=1).sum())
 
 
 def _attributes(node: ir.Node) -> dict[str, str]:
@@ -707,7 +709,7 @@ def _error_in_steps(
         return np.inf, ()
     try:
         scale = np.broadcast_to(stored.spread(stored.scale).astype(np.float32), content.shape)
-        zero = np.float32(0)
+        zero: NDArray[np.float32] = np.zeros((), np.float32)
         if stored.zero_point is not None:
             zero = stored.spread(stored.zero_point).astype(np.float32)
         zeros = np.broadcast_to(zero, content.shape)

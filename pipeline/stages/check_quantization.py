@@ -6,7 +6,7 @@ static quantisation `ranges`, and `repair` where the quantising stage had it. Fa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.calibration.fit import Levels
-    from pipeline.calibration.methods import Range
+    from pipeline.calibration.methods import Method, Range
     from pipeline.calibration.ranges import Ranges
     from pipeline.calibration.statistics import TensorStatistics
     from pipeline.data.sample_set import SampleSet
@@ -317,12 +317,13 @@ def _usual(
     """
     from pipeline.calibration.methods import choose_range
 
+    method = cast("Method", ranges.method)
     for part in (whole, *groups):
         if part is not None and part.count:
-            yield choose_range(part, ranges.method, ranges.percentile)
+            yield choose_range(part, method, ranges.percentile)
     if ranges.percentile is not None:
         doubled = max(100 - 2 * (100 - ranges.percentile), 50.0)
-        yield choose_range(whole, ranges.method, doubled)
+        yield choose_range(whole, method, doubled)
 
 
 def _levels(activation: AuditedActivation, found: Range) -> Levels:
