@@ -315,8 +315,10 @@ def _outputs(
     notes += [f"it does not give `{name}`, so that is not compared" for name in lacking]
     claimed = {tensor.name for tensor in found.values()}
     ignored = [tensor.name for tensor in facts.outputs if tensor.name not in claimed]
-    if ignored:
-        notes.append(f"its output{'s' * (len(ignored) > 1)} {_listing(ignored)} are not looked at")
+    if len(ignored) == 1:
+        notes.append(f"its output {_listing(ignored)} is not looked at")
+    elif ignored:
+        notes.append(f"its outputs {_listing(ignored)} are not looked at")
     for spec in wanted:
         tensor = found.get(spec.name)
         if tensor is not None and tensor.dtype not in _OUTPUT_DTYPES:
@@ -342,7 +344,7 @@ def _fixed_axes(
     """Named axes of one size.
 
     Raises:
-        RecipeError: two inputs have different ones, or the choices are fixed.
+        RecipeError: two inputs have different ones, or one of no size at all.
     """
     fixed: dict[str, int] = {}
     for adopted in inputs:
@@ -350,7 +352,9 @@ def _fixed_axes(
         for axis, size in zip(adopted.axes, shape, strict=False):
             if not isinstance(size, int):
                 continue
-            if size < 1 or fixed.setdefault(axis, size) != size:
+            if size < 1:
+                raise RecipeError(f"the graph's input `{adopted.given}` has {axis} {size}")
+            if fixed.setdefault(axis, size) != size:
                 raise RecipeError(
                     f"the graph's inputs do not agree on {axis}: {fixed[axis]} and {size}"
                 )
