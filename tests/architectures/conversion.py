@@ -101,7 +101,8 @@ def _source(entry: Entry) -> str:
     return QUESTIONS_FILE if entry.task == "question-answering" else "builtin:stdlib-docstrings"
 
 
-def _write_questions(path: Path) -> None:
+def write_questions(path: Path) -> None:
+    """Short questions with their contexts, one a line."""
     with path.open("w", encoding="utf-8") as file:
         for index in range(12):
             row = {
@@ -119,7 +120,7 @@ def convert_entry(entry: Entry, folder: Path) -> tuple[Row, ...]:
         folder: Takes the checkpoint, the recipe, the store and the artifact.
     """
     checkpoint = build_checkpoint(entry, folder / "checkpoint")
-    _write_questions(folder / QUESTIONS_FILE)
+    write_questions(folder / QUESTIONS_FILE)
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps(recipe_for(entry, checkpoint), indent=1), encoding="utf-8")
     options = BuildOptions(
