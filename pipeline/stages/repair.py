@@ -131,7 +131,8 @@ class _Search:
         """The chosen layers; those of the best trial when no choice holds."""
         if self.holds(self.try_first(0)):
             return frozenset()
-        most = min(len(self.ranking), self.config.max_layers or len(self.ranking))
+        # With all in float nothing would be left of what was asked for.
+        most = min(len(self.ranking) - 1, self.config.max_layers or len(self.ranking))
         low, high = 0, min(1, most)
         # Twice as many each time, then halving: a greedy choice of n layers in 2 log2(n) trials.
         while not self.holds(self.try_first(high)):
@@ -246,9 +247,9 @@ def _why_stopped(search: _Search, chosen: frozenset[str], *, is_reached: bool) -
         return f"the time limit of {config.time_limit_s:g} s" + (f": {found}" if found else "")
     if is_reached:
         return "the limit holds, and would not with any one layer less"
-    if config.max_layers is not None and config.max_layers < len(search.ranking):
+    if config.max_layers is not None and config.max_layers < len(search.ranking) - 1:
         return f"more than {config.max_layers} layers would have to go back (`max_layers`)"
-    return "the limit does not hold with all layers in float either"
+    return "the limit does not hold with all layers but one in float either"
 
 
 def _require_measurable(config: RepairConfig, floats: Trial) -> None:
