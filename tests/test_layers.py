@@ -31,7 +31,7 @@ LAYERS = (
     ("stages",),
     ("bench", "candidates", "engines", "report"),
     ("parity",),
-    ("calibration", "data", "graph", "runtimes", "store", "source", "data_source"),
+    ("calibration", "candidates", "data", "graph", "runtimes", "store", "source", "data_source"),
     ("stages.base",),
     ("tasks", "manifest", "source_checks", "digest_memory", "environment"),
     ("errors", "hashing", "records"),
