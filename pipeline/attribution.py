@@ -66,7 +66,8 @@ def _accusation(
 ) -> Finding:
     gate = failed[0]
     departing = layers.first
-    layer = next((each.layer for each in failed if each.layer), "") or _shown(departing)
+    told = next((each.layer for each in failed if each.layer), "")
+    layer = layers.of_node(told) or _shown(departing) or told
     where = f", first in layer `{layer}`" if layer else ""
     if departing is not None and layer == _shown(departing):
         where += f" ({_departure(departing, layers.limit)})"
@@ -119,6 +120,7 @@ class _Layers:
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         rows = {row["name"]: row for row in facts.get("layers", ())}
+        self._nodes = {row["node"]: row for row in rows.values()}
         self.limit = float(facts.get("limit", 0.0))
         self.first: Mapping[str, Any] | None = rows.get(facts.get("first"))
         worst: dict[str, Mapping[str, Any]] = {}
@@ -127,6 +129,10 @@ class _Layers:
                 worst.setdefault(_shown(rows[name]), rows[name])
         self.worst = tuple(worst.values())
         """The worst values, one for each layer."""
+
+    def of_node(self, node: str) -> str:
+        """What the layer of a node is called; empty when it is not known."""
+        return _shown(self._nodes.get(node))
 
     def most(self, lead: str) -> str:
         """`lead` and the layers that add most; nothing when none is known."""
