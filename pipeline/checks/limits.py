@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.checks.base import Limits
 from pipeline.checks.cast import CastLimits
 from pipeline.checks.companions import CompanionLimits
+from pipeline.checks.headroom import HeadroomLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
 from pipeline.checks.quantization import QuantizationLimits
@@ -28,6 +29,10 @@ class CheckLimits(Limits):
     cast: CastLimits | None = Field(
         default=CastLimits(),
         description="graph and numbers in float16 against the float32 ones, exactly",
+    )
+    headroom: HeadroomLimits | None = Field(
+        default=HeadroomLimits(),
+        description="how far values of a float16 graph are below the end of float16",
     )
     quantization: QuantizationLimits | None = Field(
         default=QuantizationLimits(),

@@ -67,6 +67,8 @@ class OnnxRuntimeRunner:
         optimizations: ONNX Runtime's own graph optimisations: `disabled` runs the graph as it is
             written, `all` is what a user of ONNX Runtime gets by default.
         threads: Threads inside an operator; None leaves it to ONNX Runtime (all cores).
+        is_frugal: Run each node as soon as its inputs are there. ONNX Runtime 1.31 runs side branches
+            last otherwise, and keeps all values that they read until then.
     """
 
     def __init__(
@@ -76,11 +78,13 @@ class OnnxRuntimeRunner:
         provider: str = "CPUExecutionProvider",
         optimizations: Optimizations = "all",
         threads: int | None = None,
+        is_frugal: bool = False,
     ) -> None:
         self._model = model
         self._provider = provider
         self._optimizations = optimizations
         self._threads = threads
+        self._is_frugal = is_frugal
         self._session: onnxruntime.InferenceSession | None = None
         self._inputs: tuple[ModelTensor, ...] = ()
         self._outputs: tuple[ModelTensor, ...] = ()
@@ -131,6 +135,8 @@ class OnnxRuntimeRunner:
         options.log_severity_level = _QUIET
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        if self._is_frugal:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         try:
             session = onnxruntime.InferenceSession(
                 str(self._model), sess_options=options, providers=[self._provider]

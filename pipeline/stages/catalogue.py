@@ -16,6 +16,7 @@ from pipeline.stages.compare_layers import COMPARE_LAYERS
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
+from pipeline.stages.headroom import HEADROOM
 from pipeline.stages.invariance import INVARIANCE
 from pipeline.stages.noise_floor import NOISE_FLOOR
 from pipeline.stages.probes import PROBES
@@ -49,6 +50,7 @@ STAGES: tuple[AnyStage, ...] = (
     ENGINE,
     VALIDATE,
     INVARIANCE,
+    HEADROOM,
     CHECK_COMPANIONS,
     CHECK_CAST,
     CHECK_QUANTIZATION,
