@@ -306,6 +306,9 @@ def _compare_pooling(theirs: Path, ours: Path, notes: list[JSON]) -> Iterator[di
             "nothing beside the candidate says how tokens become a sentence's vector (modules.json)"
         )
         return
+    if not any(theirs.glob("[0-9]_*/config.json")):
+        notes.append("the candidate's modules.json names a pooling whose own folder is not there")
+        return
     from pipeline.errors import ExportError
     from pipeline.runtimes.sentence_pooling import load_sentence_pooling
 

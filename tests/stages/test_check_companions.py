@@ -100,6 +100,16 @@ def test_what_is_missing_is_a_note(encoder: Path, samples: Path, tmp_path: Path)
     assert len(notes) == 3
 
 
+def test_a_pooling_without_its_folder_is_a_note(
+    encoder: Path, samples: Path, tmp_path: Path
+) -> None:
+    theirs = copy(encoder, tmp_path)
+    shutil.rmtree(theirs / "1_Pooling")
+    parts, notes = check(theirs, encoder, samples, "feature-extraction")
+    assert "pooling" not in parts
+    assert any("pooling" in note for note in notes)
+
+
 def test_a_tokenizer_that_keeps_case_is_another_one(
     encoder: Path, samples: Path, tmp_path: Path
 ) -> None:
