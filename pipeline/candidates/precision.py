@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.graph.model_facts import ModelFacts
     from pipeline.parity.tolerances import Arithmetic
 
@@ -84,14 +86,12 @@ def precision_of(facts: ModelFacts) -> Precision:
         arithmetic: Arithmetic = "quantized"
         words = f"{bits}, {how}"
     else:
-        arithmetic, words = "float32", "float32"
-        for name in ("float16", "bfloat16"):
-            if shares.get(name):
-                arithmetic, words = name, name  # type: ignore[assignment]
+        arithmetic = _float_arithmetic(shares)
+        words = arithmetic
         if "double" in shares:
             words = f"{words}, some weights in float64"
         if arithmetic != "float32" and shares[arithmetic] < 1:
-            words = f"{words}, {1 - shares[arithmetic]:.0%} of the weights in float32"
+            words = f"{words}, {1 - shares[arithmetic]:.0%} of the weights in other types"
     return Precision(
         arithmetic=arithmetic,
         quantization=kind,
@@ -99,6 +99,12 @@ def precision_of(facts: ModelFacts) -> Precision:
         quantized_weights=quantized,
         fp16_weights=shares.get("float16", 0.0),
     )
+
+
+def _float_arithmetic(shares: Mapping[str, float]) -> Literal["float32", "float16", "bfloat16"]:
+    if shares.get("bfloat16"):
+        return "bfloat16"
+    return "float16" if shares.get("float16") else "float32"
 
 
 def _quantization(

@@ -48,6 +48,8 @@ TARGET = "candidate"
 """The one target's name."""
 RECIPE_NAME = "check.yaml"
 """What messages call the recipe that is in memory."""
+MOST_SAMPLES = 100_000
+"""What a recipe may ask for."""
 DROP = {"float32": 0.005, "float16": 0.01, "bfloat16": 0.02, "quantized": 0.02}
 
 
@@ -293,7 +295,7 @@ def _from_nothing(
         calibration_source="",
         targets=(),
     )
-    data = layout.evaluation_document(has_calibration=False)
+    data: dict[str, Any] = dict(layout.evaluation_document(has_calibration=False))
     if options.samples is not None:
         data["samples"] = options.samples
     gates: dict[str, Any] = {
@@ -426,7 +428,7 @@ def _from_recipe(
         assert examined is not None
         data = {
             "source": written_data(options.data, Path.cwd(), Path.cwd()),
-            "samples": "all",
+            "samples": min(examined.measured.rows, _most(data["samples"])),
             **_columns_of(examined.columns),
         }
     elif ":" not in data["source"]:
@@ -445,6 +447,10 @@ def _from_recipe(
         "limits": recipe.limits.model_dump(mode="json", exclude_none=True),
     }
     return document, tuple(assumed)
+
+
+def _most(samples: int | str) -> int:
+    return samples if isinstance(samples, int) else MOST_SAMPLES
 
 
 def _columns_of(columns: Any) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def adopt_model(model: onnx.ModelProto, interface: Interface) -> None:
     _rename(graph, interface)
     _rename_axes(graph, interface)
     known = {value.name: value for value in (*graph.input, *graph.output)}
-    inputs, before = [], []
+    inputs: list[onnx.ValueInfoProto] = []
+    before: list[onnx.NodeProto] = []
     for adopted in interface.inputs:
         value = known[inner_name(adopted.name)]
         inputs.append(_outer_input(adopted, value))
@@ -120,7 +121,8 @@ def adopt_model(model: onnx.ModelProto, interface: Interface) -> None:
         before += feed_nodes(adopted, interface.fixed, rank)
     for supplied in interface.supplied:
         before += supply_nodes(supplied)
-    outputs, after = [], []
+    outputs: list[onnx.ValueInfoProto] = []
+    after: list[onnx.NodeProto] = []
     for output in interface.outputs:
         outputs.append(_outer_output(output, known[inner_name(output.name)]))
         after += read_nodes(output, interface)
@@ -133,7 +135,7 @@ def adopt_model(model: onnx.ModelProto, interface: Interface) -> None:
         (graph.output, outputs),
     ):
         del field[:]
-        field.extend(values)  # type: ignore[attr-defined]
+        field.extend(values)
 
 
 def _rename(graph: onnx.GraphProto, interface: Interface) -> None:
@@ -141,7 +143,7 @@ def _rename(graph: onnx.GraphProto, interface: Interface) -> None:
     inputs = {each.given: inner_name(each.name) for each in interface.inputs}
     inputs |= {each.given: inner_name(each.given) for each in interface.supplied}
     outputs = {each.given: inner_name(each.name) for each in interface.outputs}
-    ours = {each.name for each in (*interface.inputs, *interface.outputs)}
+    ours = [each.name for each in interface.inputs] + [each.name for each in interface.outputs]
     # A value inside that happens to have one of our names makes room.
     names = {name: inner_name(f"own.{name}") for name in ours} | outputs | inputs
     for value in graph.output:  # an input that is given out as it is
@@ -153,7 +155,7 @@ def _rename(graph: onnx.GraphProto, interface: Interface) -> None:
 
 def _replace(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for values in (graph.input, graph.output, graph.value_info, graph.initializer):
-        for value in values:  # type: ignore[attr-defined]
+        for value in values:
             value.name = names.get(value.name, value.name)
     for sparse in graph.sparse_initializer:
         sparse.values.name = names.get(sparse.values.name, sparse.values.name)
@@ -171,9 +173,11 @@ def _rename_axes(graph: onnx.GraphProto, interface: Interface) -> None:
     """Call the axes inside as outside: two names of one axis would be two axes to ONNX Runtime."""
     names: dict[str, str] = {}
     values = {value.name: value for value in (*graph.input, *graph.output)}
-    for each in (*interface.inputs, *interface.outputs):
-        dims = values[inner_name(each.name)].type.tensor_type.shape.dim
-        for dim, axis in zip(dims, each.axes, strict=False):
+    adopted = [(each.name, each.axes) for each in interface.inputs]
+    adopted += [(each.name, each.axes) for each in interface.outputs]
+    for own, axes in adopted:
+        dims = values[inner_name(own)].type.tensor_type.shape.dim
+        for dim, axis in zip(dims, axes, strict=False):
             if dim.dim_param and axis not in interface.fixed:
                 names.setdefault(dim.dim_param, axis)
     for value in (*graph.input, *graph.output, *graph.value_info):
