@@ -7,13 +7,14 @@ as nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.report.facts import Facts
+from pipeline.report.facts import STEP, Facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.report.schema import CheckEntry, NodeReport, Report
 
@@ -21,7 +22,7 @@ INVARIANCE, LAYERS = "invariance", "layers"
 
 KNOWN = {
     INVARIANCE: ("cases",),
-    LAYERS: ("layers", "worst", "first", "against", "samples"),
+    LAYERS: ("layers", "worst", "first", "against", "samples", "limit", "unmatched"),
 }
 """Facts that have a form of their own."""
 
@@ -81,10 +82,14 @@ class LayerWalk:
     Attributes:
         against: What they are compared with: a stage, or torch.
         samples: On how many samples; None when it is not told.
+        unmatched: Values that have no counterpart; None when it is not told.
+        limit: What a value's own nodes may add; None when it is not told.
     """
 
     against: str
     samples: float | None
+    unmatched: float | None
+    limit: float | None
     layers: tuple[Layer, ...]
 
     @property
@@ -135,11 +140,14 @@ class CaseCell:
     """How much an output changed in one case.
 
     Attributes:
+        noise: Infinite where something is no finite number; None when nothing was measured.
+        problem: Why it could not be run; empty when it could.
         gate: Place of the gate in the report, from 0; None when it was not judged.
     """
 
     noise: float | None
     sample: str
+    problem: str
     gate: int | None
     holds: bool
     limit: str
@@ -195,11 +203,9 @@ def _shown(
     facts = Facts(node.facts if node else {})
     walk = _walk(facts) if entry.check == LAYERS else None
     known = KNOWN[entry.check] if entry.check == INVARIANCE or walk else ()
-    tables = tuple(
-        _table(key, facts.records(key))
-        for key in facts.values
-        if key not in known and facts.records(key)
-    )
+    rest = {key: value for key, value in facts.values.items() if key not in known}
+    tables = list[RecordTable]()
+    plain = _without_tables("", rest, tables)
     return ShownCheck(
         place=place,
         name=entry.check,
@@ -212,9 +218,38 @@ def _shown(
         gates=gates,
         holds=holds,
         walk=walk,
-        tables=tables,
-        rows=facts.rows(known=(*known, *(table.title for table in tables))),
+        tables=tuple(tables),
+        rows=Facts(plain).rows(),
     )
+
+
+def _without_tables(
+    path: str, values: Mapping[str, object], tables: list[RecordTable]
+) -> dict[str, object]:
+    """The values without lists of records and groups of mappings, which become tables."""
+    facts, rest, groups = Facts(values), dict[str, object](), list[tuple[str, Facts]]()
+    for key, value in values.items():
+        if records := facts.records(key):
+            tables.append(_table(_path(path, key), records))
+        elif isinstance(value, dict):
+            inner = _without_tables(_path(path, key), value, tables)
+            inner = {k: v for k, v in inner.items() if v not in ([], (), {})}
+            scalars = {k: v for k, v in inner.items() if not isinstance(v, dict | list | tuple)}
+            if path and scalars and len(scalars) == len(inner):
+                groups.append((key, Facts({"": key} | scalars)))
+            elif inner:
+                rest[key] = inner
+        else:
+            rest[key] = value
+    if len(groups) > 1:
+        tables.append(_table(path, [record for _, record in groups]))
+    else:
+        rest |= {key: {k: v for k, v in record.values.items() if k} for key, record in groups}
+    return rest
+
+
+def _path(path: str, key: str) -> str:
+    return f"{path}{STEP}{key}" if path else key
 
 
 def _table(title: str, records: Sequence[Facts]) -> RecordTable:
@@ -254,7 +289,11 @@ def _walk(facts: Facts) -> LayerWalk | None:
             )
         )
     return LayerWalk(
-        against=facts.text("against"), samples=facts.number("samples"), layers=tuple(layers)
+        against=facts.text("against"),
+        samples=facts.number("samples"),
+        unmatched=facts.number("unmatched"),
+        limit=facts.number("limit"),
+        layers=tuple(layers),
     )
 
 
@@ -283,8 +322,12 @@ def case_table(report: Report) -> CaseTable | None:
 
 
 def _cases(report: Report, entry: CheckEntry, facts: Facts) -> Iterator[tuple[str, str, CaseCell]]:
+    """(case, output, cell), the variants of a case taken together."""
+    groups: dict[tuple[str, str], list[Facts]] = {}
     for record in facts.records("cases"):
-        case, output = record.text("case"), record.text("output")
+        groups.setdefault((record.text("case"), record.text("output")), []).append(record)
+    for (case, output), records in groups.items():
+        noise, sample, problem = _largest(records)
         end = f".{output}.{case}"
         place = next(
             (
@@ -298,10 +341,35 @@ def _cases(report: Report, entry: CheckEntry, facts: Facts) -> Iterator[tuple[st
             case,
             output,
             CaseCell(
-                noise=record.number("noise"),
-                sample=record.text("sample"),
+                noise=noise,
+                sample=sample,
+                problem=problem,
                 gate=place,
                 holds=place is None or report.gates[place].is_allowed,
                 limit="" if place is None else report.gates[place].limit,
             ),
         )
+
+
+def _largest(records: Sequence[Facts]) -> tuple[float | None, str, str]:
+    """The largest noise of any row, of which sample, and what went wrong if anything did."""
+    rows = list[tuple[float, str]]()
+    for record in records:
+        noises, samples = record.values.get("noises"), record.values.get("samples")
+        if isinstance(noises, list | tuple) and isinstance(samples, list | tuple):
+            each = Facts(dict(_numbered(noises)))
+            names = Facts(dict(_numbered(samples)))
+            rows += [
+                (math.inf if (noise := each.number(key)) is None else noise, names.text(key))
+                for key in each.values
+            ]
+        elif (noise := record.number("noise")) is not None:
+            rows.append((noise, record.text("sample")))
+    problem = next((text for record in records if (text := record.text("problem"))), "")
+    noise, sample = max(rows, default=(None, ""), key=lambda row: row[0])
+    return noise, sample, problem
+
+
+def _numbered(values: Sequence[object]) -> Iterator[tuple[str, object]]:
+    """Each value with its place as a text, to be read as facts are."""
+    return ((str(place), value) for place, value in enumerate(values))

@@ -13,6 +13,9 @@ NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
+CORRELATION = "spearman"
+"""The one metric of quality that is no share."""
+
 BINARY_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -143,6 +146,28 @@ def drop(value: float | None) -> str:
     # Rounded up, so that a loss is never shown as none.
     hundredths = math.ceil(value * 1e4 - 1e-7)
     return f"{MINUS if hundredths < 0 else ''}{abs(hundredths) / 100:.2f} points"
+
+
+def quality(name: str, value: float | None) -> str:
+    """A score of the metric `name`; a correlation is no share, so it stays a number."""
+    if name != CORRELATION or value is None or not math.isfinite(value):
+        return score(value)
+    return f"{math.floor(value * 1e4 + 1e-7) / 1e4:.4f}".replace("-", MINUS)
+
+
+def lost(name: str, value: float | None) -> str:
+    """What a score of the metric `name` lost, in its unit; below zero it gained."""
+    if name != CORRELATION or value is None or not math.isfinite(value):
+        return drop(value)
+    ten_thousandths = math.ceil(value * 1e4 - 1e-7)
+    return f"{MINUS if ten_thousandths < 0 else ''}{abs(ten_thousandths) / 1e4:.4f}"
+
+
+def interval(name: str, low: float | None, high: float | None) -> str:
+    """Where a loss of the metric `name` lies: `-0.10 to 0.80 points`; empty when it is not known."""
+    if low is None or high is None:
+        return ""
+    return f"{lost(name, low).removesuffix(' points')} to {lost(name, high)}"
 
 
 def per_second(value: float | None) -> str:

@@ -263,7 +263,7 @@ def _environment() -> Environment:
         *(figures.size, figures.mebibytes, figures.milliseconds, figures.seconds),
         *(figures.ratio, figures.percent, figures.per_second, figures.plural, figures.sentence),
         *(figures.signed, figures.times, figures.score, figures.drop, figures.limit, place),
-        figures.share,
+        *(figures.share, figures.quality, figures.lost, figures.interval),
         clipped,
     ):
         environment.filters[form.__name__] = form

@@ -166,9 +166,10 @@ def _quality(report: Report) -> Section | None:
         (
             code(row.target) + (f" {code(row.component)}" if row.component else ""),
             escape(row.quality.metric.replace("_", " ")) + (" (proxy)" if row.is_proxy else ""),
-            figures.score(row.quality.score),
-            figures.score(row.quality.reference_score),
-            figures.drop(row.quality.drop),
+            figures.quality(row.quality.metric, row.quality.score),
+            figures.quality(row.quality.metric, row.quality.reference_score),
+            figures.lost(row.quality.metric, row.quality.drop),
+            figures.interval(row.quality.metric, row.quality.drop_low, row.quality.drop_high),
             figures.figure(row.quality.gained),
             figures.figure(row.quality.lost),
             figures.figure(row.quality.answers),
@@ -176,7 +177,7 @@ def _quality(report: Report) -> Section | None:
         for row in qualities(report)
     ]
     columns = (
-        *("Target", "Metric", "Score>", "Checkpoint>", "Drop>", "Gained>", "Lost>"),
+        *("Target", "Metric", "Score>", "Checkpoint>", "Drop>", "95 %>", "Gained>", "Lost>"),
         "Answers>",
     )
     return table("Quality", columns, rows)

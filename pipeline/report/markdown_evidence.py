@@ -146,7 +146,7 @@ def check_sections(report: Report) -> Iterator[Section | None]:
 def _case(cell: CaseCell | None) -> str:
     if cell is None:
         return figures.NONE
-    text = figures.figure(cell.noise, 3)
+    text = "cannot be run" if cell.problem else figures.figure(cell.noise, 3)
     return text if cell.holds else f"**{text}** ({escape(cell.limit)})"
 
 

@@ -151,7 +151,16 @@ def layer_spec(walk: LayerWalk) -> Spec | None:
         for layer in layers
     ]
     first = [row for row in values if row["is"] == "fails"]
-    return _layer_spec(values, first, span)
+    spec = _layer_spec(values, first, span)
+    if walk.limit is not None and span.domain[0] < walk.limit < span.domain[1]:
+        spec["layer"].append(
+            {
+                "data": {"values": [{}]},
+                "mark": {"type": "rule", "stroke": INK, "strokeDash": [2, 3], "opacity": 0.7},
+                "encoding": {"x": None, "y": {"datum": walk.limit, "type": "quantitative"}},
+            }
+        )
+    return spec
 
 
 def _layer_spec(

@@ -93,10 +93,16 @@ RULES = {
         help="Measured in float32, because this machine would not overflow; "
         "`gates.checks.headroom` holds the limits.",
     ),
-    "layers": Rule(
-        name="LayerDeparts",
-        text="A layer computes something else than the same layer of the graph before.",
-        help="Values of the same name are compared in both graphs.",
+    "cast": Rule(
+        name="CastWrong",
+        text="A graph in float16 or bfloat16 is not the graph that it was cast from.",
+        help="Weights and structure are compared with the graph before the cast; "
+        "`gates.checks.cast` holds the limits.",
+    ),
+    "repair": Rule(
+        name="RepairDidNotReachItsLimit",
+        text="Giving layers back to float did not bring the error below what was asked for.",
+        help="`quantization.repair` of the target holds the limit.",
     ),
     "companions": Rule(
         name="CompanionDiffers",

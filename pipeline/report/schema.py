@@ -61,6 +61,7 @@ class StageParity(Frozen):
     Attributes:
         arithmetic: What the graph computes with, which says how far it may be from the checkpoint;
             None in reports that were written before it was recorded.
+        failure: Why the graph, which was made, could not be run and compared; empty when it was.
     """
 
     node: str
@@ -69,6 +70,7 @@ class StageParity(Frozen):
     parity: Parity | None
     not_run_reason: str = ""
     arithmetic: Arithmetic | None = None
+    failure: str = ""
 
 
 class CheckEntry(Frozen):

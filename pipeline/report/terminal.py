@@ -59,15 +59,22 @@ def render_terminal_summary(report: Report) -> str:
 def _quality_lines(report: Report) -> dict[str, list[str]]:
     """Target -> how often it is right."""
     found: dict[str, list[str]] = {}
+    told = set[tuple[str, str]]()
     for row in qualities(report):
+        if (row.target, row.component) in told:
+            continue  # the task's own figure comes first; the others are in the report's files
+        told.add((row.target, row.component))
         quality = row.quality
         proxy = "proxy " if row.is_proxy else ""
         where = f" of {row.component}" if row.component else ""
+        range_ = figures.interval(quality.metric, quality.drop_low, quality.drop_high)
         found.setdefault(row.target, []).append(
             f"      {proxy}{quality.metric.replace('_', ' ')}{where} "
-            f"{figures.score(quality.score)}, the checkpoint "
-            f"{figures.score(quality.reference_score)}: drop {figures.drop(quality.drop)}, "
-            f"{quality.gained:,} gained, {quality.lost:,} lost"
+            f"{figures.quality(quality.metric, quality.score)}, the checkpoint "
+            f"{figures.quality(quality.metric, quality.reference_score)}: "
+            f"drop {figures.lost(quality.metric, quality.drop)}"
+            + (f" ({range_})" if range_ else "")
+            + f", {quality.gained:,} gained, {quality.lost:,} lost"
         )
     return found
 

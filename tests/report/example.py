@@ -596,6 +596,8 @@ def image_parity(relative_l2: float, agreement: float, lost: int) -> Parity:
         score=(161 + gained - lost) / 200,
         reference_score=161 / 200,
         drop=(lost - gained) / 200,
+        drop_low=(lost - gained) / 200 - 0.02,
+        drop_high=(lost - gained) / 200 + 0.03,
         gained=gained,
         lost=lost,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
+from pipeline.report import render_html
 from pipeline.report.checks import MAX_TABLE_ROWS, case_table, shown_checks
 from pipeline.report.gate_groups import gate_groups
 from pipeline.report.noise_specs import layer_spec
@@ -165,3 +167,49 @@ def test_a_report_without_findings_shows_every_broken_gate() -> None:
     report = example_report("failed")
     broken = [gate for gate in report.gates if not gate.is_allowed]
     assert [each.gate for each in gate_groups(report).broken] == broken
+
+
+def test_variants_of_a_case_are_taken_together_and_what_cannot_be_run_is_said() -> None:
+    def case(name: str, noises: list[float | None], problem: str = "") -> dict[str, Any]:
+        return {
+            "case": name,
+            "variant": "x",
+            "output": "o",
+            "noises": noises,
+            "problem": problem,
+        } | {"samples": list(range(len(noises)))}
+
+    facts = {
+        "cases": [
+            case("batch", [1e-7, 3e-7]),
+            case("batch", [2e-7]),
+            case("padding", [1e-7, None]),
+            case("largest", [], "only batch 1 works"),
+        ]
+    }
+    table = case_table(with_facts("invariance", facts))
+    assert table is not None
+    cells = {name: cell for name, _, (cell, *_) in table.rows if cell}
+    assert (cells["batch"].noise, cells["batch"].sample) == (3e-7, "1")
+    assert cells["padding"].noise == math.inf
+    assert (cells["largest"].noise, cells["largest"].problem) == (None, "only batch 1 works")
+    assert "cannot be run" in render_html(with_facts("invariance", facts))
+
+
+def test_groups_of_measures_become_one_table_and_their_records_one_each() -> None:
+    measures = {
+        kind: {
+            "count": 2,
+            "total": 0.5,
+            "worst": [{"layer": "a.b", "value": 0.5, "detail": "why"}],
+        }
+        for kind in ("weights", "scales")
+    } | {"biases": {"count": 0, "total": 0.0, "worst": []}}
+    facts = {"measures": measures, "quantized": 36, "noise": [{"output": "o", "noise": 1e-7}]}
+    check = next(c for c in shown_checks(with_facts("headroom", facts)) if c.name == "headroom")
+    assert {table.title for table in check.tables} == {
+        *("measures › weights › worst", "measures › scales › worst", "measures", "noise"),  # noqa: RUF001
+    }
+    assert ("quantized", "36") in check.rows
+    group = next(table for table in check.tables if table.title == "measures")
+    assert group.rows == (("weights", "2", "0.5"), ("scales", "2", "0.5"), ("biases", "0", "0"))

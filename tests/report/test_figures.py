@@ -161,3 +161,23 @@ def test_a_score_is_never_rounded_up(value: float | None, shown: str) -> None:
 )
 def test_a_drop_is_never_rounded_away(value: float, shown: str) -> None:
     assert figures.drop(value) == shown
+
+
+def test_a_correlation_is_no_share_and_never_rounded_to_flatter() -> None:
+    assert figures.quality("accuracy", 0.98765) == "98.76 %"
+    assert figures.quality("spearman", 0.99999) == "0.9999"
+    assert figures.quality("spearman", -0.5) == "−0.5000"  # noqa: RUF001
+    assert figures.lost("accuracy", 0.00501) == "0.51 points"
+    assert figures.lost("spearman", 0.00001) == "0.0001"
+    assert figures.interval("accuracy", -0.001, 0.008) == "−0.10 to 0.80 points"  # noqa: RUF001
+    assert figures.interval("spearman", None, None) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.0, "0 %"), (0.125, "12.5 %"), (1.5, "150 %"), (13_880.2, "13,880×")],  # noqa: RUF001
+)
+def test_a_share_of_a_limit_is_a_percentage_and_beyond_it_a_multiple(
+    value: float | None, text: str
+) -> None:
+    assert figures.share(value) == text

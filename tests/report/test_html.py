@@ -256,7 +256,10 @@ def test_a_report_without_anything_still_makes_a_page() -> None:
 def test_quality_is_told_before_gates_and_parity() -> None:
     text = Page(render_html(image_report())).text
     before = text[: text.index("What the recipe demands")]
-    assert "cpu-int8 accuracy 78.00 % 80.50 % 2.50 points 1 6 200 of 200 samples" in before
+    assert (
+        "cpu-int8 accuracy 78.00 % 80.50 % 2.50 points 0.50 to 5.50 points 1 6 200 of 200 samples"
+        in before
+    )
     assert "Quality" not in Page(render_html(example_report())).text
 
 

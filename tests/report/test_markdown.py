@@ -121,7 +121,10 @@ def test_a_megabyte_name_stays_small() -> None:
 def test_quality_and_warnings_come_before_the_gates() -> None:
     text = render_markdown(image_report())
     above = text[: text.index("## Gates")]
-    assert "| `cpu-int8` | accuracy | 78.00 % | 80.50 % | 2.50 points | 1 | 6 | 200 |" in above
+    assert (
+        "| `cpu-int8` | accuracy | 78.00 % | 80.50 % | 2.50 points | 0.50 to 5.50 points | 1 | 6 | 200 |"
+        in above
+    )
     assert "| `rtx-fp16` | accuracy (proxy) |" in above
     assert "2 of 53 layers were left in float" in above
     assert "golden retriever" in text

@@ -30,7 +30,8 @@ def judged_by(gates: dict[str, Any]) -> Report:
         }
     )
     limits = Gates.model_validate(
-        {"parity": {"cosine_similarity": {"min": 0.5}}, "allow_not_run": ("device_parity",)} | gates
+        {"parity": {"cosine_similarity": {"min": 0.5}}, "allow_not_run": ("device_parity",)}
+        | gates
     )
     return judged(bare, limits, declared={})
 

@@ -80,7 +80,10 @@ def test_an_empty_report_still_says_how_it_went() -> None:
 
 def test_right_answers_and_warnings_are_told() -> None:
     text = render_terminal_summary(image_report())
-    told = "accuracy 78.00 %, the checkpoint 80.50 %: drop 2.50 points, 1 gained, 6 lost"
+    told = (
+        "accuracy 78.00 %, the checkpoint 80.50 %: drop 2.50 points (0.50 to 5.50 points), "
+        "1 gained, 6 lost"
+    )
     assert f"      {told}\n" in text
     assert f"      proxy {told[:8]}" in text
     assert "\nWarnings:\n  samples@calibration: 3 of 128 calibration samples" in text
