@@ -48,7 +48,8 @@ class SamplesConfig(StageConfig):
             images.
         num_choices: Most choices of a question; None for tasks without.
         use: What the samples are for. Calibration samples are taken from outside the evaluation
-            samples while rows suffice, and have no labels.
+            samples while rows suffice, and have labels only where a column of labels is named: a
+            repair of a quantisation may count right answers on them.
         overlap: What calibration samples that are evaluation samples too are.
     """
 
@@ -167,7 +168,7 @@ def _pick_fields(config: SamplesConfig, task: Task, inputs: Mapping[str, Path]) 
     from pipeline.data.image_files import find_images
 
     fields = pick_fields(task, config)
-    if config.use == "calibration":
+    if config.use == "calibration" and config.label is None:
         return replace(fields, label=None)
     if config.kind == "images" and task.answer == "class" and fields.label is None:
         first = next(iter(find_images(inputs[DATA_PORT])), "")

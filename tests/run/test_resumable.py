@@ -46,7 +46,7 @@ def _plan(folder: Path, checkpoint: Path, store: Path, **quantization: Any) -> P
     return prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=store)))
 
 
-def _only_what_leads_to(plan: Plan, name: str) -> Plan:
+def only_what_leads_to(plan: Plan, name: str) -> Plan:
     """The part of a plan that ends with a node; nodes keep their places, which are its front."""
     from dataclasses import replace
 
@@ -82,7 +82,7 @@ def test_a_killed_stage_goes_on_where_it_was_and_leaves_nothing(
     tmp_path: Path, sentence_encoder: Path
 ) -> None:
     store = tmp_path / "store"
-    plan = _only_what_leads_to(
+    plan = only_what_leads_to(
         _plan(tmp_path, sentence_encoder, store, sensitivity={"samples": 2}), "sensitivity"
     )
     steps: list[int] = []
@@ -129,7 +129,7 @@ def test_what_ran_out_of_time_is_kept_for_more_of_it(
 ) -> None:
     store = tmp_path / "store"
     options = {"samples": 2, "time_limit_s": 1e-6}
-    plan = _only_what_leads_to(
+    plan = only_what_leads_to(
         _plan(tmp_path, sentence_encoder, store, sensitivity=options), "sensitivity"
     )
     record = _execute(plan, store, lambda _: None)["sensitivity"].record

@@ -41,7 +41,9 @@ LAYERS = 12  # 2 blocks of 6 products
 CHANNEL = 7
 
 
-def damage_channel(checkpoint: Path, block: str) -> None:
+def damage_channel(
+    checkpoint: Path, block: str, channel: int = CHANNEL, *, by: float = 1e3
+) -> None:
     """Give the first product of a feed-forward block one huge input channel that carries next to nothing.
 
     The normalisation before writes a small number there, which the weight makes as large as it was:
@@ -53,8 +55,8 @@ def damage_channel(checkpoint: Path, block: str) -> None:
     path = checkpoint / "model.safetensors"
     tensors = {name: array.copy() for name, array in load_file(path).items()}
     for part in ("weight", "bias"):
-        tensors[f"{block}.attention.output.LayerNorm.{part}"][CHANNEL] *= 1e-3
-    tensors[f"{block}.intermediate.dense.weight"][:, CHANNEL] *= 1e3
+        tensors[f"{block}.attention.output.LayerNorm.{part}"][channel] /= by
+    tensors[f"{block}.intermediate.dense.weight"][:, channel] *= by
     save_file(tensors, path, metadata={"format": "pt"})
 
 
