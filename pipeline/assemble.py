@@ -238,6 +238,9 @@ def _target_report(
                     parity=None if text is None else Parity.model_validate_json(text),
                     not_run_reason="" if text is not None else results.why_missing(validation),
                     arithmetic=link.arithmetic,
+                    failure=failure.sentence
+                    if (failure := results.outcomes[validation.node].failure) is not None
+                    else "",
                 )
             )
     benchmark = None

@@ -31,7 +31,7 @@ def findings(
     gates: Sequence[GateResult],
     facts: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Finding, ...]:
-    """One finding for each target of which a gate failed for what its graphs compute.
+    """One finding for each target of which a gate failed, or a graph could not be run at all.
 
     Args:
         targets: The targets with their chains.
@@ -48,11 +48,13 @@ def _findings(
 ) -> Iterator[Finding]:
     for target in targets:
         failed = [gate for gate in gates if gate.target == target.name and not gate.is_allowed]
-        if not failed:
-            continue
         accused = {gate.node for gate in failed if gate.node}
-        first = next((link for link in target.parity if link.node in accused), None)
-        if first is not None:
+        first = next(
+            (link for link in target.parity if link.failure or link.node in accused), None
+        )
+        if first is not None and first.failure:
+            yield _unusable(target, first)
+        elif first is not None:
             mine = [gate for gate in failed if gate.node == first.node]
             yield _accusation(target, first, mine, _layers_of(target, first, facts))
         elif any(gate.gate in END_TO_END for gate in failed):
@@ -81,6 +83,17 @@ def _accusation(
         sentence=f"the fault is {_place(link)}{where}; found by the gate `{gate.gate}`: "
         f"{gate.metric} must be {gate.limit}" + (f"; {gate.reason}" if gate.reason else ""),
         gates=tuple(each.metric for each in failed),
+    )
+
+
+def _unusable(target: TargetReport, link: StageParity) -> Finding:
+    """Whatever else is wrong with a graph, and with those made of it, begins with this."""
+    return Finding(
+        target=target.name,
+        node=link.node,
+        stage=link.stage,
+        sentence=f"the fault is {_place(link)}: its graph cannot be run: {link.failure}",
+        gates=(),
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.checks.cast import CAST_CHECK
 from pipeline.checks.companions import COMPANIONS_CHECK
+from pipeline.checks.export import EXPORT_CHECK
 from pipeline.checks.headroom import HEADROOM
 from pipeline.checks.invariance import INVARIANCE
 from pipeline.checks.layers import LAYERS
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 CHECKS: tuple[Check, ...] = (
     COMPANIONS_CHECK,
+    EXPORT_CHECK,
     INVARIANCE,
     HEADROOM,
     CAST_CHECK,

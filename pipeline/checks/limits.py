@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.checks.base import Limits
 from pipeline.checks.cast import CastLimits
 from pipeline.checks.companions import CompanionLimits
+from pipeline.checks.export import ExportLimits
 from pipeline.checks.headroom import HeadroomLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
@@ -25,6 +26,10 @@ class CheckLimits(Limits):
     invariance: InvarianceLimits | None = Field(
         default=InvarianceLimits(),
         description="the same sample alone, in batches, with padding, and again",
+    )
+    export: ExportLimits | None = Field(
+        default=ExportLimits(),
+        description="the exported parameters against the checkpoint's, bit by bit, and the opset",
     )
     cast: CastLimits | None = Field(
         default=CastLimits(),

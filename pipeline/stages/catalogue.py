@@ -10,6 +10,7 @@ from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
 from pipeline.stages.check_cast import CHECK_CAST
 from pipeline.stages.check_companions import CHECK_COMPANIONS
+from pipeline.stages.check_export import CHECK_EXPORT
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.compare_layers import COMPARE_LAYERS
@@ -52,6 +53,7 @@ STAGES: tuple[AnyStage, ...] = (
     INVARIANCE,
     HEADROOM,
     CHECK_COMPANIONS,
+    CHECK_EXPORT,
     CHECK_CAST,
     CHECK_QUANTIZATION,
     CHECK_REPAIR,

@@ -126,6 +126,20 @@ def tokens_mixed(graph: Graph) -> None:
 
 @graph_fault(
     "rare inputs",
+    "a single token, a rare one, has the embedding of its neighbour",
+    stages={"export": EVERYWHERE, "cast": HALF, **QUANTISERS},
+    models=TEXTS,
+)
+def one_token_mixed(graph: Graph) -> None:
+    def mixed(table: np.ndarray) -> np.ndarray:
+        table[len(table) * 2 // 3] = table[len(table) * 2 // 3 + 1]
+        return table
+
+    graph.change(_table(graph, token_lookup(graph).input[0]), mixed)
+
+
+@graph_fault(
+    "rare inputs",
     "the last positions were cut off the table: the longest texts",
     stages={"export": QUANTIZED, "cast": HALF, **QUANTISERS},
     models=TEXTS,

@@ -1,0 +1,140 @@
+"""Compares an exported graph with its checkpoint: every stored parameter, bit by bit.
+
+A fault in a few rows of a table of tokens shows only for those tokens, and no set of inputs holds all
+of them. Nothing is run here. A parameter is right when some tensor of the checkpoint has its shape and
+its numbers; when none has, and there is a tensor of its name and shape, it is wrong. What was renamed
+and changed while it was loaded has no counterpart, and is only counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import ml_dtypes
+import numpy as np
+from onnx import numpy_helper
+
+from pipeline.graph.files import load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_DTYPES: Final[Mapping[str, Any]] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+"""safetensors' name of a type -> numpy's; tensors of others are no floating-point parameters."""
+
+_BLOCK: Final = 1 << 22
+"""Elements that are compared or hashed at a time."""
+
+_HEADER_LIMIT: Final = 100_000_000
+"""Bytes of a safetensors header; the library's own limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportAudit:
+    """What the comparison found.
+
+    Attributes:
+        opset: Version of the standard operators that the graph is made for.
+        compared: Parameters that are the checkpoint's.
+        changed: (name, sentence) of those that are not.
+        without_counterpart: Names of those of which the checkpoint has neither numbers nor name.
+    """
+
+    opset: int
+    compared: int
+    changed: tuple[tuple[str, str], ...]
+    without_counterpart: tuple[str, ...]
+
+
+def audit_export(path: Path, checkpoint: Path) -> ExportAudit:
+    """Compare the float parameters of a graph with a checkpoint's safetensors.
+
+    Args:
+        path: The `.onnx` file. Parameters are its stored tensors with a dotted name.
+        checkpoint: A directory with `*.safetensors`.
+
+    Raises:
+        ArtifactError: when the graph cannot be read.
+    """
+    model = load_model(path)
+    tensors = dict(_tensors(checkpoint))
+    known = {_fingerprint(array) for array in tensors.values()}
+    compared, changed, strangers = 0, [], []
+    for stored in model.graph.initializer:
+        if "." not in stored.name or stored.data_type != stored.FLOAT:
+            continue
+        array = numpy_helper.to_array(stored)
+        if _fingerprint(array) in known:
+            compared += 1
+            continue
+        other = _named(stored.name, array.shape, tensors)
+        if other is None:
+            strangers.append(stored.name)
+            continue
+        count = sum(
+            int(np.count_nonzero(a != b.astype(np.float32))) for a, b in _blocks(array, other)
+        )
+        detail = f"{count:,} of {array.size:,} numbers of `{stored.name}` are not the checkpoint's"
+        changed.append((stored.name, detail))
+    return ExportAudit(
+        opset=next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0),
+        compared=compared,
+        changed=tuple(changed),
+        without_counterpart=tuple(strangers),
+    )
+
+
+def _tensors(checkpoint: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every floating-point tensor, mapped and not read."""
+    for path in sorted(checkpoint.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _HEADER_LIMIT:
+                continue
+            header = json.loads(file.read(length))
+        if path.stat().st_size == length + 8:
+            continue
+        content = np.memmap(path, dtype=np.uint8, mode="r", offset=length + 8)
+        for name, entry in header.items():
+            if name == "__metadata__" or entry["dtype"] not in _DTYPES:
+                continue
+            begin, end = entry["data_offsets"]
+            yield name, content[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def _fingerprint(array: NDArray[Any]) -> bytes:
+    """Of shape and numbers, as float32: the export computes in it."""
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for block, _ in _blocks(array, array):
+        digest.update(np.ascontiguousarray(block, dtype=np.float32).tobytes())
+    return digest.digest()
+
+
+def _blocks(
+    left: NDArray[Any], right: NDArray[Any]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    one, two = left.reshape(-1), right.reshape(-1)
+    for start in range(0, one.size, _BLOCK):
+        yield one[start : start + _BLOCK], two[start : start + _BLOCK]
+
+
+def _named(
+    name: str, shape: tuple[int, ...], tensors: Mapping[str, NDArray[Any]]
+) -> NDArray[Any] | None:
+    """The tensor of a parameter's name: `model.bert.x` is `bert.x` or `x` in a checkpoint."""
+    parts = name.split(".")
+    for start in range(len(parts) - 1):
+        found = tensors.get(".".join(parts[start:]))
+        if found is not None and found.shape == shape:
+            return found
+    return None
