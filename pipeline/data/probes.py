@@ -217,9 +217,7 @@ def image_probes(
         yield Probe(kind="plain", text=f"as {name} as can be", tensors={PIXELS: plain})
     # Each channel differs from the others, and no axis may be turned round or swapped with another.
     down, across = np.linspace(0.0, 1.0, first.shape[1]), np.linspace(0.0, 1.0, first.shape[2])
-    ramps = np.stack(
-        [np.outer(down ** (1 + k), across ** (1 + k / 2)) for k in range(first.shape[0])]
-    )
+    ramps = np.stack([np.outer(down ** (1 + k), across ** (2 + k)) for k in range(first.shape[0])])
     ramps = (low + (high - low) * ramps).astype(first.dtype)
     yield Probe(
         kind="gradient", text="dark to bright, to the right below", tensors={PIXELS: ramps}
