@@ -58,8 +58,7 @@ def _judge(measured: Measured, limits: CastLimits) -> tuple[GateResult, ...]:
     for kind, meaning in _MEANING.items():
         found, limit = measured.facts["measures"][kind], getattr(limits, kind)
         is_good = limit is None or found["total"] <= limit
-        first = found["first"][0] if found["first"] else None
-        has_reason = not is_good and first is not None
+        first = found["first"][0] if found["first"] else {"layer": "", "detail": ""}
         results.append(
             GateResult(
                 gate=NAME,
@@ -68,13 +67,13 @@ def _judge(measured: Measured, limits: CastLimits) -> tuple[GateResult, ...]:
                 measured=float(found["total"]),
                 limit="only measured" if limit is None else f"<= {limit}",
                 verdict="passed" if is_good else "failed",
-                reason=f"{meaning}: {first['detail']}, in layer `{first['layer']}`"
-                if has_reason
-                else "",
+                reason=""
+                if is_good
+                else f"{meaning}: {first['detail']}, in layer `{first['layer']}`",
                 is_allowed=is_good,
                 is_proxy=measured.is_proxy,
                 node=measured.node,
-                layer=first["layer"] if has_reason else "",
+                layer="" if is_good else first["layer"],
             )
         )
     return tuple(results)
