@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.candidates.names import listed, quoted
 from pipeline.errors import RecipeError
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, SEQUENCE_AXIS, TensorSpec
 
@@ -156,7 +157,7 @@ def match_interface(
     fixed = _fixed_axes(inputs, taken)
     notes += [_about_fixed(axis, size) for axis, size in fixed.items()]
     missing = tuple(spec.name for spec in wanted if spec.name not in taken)
-    notes += [f"it does not take `{name}`, which the checkpoint takes" for name in missing]
+    notes += [f"it does not take {quoted(name)}, which the checkpoint takes" for name in missing]
     return Interface(
         inputs=inputs,
         supplied=supplied,
@@ -188,7 +189,7 @@ def _require_known_operators(facts: ModelFacts) -> None:
     if unknown:
         raise RecipeError(
             f"the graph has operators that only a library from elsewhere computes: "
-            f"{', '.join(f'`{op[:80]}`' for op in unknown[:4])}{', ...' * (len(unknown) > 4)}",
+            f"{listed(unknown)}",
             hint="no such library is ever loaded; check the graph it was made from",
         )
 
@@ -198,8 +199,8 @@ def _require_known_names(facts: ModelFacts, renames: Mapping[str, str]) -> None:
     for name in renames:
         if name not in given:
             raise RecipeError(
-                f"the graph has no input or output `{name}`",
-                hint=f"it has {_listing([*given])}",
+                f"the graph has no input or output {quoted(name)}",
+                hint=f"it has {listed([*given])}",
             )
 
 
@@ -221,13 +222,13 @@ def _pair(
                 found[spec.name] = tensor
                 claimed.add(name)
                 if name != spec.name:
-                    notes.append(f"its {kind} `{name[:80]}` is taken for `{spec.name}`")
+                    notes.append(f"its {kind} {quoted(name)} is taken for `{spec.name}`")
                 break
     rest = [t for t in tensors if t.name not in claimed and t.name not in {POSITIONS, TYPES}]
     open_specs = [spec for spec in wanted if spec.name not in found]
     if len(rest) == 1 and len(open_specs) == 1 and not found:
         found[open_specs[0].name] = rest[0]
-        notes.append(f"its only {kind} `{rest[0].name[:80]}` is taken for `{open_specs[0].name}`")
+        notes.append(f"its only {kind} {quoted(rest[0].name)} is taken for `{open_specs[0].name}`")
     return found
 
 
@@ -247,7 +248,9 @@ def _supplied(
             )
             yield SuppliedInput(given=tensor.name, dtype=tensor.dtype, rule="positions")
         elif tensor.name in SYNONYMS[TYPES] and TYPES not in fed:
-            notes.append(f"it takes `{tensor.name}`, which the checkpoint does not: zeros are fed")
+            notes.append(
+                f"it takes {quoted(tensor.name)}, which the checkpoint does not: zeros are fed"
+            )
             yield SuppliedInput(given=tensor.name, dtype=tensor.dtype, rule="zeros")
 
 
@@ -263,26 +266,28 @@ def _require_fed(
         return
     is_decoder = any(name.startswith(("past_key_values", "past.")) for name in unknown)
     raise RecipeError(
-        f"the graph takes {_listing(unknown)}, and task `{task.name}` has nothing to feed there",
+        f"the graph takes {listed(unknown)}, and task `{task.name}` has nothing to feed there",
         hint="decoders that keep a cache cannot be checked yet"
         if is_decoder
         else "say what it is with --rename GRAPH_NAME=NAME, where NAME is one of "
-        f"{_listing([spec.name for spec in task.inputs])}; or name another --task",
+        f"{listed([spec.name for spec in task.inputs])}; or name another --task",
     )
 
 
 def _input(spec: TensorSpec, tensor: TensorFacts, notes: list[str]) -> AdoptedInput:
     if tensor.dtype not in _INPUT_DTYPES[spec.dtype]:
-        raise RecipeError(f"the graph takes `{tensor.name}` as {tensor.dtype}, not {spec.dtype}")
+        raise RecipeError(
+            f"the graph takes {quoted(tensor.name)} as {tensor.dtype}, not {spec.dtype}"
+        )
     if len(tensor.shape) < len(spec.axes) or (spec.dtype == "int64") != (
         len(tensor.shape) == len(spec.axes)
     ):
         raise RecipeError(
-            f"input `{tensor.name}` has {len(tensor.shape)} axes, and `{spec.name}` is "
+            f"input {quoted(tensor.name)} has {len(tensor.shape)} axes, and `{spec.name}` is "
             f"({', '.join(spec.axes)}{', ...' * (spec.dtype != 'int64')})"
         )
     if tensor.dtype != _NATIVE[spec.dtype]:
-        notes.append(f"it takes `{tensor.name}` as {tensor.dtype}; samples are cast to it")
+        notes.append(f"it takes {quoted(tensor.name)} as {tensor.dtype}; samples are cast to it")
     return AdoptedInput(
         name=spec.name, given=tensor.name, fed=spec.dtype, dtype=tensor.dtype, axes=spec.axes
     )
@@ -304,26 +309,26 @@ def _outputs(
 ) -> tuple[AdoptedOutput, ...]:
     wanted = _wanted_outputs(task, has_sentence=has_sentence)
     found = _pair(facts.outputs, wanted, renames, "output", notes)
-    given = _listing([tensor.name for tensor in facts.outputs])
+    given = listed([tensor.name for tensor in facts.outputs])
     lacking = [spec.name for spec in wanted if spec.name not in found]
     # Either of the two is what users of an encoder read; all outputs of a head are.
     if not found or (lacking and SENTENCE_EMBEDDING not in {spec.name for spec in wanted}):
         raise RecipeError(
-            f"the graph gives {given}, and task `{task.name}` has {_listing(lacking)}",
+            f"the graph gives {given}, and task `{task.name}` has {listed(lacking)}",
             hint="say which one it is with --rename GRAPH_NAME=NAME, or name another --task",
         )
-    notes += [f"it does not give `{name}`, so that is not compared" for name in lacking]
+    notes += [f"it does not give {quoted(name)}, so that is not compared" for name in lacking]
     claimed = {tensor.name for tensor in found.values()}
     ignored = [tensor.name for tensor in facts.outputs if tensor.name not in claimed]
     if len(ignored) == 1:
-        notes.append(f"its output {_listing(ignored)} is not looked at")
+        notes.append(f"its output {listed(ignored)} is not looked at")
     elif ignored:
-        notes.append(f"its outputs {_listing(ignored)} are not looked at")
+        notes.append(f"its outputs {listed(ignored)} are not looked at")
     for spec in wanted:
         tensor = found.get(spec.name)
         if tensor is not None and tensor.dtype not in _OUTPUT_DTYPES:
             raise RecipeError(
-                f"output `{tensor.name}` is {tensor.dtype}, and `{spec.name}` is a number with a "
+                f"output {quoted(tensor.name)} is {tensor.dtype}, and `{spec.name}` is a number with a "
                 "fraction"
             )
     return tuple(
@@ -353,7 +358,7 @@ def _fixed_axes(
             if not isinstance(size, int):
                 continue
             if size < 1:
-                raise RecipeError(f"the graph's input `{adopted.given}` has {axis} {size}")
+                raise RecipeError(f"the graph's input {quoted(adopted.given)} has {axis} {size}")
             if fixed.setdefault(axis, size) != size:
                 raise RecipeError(
                     f"the graph's inputs do not agree on {axis}: {fixed[axis]} and {size}"
@@ -369,8 +374,3 @@ def _about_fixed(axis: str, size: int) -> str:
         f"it takes {size} {unit} only; what is shorter is padded here, as its users must do, and what "
         "is longer is not compared"
     )
-
-
-def _listing(names: Sequence[str]) -> str:
-    shown = ", ".join(f"`{name[:80]}`" for name in sorted(names)[:8])
-    return f"{shown}{', ...' * (len(names) > 8)}" if names else "nothing"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pipeline.candidates.names import quoted
 from pipeline.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def _listing(folder: Path) -> str:
     if not names:
         return ""
     more = ", ..." if len(names) > MAX_LISTED else ""
-    return f"say which one with --file: {', '.join(names[:MAX_LISTED])}{more}"
+    shown = ", ".join(quoted(name).strip("`") for name in names[:MAX_LISTED])
+    return f"say which one with --file: {shown}{more}"
 
 
 def _named_by_olive(folder: Path) -> Path | None:
@@ -177,7 +179,7 @@ def require_inside(file: Path, root: Path) -> Path:
         if parent.name == "snapshots" and real.parent == parent.parent / "blobs":
             return real
     raise ArtifactError(
-        f"`{file.name}` is a link that leads out of the folder, to {real}",
+        f"{quoted(file.name)} is a link that leads out of the folder, to {real}",
         where=str(root),
         hint="put the file itself there if you trust it",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.candidates.layout import require_inside
+from pipeline.candidates.names import quoted
 from pipeline.digest_memory import file_identity
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.source import SourceFile
@@ -89,13 +90,13 @@ def read_files(
         name = external.location
         if not name or name in {".", ".."} or any(mark in name for mark in ("/", "\\", "\0")):
             raise ArtifactError(
-                f"weights are at `{name[:100]}`, which is no file beside the model",
+                f"weights are at {quoted(name)}, which is no file beside the model",
                 where=str(place.model),
                 hint="save the model again with its weights in one file beside it",
             )
         if not os.path.lexists(folder / name):
             raise ArtifactError(
-                f"the file `{name}` with weights of the model is missing",
+                f"the file {quoted(name)} with weights of the model is missing",
                 where=str(place.model),
                 hint="copy it beside the model",
             )
@@ -116,7 +117,7 @@ def read_files(
 def _take(path: Path, root: Path, memory: DigestMemory) -> SourceFile:
     real = require_inside(path, root)
     if not real.is_file():
-        raise ArtifactError(f"`{path.name}` is not a plain file", where=str(root))
+        raise ArtifactError(f"{quoted(path.name)} is not a plain file", where=str(root))
     identity = file_identity(real)
     return SourceFile(
         path=real, size_bytes=identity[0], sha256=memory.digest(real), identity=identity

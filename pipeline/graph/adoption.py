@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import onnx
 from onnx import TensorProto, helper
 
+from pipeline.candidates.names import quoted
 from pipeline.errors import ArtifactError
 from pipeline.graph.adoption_shims import (
     FED_TYPES,
@@ -51,17 +52,17 @@ def take_weights_in(model: onnx.ModelProto, folder: Path) -> None:
     for tensor in iter_tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        where = f"tensor `{tensor.name[:80]}`"
+        where = f"tensor {quoted(tensor.name)}"
         entries = {entry.key: entry.value for entry in tensor.external_data}
         unknown = sorted(set(entries) - _EXTERNAL_KEYS)
         if unknown:
             raise ArtifactError(
-                f"external data has the unknown key `{unknown[0][:40]}`", where=where
+                f"external data has the unknown key {quoted(unknown[0])}", where=where
             )
         location = entries.get("location", "")
         if location in {"", ".", ".."} or any(mark in location for mark in ("/", "\\", "\0")):
             raise ArtifactError(
-                f"external data is at `{location[:100]}`, which is no file beside the model",
+                f"external data is at {quoted(location)}, which is no file beside the model",
                 where=where,
             )
         tensor.raw_data = _read(folder / location, tensor, entries, where)
@@ -78,12 +79,14 @@ def _read(path: Path, tensor: TensorProto, entries: Mapping[str, str], where: st
     except ValueError as err:
         raise ArtifactError("external data has an offset that is no number", where=where) from err
     if not path.is_file():
-        raise ArtifactError(f"the file `{path.name}` with its numbers is missing", where=where)
+        raise ArtifactError(
+            f"the file {quoted(path.name)} with its numbers is missing", where=where
+        )
     size = path.stat().st_size
     if offset < 0 or length != wanted or offset + length > size:
         raise ArtifactError(
             f"its {wanted:,} bytes are said to be at {offset:,} to {offset + length:,} of "
-            f"`{path.name}`, which has {size:,}",
+            f"{quoted(path.name)}, which has {size:,}",
             where=where,
             hint="the file is cut off, or belongs to another model",
         )

@@ -45,6 +45,7 @@ def run(
         ArtifactError: the file is damaged, or its external data is.
         StoreError: when the output cannot be written.
     """
+    from pipeline.candidates.names import quoted
     from pipeline.candidates.precision import precision_of
     from pipeline.graph.adoption import adopt_model, take_weights_in
     from pipeline.graph.dataflow import data_dead_inputs
@@ -88,7 +89,7 @@ def run(
         "notes": list(config.interface.notes),
         "warnings": [
             *config.interface.notes,
-            *(f"no output depends on the data of its input `{name[:80]}`" for name in dead),
+            *(f"no output depends on the data of its input {quoted(name)}" for name in dead),
             *_complaint(written),
         ],
     }
