@@ -1,7 +1,7 @@
 """A graph in float16 with all of its arithmetic in float32: what it would compute without an end.
 
-On a CPU, ONNX Runtime computes float16 nodes in float32 between casts, and leaves the casts out, so
-that a value beyond 65504 is seen by no comparison there. In the widened graph it can be looked at.
+On a CPU, ONNX Runtime 1.31 computes most float16 nodes in float32, and rounds no value that lies
+between two of them: one beyond 65504 need not show. In the widened graph it can be looked at.
 """
 
 from __future__ import annotations
