@@ -9,17 +9,23 @@ four trained models, dynamic, static for ONNX Runtime and static for TensorRT:
 |-----------------------|----------------------------|-------------------------------------------|--------|
 | `missing_layers`      | 0                          | 1 and more                                | 0      |
 | `wrong_formats`       | 0                          | 1 and more                                | 0      |
-| `weight_error`, steps | 0.5                        | 2 heads swapped 250, scale x 2: 64        | 0.51   |
-| `weight_step`, ratio  | 1.000001                   | scale x 2: 2; per tensor: 3 and more      | 1.05   |
-| `bias_error`, steps   | 0.5                        | thousands                                 | 0.51   |
+| `weight_error`, steps | 0.5                        | scale x 2: 64; zero point off by one:     | 0.51   |
+|                       |                            | 1.5; two heads swapped, with their        |        |
+|                       |                            | scales: 246 to 279; transposed: 228 to    |        |
+|                       |                            | 250                                       |        |
+| `weight_step`, ratio  | 1.0000001                  | scale x 2: 2; heads swapped: 1.5          | 1.05   |
+| `bias_error`, steps   | 0.5                        | integers off by two: 2                    | 0.51   |
 | `changed_constants`   | 0                          | 1 and more                                | 0      |
-| `changed_nodes`       | 0                          | 1 and more                                | 0      |
-| `noise`               | 0; with outliers' parts in | as large as the output                    | of the |
-|                       | float 1.8e-6               |                                           | floor  |
+| `changed_nodes`       | 0                          | 1 and more; epsilon x 10, whose noise     | 0      |
+|                       |                            | would pass                                |        |
+| `noise`               | 0; where outliers have     | Relu for Gelu: 0.05 to 0.7; a bias of     | of the |
+|                       | float parts 1.8e-6         | zeros: 0.01 to 0.5                        | floor  |
 | `activation_scales`   | 0                          | scale x 2: 1; zero point off by one: 1    | 0.001  |
 | `impossible_ranges`   | 0                          | range x 2, method minmax: 1               | 1e-6   |
-| `activation_loss`, dB | 1.8 (3.5 with 16 samples)  | see `pipeline.calibration.fit`            | 4      |
-| `activation_clipping` | 0.00001 to 0.03            | 0.05 to 0.7; the same as a loss in dB     | none   |
+| `activation_loss`, dB | 2.0 (3.5 with 16 samples)  | scale x 2: 4 to 10;                       | 4      |
+|                       |                            | see `pipeline.calibration.fit`            |        |
+| `activation_clipping` | up to 0.01, or 0.3 where   | up to 0.7; a loss in dB says it better    | none   |
+|                       | many numbers lie at an end |                                           |        |
 | `calibration_samples` | 32 and more                | 1                                         | 8      |
 """
 

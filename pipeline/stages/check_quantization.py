@@ -72,11 +72,9 @@ def run(
         StageError: when ONNX Runtime cannot run one of the graphs at all.
     """
     from concurrent.futures import ThreadPoolExecutor
-    from functools import partial
 
     from pipeline.calibration.ranges import load_ranges
     from pipeline.data.sample_set import load_samples
-    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
     del output
     ranges = None if config.static is None else load_ranges(inputs[RANGES_PORT])
@@ -85,13 +83,8 @@ def run(
     skeleton.mkdir()
     audit = _audit(config, inputs, ranges, skeleton)
     rows = list(audit.rows)
-    # One thread a run: the last bits would depend on the number of cores otherwise.
-    runner = partial(OnnxRuntimeRunner, optimizations="disabled", threads=1)
     with ThreadPoolExecutor(max_workers=context.threads) as pool:
-        # Not the observed graph: what it returns is rounded to float16 where others pass it on.
-        plain = inputs[FLOAT_PORT] / MODEL_FILE
-        with runner(plain) as original, runner(skeleton / MODEL_FILE) as made:
-            noise = _noise(original, made, _feeds(config, samples, inputs), audit.outputs, pool)
+        noise = _noise(config, inputs, samples, skeleton / MODEL_FILE, audit, pool)
         if ranges is not None:
             rows += _impossible_ranges(ranges, audit)
             rows += _fits(config, inputs, samples, audit, ranges, pool, context)
@@ -186,50 +179,78 @@ def _feeds(
 
 
 def _noise(
-    original: OnnxRuntimeRunner,
-    made: OnnxRuntimeRunner,
-    feeds: Sequence[tuple[str, dict[str, Any]]],
-    outputs: Sequence[str],
+    config: CheckQuantizationConfig,
+    inputs: Mapping[str, Path],
+    samples: SampleSet,
+    skeleton: Path,
+    audit: Audit,
     pool: ThreadPoolExecutor,
 ) -> list[dict[str, JSON]]:
     """For each output the largest RMSE over its size, and on what; None when it is no number."""
+    from pipeline.errors import PipelineError
+    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+
+    feeds = _feeds(config, samples, inputs)
+    # One thread a run: the last bits would depend on the number of cores otherwise.
+    plain = inputs[FLOAT_PORT] / MODEL_FILE
+    with OnnxRuntimeRunner(plain, optimizations="disabled", threads=1) as original:
+        wanted = _run_all(original, feeds, pool)
+    try:
+        with OnnxRuntimeRunner(skeleton, optimizations="disabled", threads=1) as made:
+            given = _run_all(made, feeds, pool)
+    except PipelineError as err:
+        # That it cannot be run is what was to be found out.
+        return [{"output": name, "noise": None, "where": err.message} for name in audit.outputs]
+    places = [where for where, _ in feeds]
+    return [_distance(name, places, wanted, given) for name in audit.outputs]
+
+
+def _run_all(
+    runner: OnnxRuntimeRunner,
+    feeds: Sequence[tuple[str, dict[str, Any]]],
+    pool: ThreadPoolExecutor,
+) -> list[dict[str, Any]]:
+    from pipeline.errors import StageError
+
+    names = [spec.name for spec in runner.inputs]
+    for name in names:
+        if name not in feeds[0][1]:
+            raise StageError(
+                f"the model takes `{name}`, the samples have only "
+                + ", ".join(f"`{each}`" for each in feeds[0][1])
+            )
+    wholes = [{name: tensors[name][None] for name in names} for _, tensors in feeds]
+    return list(pool.map(runner.run, wholes))
+
+
+def _distance(
+    name: str,
+    places: Sequence[str],
+    wanted: Sequence[Mapping[str, Any]],
+    given: Sequence[Mapping[str, Any]],
+) -> dict[str, JSON]:
+    """One output over all runs. Where the float graph makes no number, nothing is compared."""
     import numpy as np
 
-    names = [spec.name for spec in made.inputs]
-
-    def both(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        feed = {name: tensors[name][None] for name in names}
-        return original.run(feed, outputs), made.run(feed)
-
-    runs = list(pool.map(both, [tensors for _, tensors in feeds]))
-    found: list[dict[str, JSON]] = []
-    for name in outputs:
-        squares, elements = 0.0, 0
-        gaps: list[tuple[float, str]] = []
-        for (where, _), (wanted, given) in zip(feeds, runs, strict=True):
-            expected = wanted[name].astype(np.float64)
-            got = given.get(name)
-            if got is None or got.shape != expected.shape:
-                gaps.append((np.inf, where))
-                continue
-            # Where the float graph itself makes no number, there is nothing to compare.
-            usable = np.isfinite(expected)
-            if not usable.any():
-                continue
-            squares += float(np.square(expected[usable]).sum())
-            elements += int(usable.sum())
-            gap = got.astype(np.float64)[usable] - expected[usable]
-            gaps.append((float(np.sqrt(np.square(gap).mean())), where))
-        unit = float(np.sqrt(squares / elements)) if squares else 1.0
-        worst, where = max(
-            ((np.inf if np.isnan(gap) else gap, where) for gap, where in gaps),
-            default=(0.0, ""),
-        )
-        noise = worst / unit
-        found.append(
-            {"output": name, "noise": noise if np.isfinite(noise) else None, "where": where}
-        )
-    return found
+    squares, elements = 0.0, 0
+    worst, where = 0.0, places[0]
+    for place, expected_all, got_all in zip(places, wanted, given, strict=True):
+        expected, got = expected_all[name].astype(np.float64), got_all.get(name)
+        if got is None or got.shape != expected.shape:
+            return {"output": name, "noise": None, "where": f"{place}: it has another shape"}
+        usable = np.isfinite(expected)
+        if not usable.any():
+            continue
+        gap = got.astype(np.float64)[usable] - expected[usable]
+        size = float(np.sqrt(np.square(gap).mean()))
+        if not np.isfinite(size):
+            return {"output": name, "noise": None, "where": place}
+        if size > worst:
+            worst, where = size, place
+        squares += float(np.square(expected[usable]).sum())
+        elements += int(usable.sum())
+    unit = float(np.sqrt(squares / elements)) if squares else 1.0
+    return {"output": name, "noise": worst / unit, "where": where}
 
 
 def _impossible_ranges(ranges: Ranges, audit: Audit) -> Iterator[AuditRow]:
@@ -424,7 +445,7 @@ def _summary(rows: list[AuditRow]) -> JSON:
 CHECK_QUANTIZATION = Stage(
     name="check_quantization",
     version=1,
-    footprint=Footprint(base_mib=200, memory_per_weight=4.0),
+    footprint=Footprint(base_mib=200, memory_per_weight=4.2),
     config_type=CheckQuantizationConfig,
     run=run,
     packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),

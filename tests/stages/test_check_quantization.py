@@ -343,6 +343,18 @@ def test_no_tensor_with_infinite_numbers_is_judged_as_a_good_one(
     assert not results["activation_loss"].is_allowed
 
 
+def test_a_graph_that_cannot_be_run_is_a_finding(bench: Workbench) -> None:
+    def damage(model: onnx.ModelProto) -> str:
+        node = next(each for each in model.graph.node if "LayerNormalization" in each.op_type)
+        node.op_type = "NoSuchOperator"
+        return node.name or node.output[0]
+
+    layer = _damaged(bench, "onnxruntime", damage)
+    results = _check(bench, "onnxruntime", "damaged")
+    assert _failed(results) == {"changed_nodes": layer, "logits.noise": ""}
+    assert "NoSuchOperator" in results["logits.noise"].reason
+
+
 def test_limits_can_be_changed_and_left_out(bench: Workbench) -> None:
     _damaged(bench, "onnxruntime", _heads_swapped)
     facts: dict[str, Any] = bench.run(
