@@ -47,7 +47,10 @@ class LayerLimits(Limits):
 def _plan(subject: Subject, limits: LayerLimits) -> Iterator[PlannedCheck]:
     """Of every graph what it was made from says what is right; of an export, torch does."""
     for link in subject.links:
-        is_quantized = link.model.arithmetic == "quantized"
+        arithmetic = link.model.arithmetic
+        if arithmetic is None:
+            continue  # what a graph from elsewhere computes with is not known before it is read
+        is_quantized = arithmetic == "quantized"
         if not is_quantized and not subject.is_diagnosing:
             continue
         before = _before(link, subject)
@@ -68,7 +71,7 @@ def _plan(subject: Subject, limits: LayerLimits) -> Iterator[PlannedCheck]:
             link=link,
             config=CompareLayersConfig(
                 against="torch" if before is None else before.stage,
-                arithmetic=link.model.arithmetic,
+                arithmetic=arithmetic,
                 optimizations=link.model.optimizations,
                 before="disabled" if before is None else before.model.optimizations,
                 task=subject.task.name if before is None else "",

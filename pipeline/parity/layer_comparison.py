@@ -8,6 +8,7 @@ the same optimisations of ONNX Runtime.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -215,7 +216,7 @@ def _sizes(
     for name in names:
         shape = mine[name].shape
         if any(array.shape == shape for array in theirs.get(name, ())):
-            sizes[name] = 4 * int(np.prod([grown.get(size, size) for size in shape], dtype=int))
+            sizes[name] = 4 * math.prod(grown.get(size, size) for size in shape)
     return sizes
 
 

@@ -72,8 +72,8 @@ class NoiseSums:
             self.faults += 1
             return
         # The difference of two near numbers is exact in float32 already.
-        right = reference.astype(np.float32, copy=False).reshape(-1)
-        found = candidate.astype(np.float32, copy=False).reshape(-1)
+        right: NDArray[Any] = reference.astype(np.float32, copy=False).reshape(-1)
+        found: NDArray[Any] = candidate.astype(np.float32, copy=False).reshape(-1)
         with np.errstate(invalid="ignore", over="ignore"):
             gap = found - right
             error, squares = _dot(gap, gap), _dot(right, right)
