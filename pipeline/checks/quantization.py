@@ -22,7 +22,7 @@ four trained models, dynamic, static for ONNX Runtime and static for TensorRT:
 |                       | float parts 1.8e-6         | zeros: 0.01 to 0.5                        | floor  |
 | `activation_scales`   | 0                          | scale x 2: 1; zero point off by one: 1    | 0.001  |
 | `impossible_ranges`   | 0                          | range x 2, method minmax: 1               | 1e-6   |
-| `activation_loss`, dB | 2.0 (3.5 with 16 samples)  | scale x 2: 4 to 10;                       | 4      |
+| `activation_loss`, dB | 2.0 (3.5 with 16 samples)  | scale x 2: 5 to 6 for most tensors;       | 4      |
 |                       |                            | see `pipeline.calibration.fit`            |        |
 | `activation_clipping` | up to 0.01, or 0.3 where   | up to 0.7; a loss in dB says it better    | none   |
 |                       | many numbers lie at an end |                                           |        |
