@@ -69,6 +69,8 @@ def _judge(measured: Measured, limits: HeadroomLimits) -> tuple[GateResult, ...]
 
 def _results(measured: Measured, limits: HeadroomLimits) -> Iterator[GateResult]:
     facts = measured.facts
+    for problem in facts["problems"]:
+        yield _result(measured, "problems", float(len(facts["problems"])), "<= 0", problem)
     if weights := facts["infinite_weights"]:
         reason = f"weights are infinite: {', '.join(f'`{name}`' for name in weights[:3])}"
         yield _result(measured, "infinite_weights", float(len(weights)), "<= 0", reason)

@@ -66,11 +66,13 @@ class Widening:
 
     Attributes:
         watched: In the order of the graph.
+        untyped: How many values have a type that is not known, and are not watched.
         infinite_weights: Names of stored tensors, of more than one element, that hold infinity.
         stand_ins: Names of scalars that stand for infinity.
     """
 
     watched: tuple[Watched, ...]
+    untyped: int
     infinite_weights: tuple[str, ...]
     stand_ins: tuple[str, ...]
 
@@ -84,6 +86,7 @@ def widen(model: ir.Model) -> Widening:
     """
     graph = model.graph
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
     if any(value.dtype is None for node in graph for value in node.outputs):
         passes.ShapeInferencePass()(model)
     stand_ins, infinite = [], []
@@ -94,7 +97,8 @@ def widen(model: ir.Model) -> Widening:
         elif np.isinf(array).any():
             infinite.append(value.name or "")
     masked = _downstream(graph, stand_ins)
-    made = [(node, value) for node in graph for value in node.outputs]
+    made = [(node, value) for node in graph for value in node.outputs if value.name]
+    untyped = sum(value.dtype is None for _, value in made)
     watched = [
         (node, value)
         for node, value in made
@@ -106,18 +110,24 @@ def widen(model: ir.Model) -> Widening:
             array = np.copysign(np.full_like(array, STAND_IN), array)
         value.const_value = ir.tensor(array, name=value.name)
         value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        _widen_node(node)
-    for value in graph.inputs:
-        _widen_value(value)
+    parts: list[ir.Graph | ir.Function] = [graph, *model.functions.values()]
+    for part in parts:
+        for node in ir.traversal.RecursiveGraphIterator(part):
+            _widen_node(node)
+    for inner in (graph, *graph.subgraphs()):
+        for value in inner.inputs:
+            _widen_value(value)
     graph.outputs.clear()
-    quantity = _constant(graph, "largest_quantity", QUANTITY)
-    nothing = _constant(graph, "nothing", 0.0)
+    bounds = None
+    if stand_ins:
+        quantity = _constant(graph, "largest_quantity", QUANTITY)
+        bounds = quantity, _constant(graph, "nothing", 0.0)
     return Widening(
         watched=tuple(
-            _watch(graph, node, value, (quantity, nothing) if value in masked else None)
+            _watch(graph, node, value, bounds if value in masked else None)
             for node, value in watched
         ),
+        untyped=untyped,
         infinite_weights=tuple(infinite),
         stand_ins=tuple(value.name or "" for value in stand_ins),
     )

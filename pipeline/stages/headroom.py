@@ -51,15 +51,18 @@ def run(
     """Facts: the values with the least headroom, `65504 / max |x|`, and where it was.
 
     A value that is infinite in float32, or NaN, has a headroom of 0. Weights that are infinite are
-    named.
+    named. A sample that cannot be run is a result, not a failure of this stage.
 
     Raises:
         ArtifactError: when the input is no model.
-        StageError: when ONNX Runtime cannot run the graph in float32.
+        StageError: when ONNX Runtime cannot load the graph in float32.
     """
     import gc
 
+    import numpy as np
+
     from pipeline.data.sample_set import load_samples
+    from pipeline.errors import StageError
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.widened import widen
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -71,49 +74,71 @@ def run(
     del model
     gc.collect()  # a graph is full of cycles, and would keep its weights for long
     samples, probes = load_samples(inputs[SAMPLES_PORT]), load_samples(inputs[PROBES_PORT])
-    facts: dict[str, JSON] = {
+    largest, problem = np.zeros((1, len(widening.watched))), ""
+    if widening.watched:
+        # One thread a run and several runs at a time: most samples are small.
+        runner = OnnxRuntimeRunner(path, optimizations="disabled", threads=1, is_frugal=True)
+        try:
+            with runner:
+                largest, problem = _largest(runner, widening.watched, [samples, probes], context)
+        except StageError as err:
+            raise StageError(
+                "the float16 graph cannot be run in float32, to see how large its values get: "
+                + err.message,
+                where=err.where,
+                hint="leave this check out: `gates: {checks: {headroom: null}}`",
+            ) from err
+    return {
         "watched": len(widening.watched),
+        "untyped": widening.untyped,
         "samples": len(samples),
         "probes": len(probes),
+        "problems": [problem] if problem else [],
         "infinite_weights": list(widening.infinite_weights),
         "stand_ins": list(widening.stand_ins),
-        "values": [],
+        "values": _worst(widening.watched, largest, _layers(inputs), len(samples), probes, config),
     }
-    if not widening.watched:
-        return facts
-    # One thread a run and several runs at a time: most samples are small.
-    with OnnxRuntimeRunner(path, optimizations="disabled", threads=1, is_frugal=True) as runner:
-        largest = _largest(runner, widening.watched, [samples, probes], context)
-    layers = _layers(inputs)
-    facts["values"] = _worst(widening.watched, largest, layers, len(samples), probes, config)
-    return facts
 
 
 def _largest(
     runner: Runner, watched: Sequence[Watched], sets: Sequence[SampleSet], context: StageContext
-) -> NDArray[np.float64]:
-    """(samples and probes, values): the largest magnitude of each value, infinity for NaN."""
+) -> tuple[NDArray[np.float64], str]:
+    """(samples and probes, values): the largest magnitude of each value, infinity for NaN.
+
+    Besides, why some cannot be run; empty when all can.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
-    places = [(held, entry) for held in sets for entry in held.entries]
-    names = [spec.name for spec in runner.inputs]
-    largest = np.zeros((len(places), len(watched)))
+    from pipeline.errors import PipelineError
 
-    def measure(row: int) -> None:
+    names = [spec.name for spec in runner.inputs]
+    places = [(held, entry) for held in sets for entry in held.entries]
+    largest = np.zeros((len(places), len(watched)))
+    unknown = [name for name in names if name not in sets[0].input_names]
+    if unknown:
+        return largest, f"input `{unknown[0]}` is unknown: no sample has it"
+
+    def measure(row: int) -> str:
         held, entry = places[row]
         (sample,) = held.read([entry.index])
-        results = runner.run({name: sample[name][None] for name in names})
+        try:
+            results = runner.run({name: sample[name][None] for name in names})
+        except PipelineError as err:
+            return f"{entry.kind or 'sample'} {entry.index} cannot be run: {err.message}"
         found = np.array([float(results[each.output]) for each in watched])
         if entry.compared == "finite":  # the checkpoint itself may make no number of it
             found[~np.isfinite(found)] = 0.0
         largest[row] = np.where(np.isnan(found), np.inf, found)
+        return ""
 
+    problem = ""
     with ThreadPoolExecutor(max_workers=context.threads) as pool:
-        for done, _ in enumerate(pool.map(measure, range(len(places))), 1):
+        for done, fault in enumerate(pool.map(measure, range(len(places))), 1):
+            problem = problem or fault
             context.progress(done, len(places), "samples")
-    return largest
+    return largest, problem
 
 
 def _layers(inputs: Mapping[str, Path]) -> dict[str, str]:

@@ -235,3 +235,29 @@ def test_what_is_infinite_in_float32_already_has_no_room(chain: Chain, tmp_path:
     assert not result.is_allowed
     assert result.measured == 0.0
     assert "is not finite even in float32" in result.reason
+
+
+def test_a_graph_of_one_length_is_said_to_be(chain: Chain, tmp_path: Path) -> None:
+    def change(graph: Graph) -> None:
+        for value in graph.model.graph.input:
+            value.type.tensor_type.shape.dim[1].dim_value = 8
+
+    model = chain.damaged("cast", tmp_path / "model", change)
+    results = _judge(_measure(chain, model, tmp_path / "scratch"))
+    assert not results["cast.problems"].is_allowed
+    assert "the model takes int64 [batch, 8]" in results["cast.problems"].reason
+
+
+def test_an_input_that_no_sample_has_is_said(chain: Chain, tmp_path: Path) -> None:
+    def change(graph: Graph) -> None:
+        graph.redirect("token_type_ids", "position_ids")
+        (value,) = [v for v in graph.model.graph.input if v.name == "token_type_ids"]
+        value.name = "position_ids"
+
+    model = chain.damaged("cast", tmp_path / "model", change)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    ports = chain.ports(model, "export", "samples", "probes")
+    context = RecordingContext(scratch)
+    results = _judge(dict(HEADROOM.stage.run(HeadroomConfig(), ports, scratch, context)))
+    assert "input `position_ids` is unknown" in results["cast.problems"].reason
