@@ -89,13 +89,7 @@ def widen(model: ir.Model) -> Widening:
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
     if any(value.dtype is None for node in graph for value in node.outputs):
         passes.ShapeInferencePass()(model)
-    stand_ins, infinite = [], []
-    for value in _half_initializers(graph):
-        array = _array_of(value)
-        if array.size == 1 and abs(array.reshape(())) >= INFINITY_IN_FLOAT16:
-            stand_ins.append(value)
-        elif np.isinf(array).any():
-            infinite.append(value.name or "")
+    stand_ins, infinite = _special_weights(graph)
     masked = _downstream(graph, stand_ins)
     made = [(node, value) for node in graph for value in node.outputs if value.name]
     untyped = sum(value.dtype is None for _, value in made)
@@ -104,19 +98,7 @@ def widen(model: ir.Model) -> Widening:
         for node, value in made
         if value.dtype == ir.DataType.FLOAT16 and node.op_type not in _MOVES
     ]
-    for value in _half_initializers(graph):
-        array = _array_of(value)
-        if value in stand_ins:
-            array = np.copysign(np.full_like(array, STAND_IN), array)
-        value.const_value = ir.tensor(array, name=value.name)
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-    parts: list[ir.Graph | ir.Function] = [graph, *model.functions.values()]
-    for part in parts:
-        for node in ir.traversal.RecursiveGraphIterator(part):
-            _widen_node(node)
-    for inner in (graph, *graph.subgraphs()):
-        for value in inner.inputs:
-            _widen_value(value)
+    _widen_all(model, stand_ins)
     graph.outputs.clear()
     bounds = None
     if stand_ins:
@@ -128,9 +110,38 @@ def widen(model: ir.Model) -> Widening:
             for node, value in watched
         ),
         untyped=untyped,
-        infinite_weights=tuple(infinite),
+        infinite_weights=infinite,
         stand_ins=tuple(value.name or "" for value in stand_ins),
     )
+
+
+def _special_weights(graph: ir.Graph) -> tuple[tuple[ir.Value, ...], tuple[str, ...]]:
+    """Scalars that stand for infinity, and names of other weights that hold it."""
+    stand_ins, infinite = [], []
+    for value in _half_initializers(graph):
+        array = _array_of(value)
+        if array.size == 1 and abs(array.reshape(())) >= INFINITY_IN_FLOAT16:
+            stand_ins.append(value)
+        elif np.isinf(array).any():
+            infinite.append(value.name or "")
+    return tuple(stand_ins), tuple(infinite)
+
+
+def _widen_all(model: ir.Model, stand_ins: Sequence[ir.Value]) -> None:
+    """Leave nothing of float16, in subgraphs and functions neither."""
+    for value in _half_initializers(model.graph):
+        array = _array_of(value)
+        if value in stand_ins:
+            array = np.copysign(np.full_like(array, STAND_IN), array)
+        value.const_value = ir.tensor(array, name=value.name)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for part in parts:
+        for node in ir.traversal.RecursiveGraphIterator(part):
+            _widen_node(node)
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.inputs:
+            _widen_value(value)
 
 
 def _half_initializers(graph: ir.Graph) -> Iterator[ir.Value]:
