@@ -102,7 +102,8 @@ class Graph:
 
     def put(self, name: str, array: NDArray[Any]) -> str:
         """Replace or add a stored tensor."""
-        new = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        # `ascontiguousarray` would make a list of one number of a number.
+        new = numpy_helper.from_array(np.asarray(array, order="C"), name)
         for tensor in self.model.graph.initializer:
             if tensor.name == name:
                 tensor.CopyFrom(new)
