@@ -186,6 +186,8 @@ def constant_array(value: ir.Value | None) -> NDArray[np.float32]:
 def _split(block: _Block, neurons: tuple[int, ...], editor: GraphEditor) -> FloatNeurons:
     places = list(neurons)
     name = node_name(block.first)
+    for node in (block.first, block.second):  # layers are known by it, whatever becomes of results
+        node.name = node_name(node)
     before, bias = constant_array(block.first.inputs[1]), constant_array(block.bias)
     after = constant_array(block.second.inputs[1])
     parts = (before[:, places], bias[places], after[places])
@@ -220,7 +222,7 @@ def _split(block: _Block, neurons: tuple[int, ...], editor: GraphEditor) -> Floa
     # `end` is written again before itself, so that the sum can stand behind it.
     rest = editor.insert(end, end.op_type, end.inputs, output=f"{name}_rest")
     copy = rest.producer()
-    if end is block.second and copy is not None:  # the layer is known by its name
+    if end is block.second and copy is not None:
         copy.name = end.name
     replace_value(
         end.outputs[0], editor.insert(end, "Add", [rest, result], output=f"{name}_whole")

@@ -180,3 +180,26 @@ def test_divisors_are_bounded_and_touch_only_large_channels(seed: int) -> None:
     divisors = channel_divisors(weights, matrix)
     assert np.all((divisors >= 1) & (divisors <= MOST))
     assert np.all(divisors[weights <= 2 * np.median(weights)] == 1)
+
+
+@pytest.mark.parametrize(
+    "text", [BLOCK, BLOCK.replace("shifted = Add(down, shift)", "shifted = Add(down, normal)")]
+)
+@pytest.mark.parametrize(("kept", "is_split"), [("up", True), ("down", False)])
+def test_a_product_that_stays_float_is_spared_no_outliers(
+    text: str, kept: str, is_split: bool
+) -> None:
+    """Of the second product of a block no tensor is coarsened; the first one's result still is."""
+    model = parse(text, _weights())
+    wanted = _run(model, _feeds())
+    made, facts = _quantized(model, exclude_nodes=(kept,))
+    assert bool(facts["float_neurons"]) == is_split
+    (other,) = {"up", "down"} - {kept}
+    assert facts["quantized"] == [other]
+    assert {"node": kept, "reason": f"excluded by `{kept}`"} in facts["kept_float"]
+    found = _run(made, _feeds())
+    assert float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)) < 0.05
+    integer = [node for node in made.graph.node if node.op_type == "MatMulInteger"]
+    assert len(integer) == 1
+    given_back, _ = _quantized(model, given_back=frozenset({kept}))
+    np.testing.assert_array_equal(_run(given_back, _feeds()), found)

@@ -329,3 +329,16 @@ def test_external_data_is_read(bench: Workbench) -> None:
 
     assert facts["coverage"]["quantized_weights"] == 1.0
     assert worst_cosine(linear_model(), quantized) > 0.95
+
+
+def test_excluded_layers_stay_float(bench: Workbench) -> None:
+    model = linear_model(3)
+    names = [node.name or node.output[0] for node in model.graph.node if node.op_type == "MatMul"]
+    _, everything = bench.quantize(model)
+    made, facts = bench.quantize(model, exclude_nodes=(names[1],))
+    assert facts["quantized"] == [name for name in everything["quantized"] if name != names[1]]
+    assert facts["coverage"]["quantized_matmuls"] == pytest.approx(2 / 3)
+    assert facts["coverage"]["quantized_weights"] == pytest.approx(2 / 3)
+    assert [node.op_type for node in made.graph.node].count("MatMul") == 1
+    with pytest.raises(QuantizationError, match="`nothing` matches no layer"):
+        bench.quantize(model, exclude_nodes=("nothing",))
