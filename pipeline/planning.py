@@ -728,19 +728,29 @@ def _check_quality(recipe: Recipe, task: Task, where: Where) -> None:
 
 def _check_limits(recipe: Recipe, where: Where) -> None:
     """Limits may name any stage there is: a recipe that others extend has more than each of them."""
-    if not recipe.limits.stages:
+    named: list[tuple[tuple[str, ...], Collection[str]]] = [
+        (("limits", "stages"), recipe.limits.stages),
+        (("gates", "stages"), recipe.gates.stages),
+    ]
+    named += [
+        (("gates", "targets", target, "stages"), own.stages)
+        for target, own in recipe.gates.targets.items()
+        if own.stages
+    ]
+    if not any(names for _, names in named):
         return
     from pipeline.stages.catalogue import STAGES
 
     known = sorted(stage.name for stage in STAGES)
-    for name in recipe.limits.stages:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise RecipeError(
-                f"there is no stage `{name}`"
-                + (f" - did you mean `{near[0]}`?" if near else f", only: {', '.join(known)}"),
-                where=where("limits", "stages", name),
-            )
+    for key_path, names in named:
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise RecipeError(
+                    f"there is no stage `{name}`"
+                    + (f" - did you mean `{near[0]}`?" if near else f", only: {', '.join(known)}"),
+                    where=where(*key_path, name),
+                )
 
 
 def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:

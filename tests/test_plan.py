@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.checks.catalogue import CHECKS
 from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
 from pipeline.errors import RecipeError
@@ -82,11 +83,13 @@ def test_changing_one_option_changes_that_node_and_what_hangs_on_it(
     changed["quantization"]["per_channel"] = False
     after = _keys(_plan(tmp_path, sentence_encoder, targets=[FP32, changed], **timed))
     different = {name for name in before if before[name] != after[name]}
-    assert different == {
+    checks = {check.name for check in CHECKS} | {check.stage.name for check in CHECKS}
+    assert {name for name in different if name.split("@")[0] not in checks} == {
         "quantize_dynamic",
         "validate@cpu-int8-quantize_dynamic",
         "benchmark@cpu-int8",
     }
+    assert not any(name.endswith(("-export", "-simplify", "-fuse")) for name in different)
 
 
 def _flip(node: Any, factor: str) -> dict[str, Any]:
@@ -249,3 +252,15 @@ def test_calibration_data_is_a_node_of_its_own_shared_by_both_placements(
     names = _names(plan)
     assert "samples@calibration" in names
     assert [node.stage.name for node in plan.nodes].count("calibrate") == 1
+
+
+@pytest.mark.parametrize("is_of_target", [False, True])
+def test_a_tolerance_of_a_stage_that_there_is_not_is_refused(
+    tmp_path: Path, sentence_encoder: Path, is_of_target: bool
+) -> None:
+    own: dict[str, Any] = {"stages": {"fues": {"noise": 1e-4}}}
+    gates = {"targets": {FP32["name"]: own}} if is_of_target else own
+    gates = {"parity": {"cosine_similarity": {"min": 0.9}}, **gates}
+    with pytest.raises(RecipeError, match="no stage `fues` - did you mean `fuse`") as caught:
+        _plan(tmp_path, sentence_encoder, gates=gates)
+    assert "recipe.yaml" in str(caught.value.where)
