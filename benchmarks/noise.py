@@ -6,9 +6,9 @@ The evidence behind `pipeline/parity/tolerances.py`. For every model the graphs 
 made once. Then, for every seed, other evaluation samples and other probes are drawn, the checkpoint's
 noise floor is measured on them anew, and every graph is compared and judged by the gate `stages`:
 no good graph may fail. Printed for each graph: the largest noise, as a multiple of the floor and of its
-limit. Two small faults of the exported graph, which people really ship, must fail by every seed; of
-them the smallest noise is printed. `torch` rows say what the checkpoint does to itself when torch runs
-it in half precision: every operator rounds there, which ONNX Runtime's CPU leaves out where it can.
+limit. Two small faults of the exported graph, which people really ship, must fail: of them it is the
+smallest noise. Rows `torch` say what the checkpoint does to itself when torch runs it in half precision:
+every operator rounds there, which ONNX Runtime's CPU leaves out where it can.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ TRAINED = {
     "answers": "question-answering",
 }
 MODELS = ("minilm", *TRAINED)
-SAMPLES = 24
+SAMPLES = 16
+FAULT_SEEDS = 3
+"""Seeds by which faults and torch's half precision are looked at; good graphs are by all."""
 TARGETS = [
     {"name": "cpu", "runtime": "onnxruntime", "precision": "fp32"},
     {
@@ -292,6 +294,8 @@ def measure(name: str, seeds: int, has_half: bool) -> dict[str, Found]:
                 "reference": bench.run(bench.node("reference")),
             }
             for stage, arithmetic, optimizations, place in graphs:
+                if stage.startswith("fault") and seed >= FAULT_SEEDS:
+                    continue
                 config = ValidateConfig(
                     task=bench.plan.task.name, optimizations=optimizations, batch_size=8
                 )
@@ -307,7 +311,7 @@ def measure(name: str, seeds: int, has_half: bool) -> dict[str, Found]:
                     is_proxy=False,
                 )
                 add(found[stage], seed, parity, judge_stage(graph, parity, floors, None), floors)
-            for dtype in ("float16", "bfloat16") if has_half and seed < 2 else ():
+            for dtype in ("float16", "bfloat16") if has_half and seed < FAULT_SEEDS else ():
                 for output, noise in torch_half(bench, dtype):
                     row = found[f"torch {dtype}"]
                     row.over_floor.append(noise / floor_value(floors[output]))
@@ -348,12 +352,13 @@ def report(name: str, found: Mapping[str, Found], seeds: int) -> int:
         pick = min if is_fault else max
         floor = f"{pick(row.over_floor):9.2f}" if row.over_floor else "        -"
         limit = f"{pick(row.over_limit):9.3f}" if row.over_limit else "        -"
-        is_wrong = has_gate and len(row.failed) != (seeds if is_fault else 0)
+        is_wrong = has_gate and len(row.failed) != (min(seeds, FAULT_SEEDS) if is_fault else 0)
         wrong += is_wrong
         kinds = ", ".join(
             f"{kind} {n}" for kind, n in sorted(row.kinds.items(), key=lambda i: -i[1])
         )
-        said = f"failed by {len(row.failed)} of {seeds}" if has_gate else ""
+        asked = min(seeds, FAULT_SEEDS) if is_fault else seeds
+        said = f"failed by {len(row.failed)} of {asked}" if has_gate else ""
         print(
             f"{name:34} {stage:16} {floor} {limit}  {said:19} {'WRONG' if is_wrong else ''} {kinds}"
         )
