@@ -167,7 +167,10 @@ class CaseTable:
 
 
 def shown_checks(report: Report) -> tuple[ShownCheck, ...]:
-    """Every check of every graph, those that fail first; the report as `printable` gives it."""
+    """Every check of every graph; the report as `printable` gives it.
+
+    Those that fail come first, then those of the graphs that findings name.
+    """
     entries: dict[str, CheckEntry] = {}
     targets: dict[str, list[str]] = {}
     for target in report.targets:
@@ -184,7 +187,8 @@ def shown_checks(report: Report) -> tuple[ShownCheck, ...]:
             if gate.gate == entry.check and gate.node == entry.of
         )
         found.append((entry, node, gates, all(report.gates[place].is_allowed for place in gates)))
-    found.sort(key=lambda each: each[3])
+    accused = {finding.node for finding in report.findings}
+    found.sort(key=lambda each: (each[3], each[0].of not in accused))
     return tuple(
         _shown(place, entry, node, tuple(dict.fromkeys(targets[entry.node])), gates, holds=holds)
         for place, (entry, node, gates, holds) in enumerate(found, start=1)

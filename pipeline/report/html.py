@@ -155,6 +155,7 @@ def render_html(report: Report) -> str:
         has_loud=any(not row.holds for table in noises for row in table),
         probes=probe_table(report),
         checks=checks,
+        accused={cause.node for cause in faults},
         cases=case_table(shown),
         links=find_links(shown, checks, faults),
         worst={sample.target: sample for sample in reversed(shown.worst_samples)},

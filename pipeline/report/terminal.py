@@ -32,6 +32,10 @@ MAX_OF_CAUSE = 2
 """Broken gates below a finding that no gate accuses."""
 
 MAX_LINE = 200
+"""Characters."""
+
+MAX_FINDING = 400
+"""Characters of a finding: it is the one line that has to say everything."""
 
 
 def render_terminal_summary(report: Report) -> str:
@@ -53,7 +57,9 @@ def render_terminal_summary(report: Report) -> str:
     if shown.warnings:
         blocks = ([f"  {warning}"] for warning in shown.warnings)
         lines += ["", "Warnings:", *_listed(blocks)]
-    return "\n".join(_one_line(line) for line in lines) + "\n"
+    told_whole = {line for cause in found for line in _cause_lines(cause)[:1]}
+    limits = (MAX_FINDING if line in told_whole else MAX_LINE for line in lines)
+    return "\n".join(map(_one_line, lines, limits)) + "\n"
 
 
 def _quality_lines(report: Report) -> dict[str, list[str]]:
@@ -166,6 +172,6 @@ def _listed(blocks: Iterable[list[str]]) -> list[str]:
     return lines
 
 
-def _one_line(line: str) -> str:
+def _one_line(line: str, limit: int) -> str:
     flat = line.replace("\n", " ").replace("\t", " ")
-    return flat if len(flat) <= MAX_LINE else flat[: MAX_LINE - 1] + "…"
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

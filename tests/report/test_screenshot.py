@@ -212,6 +212,26 @@ def test_a_link_to_a_folded_gate_opens_it(tmp_path: Path) -> None:
     assert "<title>true,true</title>" in dom
 
 
+def test_a_folded_chart_has_its_width_when_it_is_opened(tmp_path: Path) -> None:
+    report = fault_report()
+    nodes = tuple(
+        node.model_copy(update={"facts": node.facts | {"first": None}}) for node in report.nodes
+    )
+    calm = report.model_copy(update={"nodes": nodes, "findings": ()})
+    script = (
+        "<script>addEventListener('load', () => setTimeout(() => { const part = document."
+        "querySelector('details[id^=layers]'); part.open = true; setTimeout(() => { document.title "
+        "= part.querySelector('.chart svg').getBoundingClientRect().width; }, 300); }, 300));"
+        "</script>"
+    )
+    bare = re.sub(r"<meta http-equiv[^>]*>", "", render_html(calm))
+    dom = chromium(tmp_path, "--dump-dom", markup=bare.replace("</body>", f"{script}</body>"))
+    assert set(chart_states(dom).values()) == {"drawn"}
+    found = re.search("<title>([0-9.]+)</title>", dom)
+    assert found is not None
+    assert float(found[1]) > 0.8 * (WIDTH - 48)
+
+
 @pytest.mark.parametrize("text", MARKUP[:6])
 def test_a_hostile_text_in_a_chart_is_drawn_as_text(text: str, tmp_path: Path) -> None:
     dom = chromium(tmp_path, "--dump-dom", markup=render_html(hostile_report(text)))

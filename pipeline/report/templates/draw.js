@@ -31,6 +31,9 @@
   }
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 
+  // A chart in a folded part had no width when it was drawn.
+  addEventListener("toggle", () => { dispatchEvent(new Event("resize")); }, true);
+
   const refuse = () => Promise.reject(new Error("this page loads nothing"));
   const loader = { load: refuse, sanitize: refuse, http: refuse, file: refuse };
 
