@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.report import figures
-from pipeline.report.markdown import escape
+from pipeline.report.markdown_parts import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
