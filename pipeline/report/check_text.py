@@ -58,7 +58,8 @@ def render_check(
     worst = list(_worst(shown))
     if worst:
         lines += ["", "worst samples:", *worst]
-    for title, sentences in (("found:", notes), ("assumed:", assumed), ("do:", advice(shown))):
+    found = dict.fromkeys((*notes, *_notices(shown)))
+    for title, sentences in (("found:", found), ("assumed:", assumed), ("do:", advice(shown))):
         if sentences:
             lines += ["", title, *(line for each in sentences for line in _item(each))]
     return "\n".join(lines) + "\n"
@@ -109,6 +110,13 @@ def _ordered(kinds: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda kind: known.index(kind) if kind in known else len(known))
 
 
+def _notices(report: Report) -> Iterator[str]:
+    """What was noticed of the graph and of the files beside it, and fails nothing."""
+    for node in report.nodes:
+        if node.stage in {"adopt", "check_companions"}:
+            yield from node.facts.get("warnings", ())
+
+
 def _broken(gates: Sequence[GateResult]) -> Iterator[str]:
     order = _ordered(gate.gate for gate in gates)
     ranked = sorted(gates, key=lambda gate: order.index(gate.gate))
@@ -147,8 +155,9 @@ def advice(report: Report) -> tuple[str, ...]:
     problems = any(gate.metric.endswith(".problems") for gate in broken)
     if "stages" in kinds and arithmetic == "quantized":
         found.append(
-            "this is farther away than 8 bits explain: compare the float model it was quantised "
-            "from first (convert check FLOAT.onnx ...)"
+            "this is farther away than 8 bits that are well chosen: check the float model it was "
+            "quantised from (convert check FLOAT.onnx ...); if that is right, quantise it with one "
+            "scale a column (per_channel)"
         )
     elif problems:
         found.append("repair what is named above; the numbers after it say little until then")
