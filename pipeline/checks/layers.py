@@ -21,6 +21,7 @@ from pipeline.stages.compare_layers import (
     SAMPLES_PORT,
     CompareLayersConfig,
 )
+from pipeline.stages.export import ExportConfig
 from pipeline.targets.base import NodeRef, SourceRef
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _plan(subject: Subject, limits: LayerLimits) -> Iterator[PlannedCheck]:
                 before="disabled" if before is None else before.model.optimizations,
                 task=subject.task.name if before is None else "",
                 component=subject.component if before is None else "",
+                attention=link.config.attention if isinstance(link.config, ExportConfig) else None,
                 samples=limits.samples,
                 time_limit_s=limits.time_limit_s,
             ),

@@ -46,13 +46,16 @@ class Scopes:
         layers: Value -> path of the innermost module in the checkpoint's own model, such as
             `encoder.layer.0.output.dense`.
         results: Value -> the innermost call of a module that returned it.
+        calls: Module -> how many calls of it could be told apart. Two calls one right after the
+            other look like one.
     """
 
     layers: Mapping[str, str]
     results: Mapping[str, ModuleCall]
+    calls: Mapping[str, int]
 
 
-NO_SCOPES: Final = Scopes(layers={}, results={})
+NO_SCOPES: Final = Scopes(layers={}, results={}, calls={})
 
 
 def find_scopes(model: ir.Model) -> Scopes:
@@ -81,7 +84,11 @@ def find_scopes(model: ir.Model) -> Scopes:
         known = results.get(value)
         if known is None or len(call.module) > len(known.module):
             results[value] = call
-    return Scopes(layers={k: v for k, v in layers.items() if v}, results=results)
+    counts: dict[str, int] = {}
+    for call in last:
+        counts[call.module] = counts.get(call.module, 0) + 1
+    named = {value: layer for value, layer in layers.items() if layer}
+    return Scopes(layers=named, results=results, calls=counts)
 
 
 def _modules(node: ir.Node) -> tuple[str, ...] | None:
@@ -116,6 +123,7 @@ def save_scopes(scopes: Scopes, directory: Path) -> None:
     """Write `scopes.json`."""
     document = {
         "layers": dict(scopes.layers),
+        "calls": dict(scopes.calls),
         "results": {
             value: [call.module, call.call] for value, call in scopes.results.items()
         },
@@ -133,6 +141,7 @@ def load_scopes(directory: Path) -> Scopes:
     return Scopes(
         layers=document["layers"],
         results=dict(_calls(document["results"])),
+        calls=document["calls"],
     )
 
 

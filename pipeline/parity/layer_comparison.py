@@ -216,7 +216,8 @@ def _sizes(
     for name in names:
         shape = mine[name].shape
         if any(array.shape == shape for array in theirs.get(name, ())):
-            sizes[name] = 4 * math.prod(grown.get(size, size) for size in shape)
+            largest_shape: list[int] = [grown.get(n, n) for n in shape]
+            sizes[name] = 4 * math.prod(largest_shape)
     return sizes
 
 

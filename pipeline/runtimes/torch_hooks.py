@@ -11,7 +11,7 @@ from pipeline.errors import StageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pipeline.graph.scopes import ModuleCall
+    from pipeline.graph.scopes import Scopes
     from pipeline.runtimes.base import Array
     from pipeline.runtimes.torch_model import TorchComponent
 
@@ -21,16 +21,20 @@ class ModuleResults:
 
     Args:
         component: In evaluation mode.
-        calls: Name of a value -> the call that returns it; a call that never happens gives nothing.
+        scopes: Which call of which module returns which value. Of a module that is called another
+            number of times nothing is known.
     """
 
-    def __init__(self, component: TorchComponent, calls: Mapping[str, ModuleCall]) -> None:
+    def __init__(self, component: TorchComponent, scopes: Scopes) -> None:
         self._component = component
         modules = dict(component.module.named_modules())
         self._names = {
             (modules[call.module], call.call): name
-            for name, call in calls.items()
+            for name, call in scopes.results.items()
             if call.module in modules
+        }
+        self._calls = {
+            modules[name]: count for name, count in scopes.calls.items() if name in modules
         }
 
     @property
@@ -75,6 +79,9 @@ class ModuleResults:
         finally:
             for hook in hooks:
                 hook.remove()
+        for (module, _), name in self._names.items():
+            if seen.get(module) != self._calls.get(module):
+                found.pop(name, None)
         for name, output in zip(self._component.output_names, outputs, strict=True):
             if name in wanted:
                 found[name] = [output.numpy()]

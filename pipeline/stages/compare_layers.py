@@ -39,7 +39,8 @@ class CompareLayersConfig(StageConfig):
         arithmetic: What the graph computes with, which says how much its nodes may add.
         optimizations: Of ONNX Runtime for the graph, as in `validate`.
         before: The same for the graph it was made from.
-        task, component: Of the checkpoint; used against torch only.
+        task, component, attention: Of the checkpoint, as they were exported; against torch only.
+            What attention makes of positions that are masked altogether depends on how it is written.
         samples: How many samples are looked at, spread over their lengths.
         time_limit_s: No further sample is begun after this time; the facts say how many were.
     """
@@ -50,6 +51,7 @@ class CompareLayersConfig(StageConfig):
     before: Literal["disabled", "all"] = "disabled"
     task: str = ""
     component: str = ""
+    attention: Literal["eager", "sdpa"] | None = None
     samples: Annotated[int, Field(ge=1)] = 8
     time_limit_s: Annotated[float, Field(gt=0)] = 60.0
 
@@ -71,10 +73,12 @@ def run(
     from pipeline.parity.tolerances import LAYER_LIMITS
 
     del output
-    scopes = load_scopes(inputs[EXPORT_PORT])
-    values = read_inner_values(
-        load_graph_only(inputs[MODEL_PORT] / MODEL_FILE).graph, scopes.layers
-    )
+    layers = dict(load_scopes(inputs[EXPORT_PORT]).layers)
+    if BEFORE_PORT in inputs:  # its weights still have their names, which tell layers too
+        before = load_graph_only(inputs[BEFORE_PORT] / MODEL_FILE).graph
+        layers |= {value.name: value.layer for value in read_inner_values(before, layers)}
+        del before
+    values = read_inner_values(load_graph_only(inputs[MODEL_PORT] / MODEL_FILE).graph, layers)
     feeds = _feeds(config, inputs)
     folders = [context.scratch / name for name in ("before", "graph")]
     for folder in folders:
@@ -169,9 +173,10 @@ def _right_values(
         from pipeline.runtimes.torch_model import load_torch_model
 
         torch.set_num_threads(context.threads)
-        component = load_torch_model(inputs[CHECKPOINT_PORT], config.task, config.component)
-        calls = load_scopes(inputs[EXPORT_PORT]).results
-        yield ModuleResults(component, calls)
+        component = load_torch_model(
+            inputs[CHECKPOINT_PORT], config.task, config.component, attention=config.attention
+        )
+        yield ModuleResults(component, load_scopes(inputs[EXPORT_PORT]))
 
     return of_graph() if BEFORE_PORT in inputs else of_torch()
 
