@@ -61,8 +61,11 @@ def observe_samples(
 
     def observe(batch: Batch) -> None:
         statistics = partial.get()
-        _observe(runner, batch, statistics)
-        partial.put(statistics)
+        try:
+            _observe(runner, batch, statistics)
+        finally:
+            # Samples that fail must not take them away: the next ones would wait for ever.
+            partial.put(statistics)
 
     with ThreadPoolExecutor(max_workers=threads) as pool:
         batches = iter_batches(samples, 1, inputs)
