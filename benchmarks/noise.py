@@ -190,7 +190,10 @@ def plan_of(name: str, folder: Path) -> Plan:
         "parity": {"relative_l2": {"max": 1.0}},
         "allow_not_run": ["device_parity"],
     }
-    document["data"] = {"evaluation": {**document["data"]["evaluation"], "samples": SAMPLES}}
+    evaluation = document["data"]["evaluation"]
+    wanted = evaluation["samples"]
+    samples = min(SAMPLES, wanted) if isinstance(wanted, int) else SAMPLES
+    document["data"] = {"evaluation": {**evaluation, "samples": samples}}
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(document), encoding="utf-8")
     return prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=folder / "store")))
