@@ -173,7 +173,7 @@ def exported(bench: Bench, row: Row) -> Path:
 
 
 def ask_optimum(rows: Sequence[Row], venv: Path, rounds: int) -> None:
-    """Fill in what Optimum says, in one process of its environment."""
+    """Fill in what Optimum says, in one process of its environment, and print its versions."""
     make_peer_environment(venv)
     jobs = {}
     for row in rows:
@@ -200,6 +200,7 @@ def ask_optimum(rows: Sequence[Row], venv: Path, rounds: int) -> None:
             command_line = " ".join(command)
             sys.exit(f"`{command_line}` ended with exit code {done.returncode}:\n{done.stderr}")
         answers = json.loads(answered.read_text(encoding="utf-8"))
+    print(json.dumps(answers["versions"]))
     for row in rows:
         row.neighbours["optimum"] = _said(answers[str(row.graph)])
         row.of_good["optimum"] = _said(answers[str(row.good)])

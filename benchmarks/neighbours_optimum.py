@@ -15,6 +15,7 @@ import random
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from optimum.exporters.tasks import TasksManager
 
 AXES = {"batch": "batch_size", "sequence": "sequence_length"}
 """Our names of dynamic axes, and Optimum's, which refuses others whatever the numbers are."""
+
+PACKAGES = ("optimum-onnx", "transformers", "torch", "onnxruntime")
 
 
 class _Heard(logging.Handler):
@@ -85,7 +88,7 @@ def main(jobs: Path, results: Path) -> None:
     """Answer every job; models are loaded once."""
     torch.set_num_threads(1)
     loaded: tuple[str, Any] = ("", None)
-    answers = {}
+    answers: dict[str, Any] = {"versions": {name: version(name) for name in PACKAGES}}
     for job in json.loads(jobs.read_text(encoding="utf-8")):
         if loaded[0] != job["checkpoint"]:
             model = TasksManager.get_model_from_task(
