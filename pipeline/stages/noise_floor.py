@@ -232,7 +232,7 @@ def _distances(
 NOISE_FLOOR = Stage(
     name="noise_floor",
     version=2,
-    footprint=Footprint(base_mib=450, memory_per_weight=2.1, keeps_outputs=False),
+    footprint=Footprint(base_mib=450, memory_per_weight=3.1, keeps_outputs=False),
     config_type=NoiseFloorConfig,
     run=run,
     packages=("numpy", "torch", "transformers"),
