@@ -13,7 +13,7 @@ from pipeline.graph.files import save_model
 from pipeline.graph.inspect import iter_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 FED: Final = "fed:"
@@ -38,20 +38,8 @@ def write_segment(
     Returns:
         The path of the model, and the given values that it takes, under `FED` and their name.
     """
-    makers = {name: node for node in model.graph.node for name in node.output if name}
-    needed: set[int] = set()
-    taken: dict[str, None] = {}
-    queue = [makers[name] for name in results]
-    while queue:
-        node = queue.pop()
-        if id(node) in needed:
-            continue
-        needed.add(id(node))
-        for name in _read_names(node):
-            if name in given:
-                taken[name] = None
-            elif name in makers:
-                queue.append(makers[name])
+    makers = _makers(model.graph)
+    needed, taken = _reached(makers, results, given)
     part = onnx.ModelProto()
     part.CopyFrom(_without_graph(model))
     graph = part.graph
@@ -75,6 +63,38 @@ def write_segment(
         value.type.tensor_type.elem_type = given[name]
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in results)
     return save_model(part, directory), tuple(taken)
+
+
+def read_by(
+    graph: onnx.GraphProto, results: Sequence[str], given: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """For each result the given values that it is computed from, with no other given one between."""
+    makers = _makers(graph)
+    return {name: tuple(_reached(makers, [name], given)[1]) for name in results}
+
+
+def _makers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def _reached(
+    makers: Mapping[str, onnx.NodeProto], results: Sequence[str], given: Collection[str]
+) -> tuple[set[int], dict[str, None]]:
+    """Identities of the nodes that compute some values, and the given values they start from."""
+    needed: set[int] = set()
+    taken: dict[str, None] = {}
+    queue = [makers[name] for name in results]
+    while queue:
+        node = queue.pop()
+        if id(node) in needed:
+            continue
+        needed.add(id(node))
+        for name in _read_names(node):
+            if name in given:
+                taken[name] = None
+            elif name in makers:
+                queue.append(makers[name])
+    return needed, taken
 
 
 def _read_names(node: onnx.NodeProto) -> list[str]:

@@ -9,9 +9,11 @@ the same optimisations of ONNX Runtime.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import numpy as np
@@ -20,14 +22,13 @@ from pipeline.errors import StageError
 from pipeline.graph.files import load_graph_only, load_model
 from pipeline.graph.inner_values import captured_names
 from pipeline.graph.observed import write_observed_model
-from pipeline.graph.segments import FED, write_segment
+from pipeline.graph.segments import FED, read_by, write_segment
 from pipeline.parity.layer_noise import LayerRow
 from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 from pipeline.stages.base import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from pipeline.graph.inner_values import InnerValue
     from pipeline.runtimes.base import Array
@@ -41,6 +42,9 @@ _ELEMENT_TYPES: Final = {"float32": 1, "float16": 10, "float64": 11}
 """numpy's name -> `onnx.TensorProto.DataType`, of the types that are compared."""
 
 _FLOAT16_MAX: Final = 65504.0
+
+_WORSE: Final = 4.0
+"""How many times worse a result must be with right values to say that they are not what it reads."""
 
 
 class RightValues(Protocol):
@@ -108,12 +112,14 @@ class ComparisonOptions:
         threads: Of a run.
         scratch: An empty directory for copies of the graph.
         time_limit_s: No sample is begun later than this; the first always is.
+        limit: Largest noise that nodes may add.
     """
 
     optimizations: Optimizations
     threads: int
     scratch: Path
     time_limit_s: float
+    limit: float
 
 
 def compare_layers(
@@ -146,36 +152,68 @@ def compare_layers(
     whole = _folder(options.scratch, "whole")
     inner = [value.name for value in known if value.name not in outputs]
     path = write_observed_model(model, inner, whole, is_float32=False)
-    with ExitStack() as stack:
-        runner = stack.enter_context(_runner(path, options))
+    order = list(_spread(len(samples)))
+    with _runner(path, options) as runner:
         dtypes = {spec.name: spec.dtype for spec in runner.outputs}
         known = [value for value in known if dtypes[value.name] in _ELEMENT_TYPES]
-        inputs = [spec.name for spec in runner.inputs]
-        sizes = _sizes(runner, inputs, right, known, samples)
-        rows = [
-            LayerRow(value=value.name, operator=value.operator, node=value.node, layer=value.layer)
-            for value in known
-            if value.name in sizes
-        ]
-        result = LayerComparison(rows=rows, unmatched=len(mine) - len(rows))
+        sizes = _sizes(runner, right, known, samples)
+        known = [value for value in known if value.name in sizes]
         captured = captured_names(graph)
-        given = {
-            row.value: _ELEMENT_TYPES[dtypes[row.value]]
-            for row in rows
-            if row.value not in captured
-        }
-        del graph
-        pieces = [
-            stack.enter_context(piece) for piece in _pieces(model, rows, given, sizes, options)
-        ]
-        for number in _spread(len(samples)):
-            if result.samples and time.monotonic() - started > options.time_limit_s:
-                break
-            for piece in pieces:
-                _compare_piece(piece, runner, inputs, right, samples[number], dtypes, result)
-            result.samples += 1
-            progress(result.samples, len(samples))
-    return result
+        while True:
+            rows = [
+                LayerRow(value=v.name, operator=v.operator, node=v.node, layer=v.layer)
+                for v in known
+            ]
+            given = {
+                v.name: _ELEMENT_TYPES[dtypes[v.name]] for v in known if v.name not in captured
+            }
+            work = _Work(
+                runner=runner,
+                right=right,
+                dtypes=dtypes,
+                result=LayerComparison(rows=rows, unmatched=len(mine) - len(rows)),
+            )
+            with ExitStack() as stack:
+                pieces = [
+                    stack.enter_context(piece)
+                    for piece in _pieces(model, rows, given, sizes, options)
+                ]
+                work.add(pieces, samples[order[0]])
+                misnamed = _misnamed(rows, read_by(graph, list(sizes), given), options.limit)
+                if not misnamed:
+                    progress(work.result.samples, len(samples))
+                    for number in order[1:]:
+                        if time.monotonic() - started > options.time_limit_s:
+                            break
+                        work.add(pieces, samples[number])
+                        progress(work.result.samples, len(samples))
+                    return work.result
+            known = [value for value in known if value.name not in misnamed]
+            sizes = {value.name: sizes[value.name] for value in known}
+
+
+def _misnamed(
+    rows: Sequence[LayerRow], sources: Mapping[str, Sequence[str]], limit: float
+) -> set[str]:
+    """Values that only share their names with the right ones.
+
+    A normalisation that is folded into the weights before it leaves them with other results, and
+    what comes behind is right all the same. So where right values make a result worse that the
+    graph's own values make well, those of them that depart do not belong there.
+    """
+    totals = {row.value: row.total.noise for row in rows}
+    found: set[str] = set()
+    for row in rows:
+        noise, own = row.total.noise, row.own.noise
+        if noise is None or not row.own.count:
+            continue
+        if own is None or own > max(limit, _WORSE * noise):
+            found |= {
+                name
+                for name in sources[row.value]
+                if (each := totals[name]) is None or each > limit
+            }
+    return found
 
 
 def _folder(scratch: Path, name: str) -> Path:
@@ -196,13 +234,13 @@ def _spread(count: int) -> Iterator[int]:
 
 def _sizes(
     runner: OnnxRuntimeRunner,
-    inputs: Sequence[str],
     right: RightValues,
     known: Sequence[InnerValue],
     samples: Sequence[Mapping[str, Array]],
 ) -> dict[str, int]:
     """Bytes of each value at the largest sample, about; values of different shapes are left out."""
     first = samples[0]
+    inputs = [spec.name for spec in runner.inputs]
     names = [value.name for value in known]
     mine = runner.run({name: first[name] for name in inputs}, names)
     theirs = right.run(first, names)
@@ -216,8 +254,7 @@ def _sizes(
     for name in names:
         shape = mine[name].shape
         if any(array.shape == shape for array in theirs.get(name, ())):
-            largest_shape: list[int] = [grown.get(n, n) for n in shape]
-            sizes[name] = 4 * math.prod(largest_shape)
+            sizes[name] = 4 * math.prod(grown.get(int(size), int(size)) for size in shape)
     return sizes
 
 
@@ -256,53 +293,71 @@ def _pieces(
             room = GROUP_BYTES - sizes[row.value]
         groups[-1].append(row)
     loaded = load_model(model / MODEL_FILE)
-    for number, group in enumerate(groups):
+    for group in groups:
         path, taken = write_segment(
             loaded,
             [row.value for row in group],
             given,
-            _folder(options.scratch, f"piece{number}"),
+            Path(tempfile.mkdtemp(prefix="piece", dir=options.scratch)),
         )
         yield _Piece(group, path, taken, _runner(path, options))
 
 
-def _compare_piece(
-    piece: _Piece,
-    runner: OnnxRuntimeRunner,
-    inputs: Sequence[str],
-    right: RightValues,
-    sample: Mapping[str, Array],
-    dtypes: Mapping[str, str],
-    result: LayerComparison,
-) -> None:
-    names = [row.value for row in piece.rows]
-    whole = runner.run({name: sample[name] for name in inputs}, names)
-    candidates = right.run(sample, list(dict.fromkeys([*names, *piece.taken])))
-    expected = {
-        name: _nearest(arrays, whole.get(name)) for name, arrays in candidates.items() if arrays
-    }
-    for row in piece.rows:
-        if row.value in expected:
-            row.total.add(expected[row.value], whole[row.value])
-    lacking = [name for name in piece.taken if name not in expected]
-    if lacking:
-        _note(result, f"`{lacking[0]}` has no right value in one sample")
-        return
-    fed = {f"{FED}{name}": _as_type(expected[name], dtypes[name]) for name in piece.taken}
-    plain = {spec.name: sample[spec.name] for spec in piece.runner.inputs if spec.name in sample}
-    try:
-        own = piece.runner.run({**fed, **plain})
-    except StageError as err:
-        _note(result, err.message)
-        return
-    for row in piece.rows:
-        if row.value in expected:
-            row.own.add(expected[row.value], own[row.value])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What samples are run with.
 
+    Attributes:
+        runner: The graph as a whole, returning its inner values.
+        right: What they should be.
+        dtypes: Value -> its type in the graph.
+        result: Where sums are kept.
+    """
 
-def _note(result: LayerComparison, problem: str) -> None:
-    if problem not in result.problems:
-        result.problems.append(problem)
+    runner: OnnxRuntimeRunner
+    right: RightValues
+    dtypes: Mapping[str, str]
+    result: LayerComparison
+
+    def add(self, pieces: Sequence[_Piece], sample: Mapping[str, Array]) -> None:
+        """Run one sample."""
+        for piece in pieces:
+            self._add_piece(piece, sample)
+        self.result.samples += 1
+
+    def _add_piece(self, piece: _Piece, sample: Mapping[str, Array]) -> None:
+        names = [row.value for row in piece.rows]
+        candidates = self.right.run(sample, list(dict.fromkeys([*names, *piece.taken])))
+        unclear = [name for name in piece.taken if len(candidates.get(name, ())) > 1]
+        feeds = {spec.name: sample[spec.name] for spec in self.runner.inputs}
+        whole = self.runner.run(feeds, list(dict.fromkeys([*names, *unclear])))
+        right = {
+            name: _nearest(arrays, whole.get(name))
+            for name, arrays in candidates.items()
+            if arrays
+        }
+        rows = [row for row in piece.rows if row.value in right]
+        for row in rows:
+            row.total.add(right[row.value], whole[row.value])
+        lacking = [name for name in piece.taken if name not in right]
+        if lacking:
+            self._note(f"`{lacking[0]}` has no right value in one sample")
+            return
+        fed = {f"{FED}{name}": _as_type(right[name], self.dtypes[name]) for name in piece.taken}
+        plain = {
+            spec.name: sample[spec.name] for spec in piece.runner.inputs if spec.name in sample
+        }
+        try:
+            own = piece.runner.run({**fed, **plain})
+        except StageError as err:
+            self._note(err.message)
+            return
+        for row in rows:
+            row.own.add(right[row.value], own[row.value])
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.result.problems:
+            self.result.problems.append(problem)
 
 
 def _nearest(arrays: Sequence[Array], found: Array | None) -> Array:

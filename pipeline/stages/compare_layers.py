@@ -73,6 +73,7 @@ def run(
     from pipeline.parity.tolerances import LAYER_LIMITS
 
     del output
+    limit = LAYER_LIMITS[config.arithmetic]
     layers = dict(load_scopes(inputs[EXPORT_PORT]).layers)
     if BEFORE_PORT in inputs:  # its weights still have their names, which tell layers too
         before = load_graph_only(inputs[BEFORE_PORT] / MODEL_FILE).graph
@@ -94,10 +95,10 @@ def run(
                 threads=context.threads,
                 scratch=folders[1],
                 time_limit_s=config.time_limit_s,
+                limit=limit,
             ),
             lambda done, total: context.progress(done, total, "samples"),
         )
-    limit = LAYER_LIMITS[config.arithmetic]
     return {
         "against": config.against,
         "samples": found.samples,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tests.mutants.surgery import Graph
 
 
+FLOAT = {"arithmetic": "float32"}
+
+
 def compare(
     chain: Chain, scratch: Path, model: Path, before: str = "fuse", **changes: Any
 ) -> dict[str, Any]:
@@ -115,3 +118,26 @@ def test_a_graph_that_cannot_be_run_is_an_error(chain: Chain, tmp_path: Path) ->
     model = chain.damaged("fuse", tmp_path / "damaged", cut)
     with pytest.raises(StageError, match="ONNX Runtime"):
         compare(chain, tmp_path / "out", model, "simplify", arithmetic="float32")
+
+
+def test_values_that_only_share_a_name_are_left_out(chain: Chain, tmp_path: Path) -> None:
+    names: list[str] = []
+
+    def rename(graph: Graph) -> None:
+        """Twice as much under the old name, and half of that for whoever read it: nothing is wrong."""
+        node = next(n for n in graph.all("Add") if "layer.0.intermediate.dense.bias" in n.input[1])
+        graph.put("twice", np.array(2, dtype=np.float32))
+        graph.put("half", np.array(0.5, dtype=np.float32))
+        before = node.input[0]
+        graph.after(before, "Mul", "twice")
+        graph.change(node.input[1], lambda bias: bias * 2)
+        graph.after(node.output[0], "Mul", "half")
+        names.append(node.output[0])
+
+    plain = compare(chain, tmp_path / "plain", chain.root / "fuse", "simplify", **FLOAT)
+    model = chain.damaged("fuse", tmp_path / "renamed", rename)
+    facts = compare(chain, tmp_path / "out", model, "simplify", **FLOAT)
+    assert facts["first"] is None
+    assert names[0] in {row["name"] for row in plain["layers"]}
+    assert names[0] not in {row["name"] for row in facts["layers"]}
+    assert len(facts["layers"]) == len(plain["layers"]) - 1
