@@ -185,7 +185,7 @@ def _right_values(
 COMPARE_LAYERS = Stage(
     name="compare_layers",
     version=1,
-    footprint=Footprint(base_mib=450, memory_per_weight=4.0),
+    footprint=Footprint(base_mib=700, memory_per_weight=4.0),
     config_type=CompareLayersConfig,
     run=run,
     packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
