@@ -175,7 +175,7 @@ def exported(bench: Bench, row: Row) -> Path:
 def ask_optimum(rows: Sequence[Row], venv: Path, rounds: int) -> None:
     """Fill in what Optimum says, in one process of its environment, and print its versions."""
     make_peer_environment(venv)
-    jobs = {}
+    jobs: dict[str, dict[str, Any]] = {}
     for row in rows:
         trained = ensure_trained(row.model)
         for graph in (row.graph, row.good):
@@ -189,7 +189,7 @@ def ask_optimum(rows: Sequence[Row], venv: Path, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "jobs.json"), Path(folder, "answers.json")
         # Jobs of one checkpoint stand together, because it is loaded for them once.
-        ordered = sorted(jobs.values(), key=lambda job: job["checkpoint"])
+        ordered = sorted(jobs.values(), key=lambda job: str(job["checkpoint"]))
         asked.write_text(json.dumps(ordered), encoding="utf-8")
         command = [str(venv / "bin" / "python"), str(PEER), str(asked), str(answered)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -274,7 +274,7 @@ def ask_parity(baseline: Path, graph: Path, words: int) -> str:
     # Its files import each other by their bare names.
     sys.path.append(str(folder))
     try:
-        from compare_bert_results import run_test
+        from compare_bert_results import run_test  # type: ignore[import-not-found]
 
         with contextlib.redirect_stdout(printed):
             difference, is_passed = run_test(
@@ -340,7 +340,7 @@ def ask_onnx(bench: Bench, row: Row) -> None:
 def print_table(rows: Sequence[Row]) -> None:
     """A line a mutant, and how many each check tells from the right graph."""
     header = ("fault", "model", "ours: caught by", *CHECKS, "qdq, right > damaged")
-    lines = [header]
+    lines: list[tuple[str, ...]] = [header]
     for row in rows:
         qdq = f"{row.of_good['qdq']} > {row.neighbours['qdq']}" if "qdq" in row.of_good else "-"
         cells = [_cell(row, check) for check in CHECKS]
