@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.cold_chain import make_peer_environment
 from pipeline.environment import describe_environment
 from pipeline.stages.base import MODEL_FILE
+from pipeline.targets.base import NodeRef
 from tests.mutants.bench import Bench
 from tests.mutants.catalogue import all_faults
 from tests.mutants.models import find_model, plan_model
@@ -162,11 +163,15 @@ def _keeping(fault: Fault, folder: Path) -> Any:
     return apply
 
 
-def exported(bench: Bench, row: Row) -> Path:
-    """The right exported graph of the same chain."""
+def earlier_graph(bench: Bench, row: Row, stage: str = "") -> Path:
+    """The right graph of a stage of the same chain; of the one that the damaged stage reads if none."""
     plan = plan_model(find_model(row.model), [row.target], bench.recipes, bench.store)
-    name = next(node.name for node in plan.nodes if node.stage.name == "export")
-    return bench.result(plan, name) / MODEL_FILE
+    by_stage = {node.stage.name: node for node in plan.nodes if node.stage.name in STAGES}
+    if not stage:
+        source = by_stage[row.stage].inputs["model"]
+        assert isinstance(source, NodeRef)
+        return bench.result(plan, plan.nodes[source.node].name) / MODEL_FILE
+    return bench.result(plan, by_stage[stage].name) / MODEL_FILE
 
 
 # --- neighbours -----------------------------------------------------------------------------
@@ -323,15 +328,16 @@ def ask_qdq(baseline: Path, graph: Path) -> str:
 
 def ask_onnx(bench: Bench, row: Row) -> None:
     """Fill in what ONNX and ONNX Runtime say of the damaged graph and of the right one."""
-    baseline = exported(bench, row)
     config = json.loads((ensure_trained(row.model).checkpoint / "config.json").read_text("utf-8"))
     for graph, said in ((row.graph, row.neighbours), (row.good, row.of_good)):
         said["checker"] = ask_checker(graph)
         said["load"], said["run"] = ask_runtime(graph)
         if row.stage != "export" and "vocab_size" in config:
+            baseline = earlier_graph(bench, row, "export")
             said["parity"] = ask_parity(baseline, graph, config["vocab_size"])
         if row.stage == "quantize_static":
-            said["qdq"] = ask_qdq(baseline, graph)
+            # It matches weights by name, and simplifying gives some another name.
+            said["qdq"] = ask_qdq(earlier_graph(bench, row), graph)
 
 
 # --- reporting ------------------------------------------------------------------------------
