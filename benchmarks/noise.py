@@ -338,13 +338,13 @@ def add(
         row.over_floor.append(result.measured / max(1e-30, floor_value(floors[output])))
         row.over_limit.append(result.measured / float(result.limit.removeprefix("<= ")))
         unit = next(o for o in parity.outputs if o.name == output).metrics.reference_rms or 1.0
-        noises = {
-            probe.kind: noise_of(probe.metrics, unit) or 0.0
-            for probe in parity.probes
-            if probe.metrics is not None and probe.output == output
-        }
+        noises: dict[str, float] = defaultdict(float)
+        for probe in parity.probes:
+            if probe.metrics is not None and probe.output == output:
+                noise = noise_of(probe.metrics, unit) or 0.0
+                noises[probe.kind] = max(noises[probe.kind], noise)
         worst = max(noises, key=lambda kind: noises[kind], default="")
-        row.kinds[worst if noises.get(worst, 0.0) >= 0.999 * result.measured else "sample"] += 1
+        row.kinds[worst if noises[worst] >= 0.999 * result.measured else "sample"] += 1
 
 
 def report(name: str, found: Mapping[str, Found], seeds: int) -> int:

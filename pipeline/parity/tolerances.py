@@ -70,15 +70,16 @@ TOLERANCES: Final[Mapping[Arithmetic, Tolerance]] = {
         "smallest fault is 77 times the floor",
     ),
     "float16": Tolerance(
-        factor=2.0**12,
+        factor=2.0**13,
         ceiling=0.05,
-        reason="float16 keeps 13 bits less (2^13); sums are kept in float32, and 1,060 to 1,400 "
-        "times the floor was measured",
+        reason="float16 keeps 13 bits less (2^13) of every operator's result, and sums are kept in "
+        "float32: 960 to 5,360 times the floor was measured",
     ),
     "bfloat16": Tolerance(
-        factor=2.0**15,
+        factor=2.0**17,
         ceiling=0.25,
-        reason="bfloat16 keeps 16 bits less (2^16); sums are kept in float32",
+        reason="bfloat16 keeps 16 bits less (2^16): torch itself is 18,000 to 42,000 times the floor "
+        "away. Nothing makes it here, only models from elsewhere have it",
     ),
     "quantized": Tolerance(
         factor=None,
