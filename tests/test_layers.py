@@ -34,7 +34,7 @@ LAYERS = (
     ("calibration", "candidates", "data", "graph", "runtimes", "store", "source", "data_source"),
     ("stages.base",),
     ("tasks", "manifest", "source_checks", "digest_memory", "environment"),
-    ("errors", "hashing", "records"),
+    ("errors", "file_names", "hashing", "records"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 HEAVY = {"onnx", "onnx_ir", "onnxscript"}

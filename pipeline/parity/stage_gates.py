@@ -80,7 +80,7 @@ def judge_stage(
             results.append(_result(graph, metric, None, "of the noise floor", why))
             continue
         limit = tolerance.limit(floor_value(floor)) if own_limit is None else own_limit
-        worst, where = _worst(output, parity)
+        worst, where = _worst(output, parity, has_probes=tolerance.factor is not None)
         why = ""
         if worst is None:
             why = where
@@ -115,12 +115,16 @@ def _times(worst: float, floor: float) -> str:
     return f"{worst / floor:,.0f} times as far from the checkpoint as float32 is from float64"
 
 
-def _worst(output: OutputParity, parity: Parity) -> tuple[float | None, str]:
-    """Largest noise, and of what; None with the reason when something cannot be compared."""
+def _worst(output: OutputParity, parity: Parity, *, has_probes: bool) -> tuple[float | None, str]:
+    """Largest noise, and of what; None with the reason when something cannot be compared.
+
+    Ranges of 8 bits are made for data. What they do to a probe, which is like no data, is measured,
+    and judged only for being finite (`Parity.problems`).
+    """
     unit = output.metrics.reference_rms or _unit(output)
     worst, where = 0.0, "no sample"
     seen = 0
-    for name, metrics in _all_metrics(output, parity):
+    for name, metrics in _all_metrics(output, parity, has_probes=has_probes):
         noise = noise_of(metrics, unit)
         if noise is None:
             return None, f"{name} gives no finite number that can be compared"
@@ -141,9 +145,11 @@ def _unit(output: OutputParity) -> float:
     return math.sqrt(sum(s * n for s, n in squares) / elements) if elements else 0.0
 
 
-def _all_metrics(output: OutputParity, parity: Parity) -> Iterator[tuple[str, Metrics]]:
+def _all_metrics(
+    output: OutputParity, parity: Parity, *, has_probes: bool
+) -> Iterator[tuple[str, Metrics]]:
     for sample in output.samples:
         yield f"sample {sample.index}", sample.metrics
-    for probe in parity.probes:
+    for probe in parity.probes if has_probes else ():
         if probe.output == output.name and probe.metrics is not None:
             yield f"probe {probe.index} ({probe.kind.replace('_', ' ')})", probe.metrics

@@ -7,14 +7,14 @@ A kind of source is a module here that turns what the recipe says into a `Locati
 `package`, `hub`. A new kind is a new module and a line in `resolve.RESOLVERS`.
 """
 
-from pipeline.source.hub_settings import HubSettings
-from pipeline.source.resolve import fetch_source, resolve_source
-from pipeline.source.selection import (
+from pipeline.file_names import (
     CONFIG_FILES,
     PROCESSOR_FILES,
     TOKENIZER_FILES,
     TOKENIZER_VOCABULARIES,
 )
+from pipeline.source.hub_settings import HubSettings
+from pipeline.source.resolve import fetch_source, resolve_source
 from pipeline.source.types import Source, SourceFile
 
 __all__ = [

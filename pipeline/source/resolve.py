@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.digest_memory import file_identity
 from pipeline.errors import RecipeError
+from pipeline.file_names import PROCESSOR_FILES, TOKENIZER_FILES
 from pipeline.source.directory import locate_directory
 from pipeline.source.json_files import read_json
 from pipeline.source.package import locate_package
-from pipeline.source.selection import (
-    INDEX_FILE,
-    PROCESSOR_FILES,
-    TOKENIZER_FILES,
-    is_weights,
-    select_files,
-)
+from pipeline.source.selection import INDEX_FILE, is_weights, select_files
 from pipeline.source.types import Request, Source, SourceFile
 from pipeline.source_checks import check_config, check_safetensors
 

@@ -10,6 +10,11 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ArtifactError, RecipeError
+from pipeline.file_names import (
+    CONFIG_FILES,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+)
 from pipeline.source.json_files import read_json
 
 if TYPE_CHECKING:
@@ -18,26 +23,6 @@ if TYPE_CHECKING:
 
     from pipeline.source.types import Location
 
-CONFIG_FILES = ("config.json", "generation_config.json")
-# At least one of these makes a tokenizer.
-TOKENIZER_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
-TOKENIZER_FILES = (
-    *TOKENIZER_VOCABULARIES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # sentence-transformers: the list of modules and each module's own folder.
 MODULE_FOLDER = "[0-9]_*"
 MODULE_FILES = (

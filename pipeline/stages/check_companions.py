@@ -126,7 +126,7 @@ def _compare_text(
     from pipeline.data.sample_set import load_samples
     from pipeline.data.tokenise import load_tokenizer
     from pipeline.errors import StageError
-    from pipeline.source import TOKENIZER_VOCABULARIES
+    from pipeline.file_names import TOKENIZER_VOCABULARIES
 
     if not any((theirs / name).is_file() for name in TOKENIZER_VOCABULARIES):
         notes.append("there is no tokenizer beside the candidate: its users need the checkpoint's")
@@ -184,7 +184,7 @@ def _compare_pictures(theirs: Path, ours: Path, notes: list[JSON]) -> Iterator[d
     from pipeline.data.image_size import read_processor
     from pipeline.data.prepare.images import load_processor
     from pipeline.errors import StageError
-    from pipeline.source import PROCESSOR_FILES
+    from pipeline.file_names import PROCESSOR_FILES
 
     if not any((theirs / name).is_file() for name in PROCESSOR_FILES):
         notes.append(

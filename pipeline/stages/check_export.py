@@ -64,7 +64,12 @@ CHECK_EXPORT = Stage(
     footprint=Footprint(base_mib=80, memory_per_weight=2.1),
     config_type=CheckExportConfig,
     run=run,
-    packages=("numpy", "ml-dtypes", "onnx"),
+    packages=(
+        "ml-dtypes",
+        "numpy",
+        "onnx",
+        "onnx-ir",
+    ),
     preload=("pipeline.graph.export_audit",),
 )
 """Ports `model` and `checkpoint` -> facts only."""

@@ -137,13 +137,13 @@ def test_an_overlap_is_an_error_when_the_recipe_says_so(tmp_path: Path) -> None:
     assert "overlap: warn" in caught.value.hint
 
 
-def test_calibration_reads_no_labels(tmp_path: Path) -> None:
+def test_calibration_needs_no_labels(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     write_lines(tmp_path / "a.jsonl", {"text": "a", "y": 0})
     write_lines(tmp_path / "b.jsonl", {"text": "b"})
     evaluation, _ = make_samples(tmp_path, checkpoint, "a.jsonl", label="y")
     samples, facts = make_samples(
-        tmp_path, checkpoint, "b.jsonl", label="y", evaluation=evaluation.tensors.parent
+        tmp_path, checkpoint, "b.jsonl", evaluation=evaluation.tensors.parent
     )
     assert samples.entries[0].label is None
     assert facts["labels"]["labelled"] == 0

@@ -38,19 +38,19 @@ def _convert(made: Draft, folder: Path) -> pipeline.Artifact:
 def test_calibration_is_taken_from_the_same_images(
     draft: Drafter, images: Path, tmp_path: Path
 ) -> None:
-    write_images(Path("pictures"), 5)
+    write_images(Path("pictures"), 8)
     made = draft(images, data="pictures")
     recipe = made.recipe
     assert recipe.model.task == "image-classification"
     assert recipe.shapes.sequence is None
     assert recipe.data.calibration is not None
-    assert recipe.data.evaluation.samples == 10
-    assert recipe.data.calibration.samples == 5
+    assert recipe.data.evaluation.samples == 16
+    assert recipe.data.calibration.samples == 8
     assert recipe.gates.quality is not None
     assert [t.name for t in recipe.targets][:2] == ["cpu-fp32", "cpu-int8"]
     report = _convert(made, tmp_path).report()
     facts = next(node.facts for node in report.nodes if node.name == "samples@calibration")
-    assert (facts["samples"], facts["overlap"]) == (5, 0)
+    assert (facts["samples"], facts["overlap"]) == (8, 0)
 
 
 @pytest.mark.slow
