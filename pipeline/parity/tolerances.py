@@ -6,17 +6,21 @@ float64, and with another number of threads (`noise_floor` stage, measured anew 
 checkpoint). A graph that computes the same in float32 rounds as often and as much, in another order;
 it cannot be much farther away unless it computes something else.
 
-Measured with torch 2.13 and ONNX Runtime 1.31, `benchmarks/noise.py` (largest sample each):
+Measured with torch 2.13 and ONNX Runtime 1.31 by `benchmarks/noise.py --seeds 20`: 20 draws of evaluation
+samples and probes for each model, noise over floor. Of good graphs the largest, of faults the smallest:
 
-| checkpoint | floor | export | simplify | fuse | cast to float16 | LayerNorm epsilon | tanh for erf |
-|---|---|---|---|---|---|---|---|
-| MiniLM, 6 layers | 1.6e-6 | 1.7e-6 | 1.5e-6 | 1.8e-6 | 1.7e-3 | 1.3e-3 | 2.6e-3 |
-| ViT, digits | 7.7e-7 | 7.8e-7 | 7.8e-7 | 7.3e-7 | 8.7e-4 | 3.0e-3 | 2.8e-4 |
-| BERT, text classes | 4.3e-7 | 4.0e-7 | 5.5e-7 | 5.6e-7 | 6.0e-4 | 5.8e-4 | 1.3e-4 |
-| BERT, token classes | 2.6e-7 | 2.3e-7 | 2.4e-7 | 2.7e-7 | 3.2e-4 | 1.2e-4 | 8.7e-5 |
-| BERT, answers | 2.3e-7 | 1.6e-7 | 1.6e-7 | 2.2e-7 | 2.6e-4 | 1.8e-5 | 5.7e-5 |
+| checkpoint | export | simplify | fuse | cast to float16 | LayerNorm epsilon | tanh for erf |
+|---|---|---|---|---|---|---|
+| MiniLM, 6 layers | 1.4 | 1.7 | 1.6 | 2,000 | 980 | 1,510 |
+| ViT, digits | 1.4 | 1.4 | 1.5 | 2,290 | 2,300 | 330 |
+| BERT, text classes | 2.6 | 2.6 | 2.6 | 3,970 | 460 | 100 |
+| BERT, token classes | 1.2 | 1.2 | 1.5 | 1,480 | 400 | 310 |
+| BERT, answers | 1.9 | 1.9 | 1.7 | 1,750 | 410 | 330 |
+| 32 of the zoo (`--zoo ""`), random weights | 1.9 | 1.9 | 2.1 | 5,360 | 12 | 87 |
 
-The last two columns are faults, small ones that people really ship; the smallest is 77 times the floor.
+The last two columns are faults, small ones that people really ship. ONNX Runtime's CPU computes many
+float16 operators in float32, but rounds what they hand on: torch itself in float16, rounding every operator,
+is as far away (2,000 to 6,600), so the graph that the CPU runs is a fair stand-in for the device's.
 """
 
 from __future__ import annotations
@@ -66,8 +70,8 @@ TOLERANCES: Final[Mapping[Arithmetic, Tolerance]] = {
     "float32": Tolerance(
         factor=8.0,
         ceiling=1e-3,
-        reason="the same sums in another order: 0.7 to 1.3 times the floor was measured, the "
-        "smallest fault is 77 times the floor",
+        reason="the same sums in another order: at most 2.6 times the floor was measured, the "
+        "smallest fault is 12 times the floor",
     ),
     "float16": Tolerance(
         factor=2.0**13,

@@ -181,5 +181,5 @@ VALIDATE = Stage(
     extra="cpu",
     # The last bits depend on the instruction set and on how a sum is cut into threads.
     machine=("cpu_flags", "cores"),
-    preload=("numpy", "onnxruntime"),
+    preload=("numpy", "onnxruntime", "onnx"),
 )
