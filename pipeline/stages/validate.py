@@ -78,6 +78,7 @@ def run(
         inputs[MODEL_PORT] / MODEL_FILE,
         optimizations=config.optimizations,
         threads=config.threads or context.threads,
+        spins=False,
     ) as runner:
         outputs = tuple(
             name

@@ -127,6 +127,17 @@ def test_optimisations_off_and_on_agree(tmp_path: Path) -> None:
     np.testing.assert_allclose(left["last_hidden_state"], right["last_hidden_state"], rtol=1e-6)
 
 
+def test_waiting_threads_change_no_number(tmp_path: Path) -> None:
+    path = write_graph(tmp_path) / "model.onnx"
+    with (
+        OnnxRuntimeRunner(path, threads=2) as busy,
+        OnnxRuntimeRunner(path, threads=2, spins=False) as idle,
+    ):
+        left, right = busy.run(_feeds()), idle.run(_feeds())
+    for name, array in left.items():
+        np.testing.assert_array_equal(array, right[name])
+
+
 def test_use_outside_of_the_with_block_is_a_programming_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="outside"):
         _runner(tmp_path).run(_feeds())
