@@ -120,7 +120,8 @@ def _of_target(report: Report, target: TargetReport) -> Iterator[StageNoise]:
     for place, link in enumerate(target.parity):
         for output in link.parity.outputs if link.parity else ():
             index = gates.get((target.name, link.node, _metric(link, output)))
-            noise, worst, sample = _worst(output, link.parity)
+            judged = None if link.arithmetic == "quantized" else link.parity
+            noise, worst, sample = _worst(output, judged)
             if noise is None and index is None:
                 continue
             gate = None if index is None else report.gates[index]
@@ -156,7 +157,10 @@ def _metric(link: StageParity, output: OutputParity) -> str:
 
 
 def _worst(output: OutputParity, parity: Parity | None) -> tuple[float | None, str, int | None]:
-    """The largest noise, of what it is, and of which sample; None when a number is missing."""
+    """The largest noise, of what it is, and of which sample; None when a number is missing.
+
+    Without `parity` the probes are left out, as the gate does for 8 bits.
+    """
     unit = _unit(output)
     noise, worst, index = None, "", None
     for sample in output.samples:
