@@ -97,7 +97,6 @@ def test_a_fault_that_finds_nothing_to_damage_says_so(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.trained
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="chains of engines are tried too")
 @pytest.mark.parametrize("model", [model.name for model in MODELS])
 def test_every_fault_is_caught_in_every_model(bench: Bench, model: str) -> None:
