@@ -95,7 +95,7 @@ def test_a_trained_model_keeps_its_accuracy_by_the_recipe(name: str, tmp_path: P
     )
     report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
     for target in report["targets"]:
-        quality = target["parity"][-1]["parity"]["quality"]
+        quality = target["parity"][-1]["parity"]["qualities"][0]
         assert quality["reference_score"] >= 0.9
         assert quality["drop"] <= 0.005
 
