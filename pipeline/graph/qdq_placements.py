@@ -23,7 +23,8 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 PlacementName: TypeAlias = Literal["onnxruntime-cpu", "tensorrt"]
-EightBits: TypeAlias = Literal["int8", "uint8"]
+EightBits: TypeAlias = Literal["int8", "uint8", "float8"]
+"""`float8` is float8_e4m3fn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +72,8 @@ PLACEMENTS: Final[Mapping[PlacementName, Placement]] = MappingProxyType(
         ),
         "tensorrt": Placement(
             operators={"MatMul": OperatorRule(), "Gemm": OperatorRule(), "Conv": OperatorRule()},
-            activation_dtypes=("int8",),
-            weight_dtypes=("int8",),
+            activation_dtypes=("int8", "float8"),
+            weight_dtypes=("int8", "float8"),
             allows_embeddings=False,
         ),
     }

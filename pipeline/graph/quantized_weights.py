@@ -32,7 +32,7 @@ class WeightType:
         bits: 7 leaves the highest bit unused, so that no x86 CPU saturates.
     """
 
-    dtype: Literal["int8", "uint8"]
+    dtype: Literal["int8", "uint8", "float8"]
     bits: Literal[7, 8]
 
 

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 class CastConfig(StageConfig):
     """What to cast to."""
 
-    precision: Literal["fp16"] = Field(default="fp16", description="the type to compute in")
+    precision: Literal["fp16", "bf16"] = Field(
+        default="fp16", description="the type to compute in"
+    )
 
 
 def _run(
     config: CastConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
 ) -> Mapping[str, JSON]:
+    from pipeline.errors import StageError
     from pipeline.graph.dataflow import require_live_inputs
     from pipeline.graph.files import load_graph_only, load_ir_model, save_ir_model
     from pipeline.graph.half import cast_to_half
@@ -36,6 +39,8 @@ def _run(
     from pipeline.graph.interface import require_same_interface
     from pipeline.graph.validity import require_valid
 
+    if config.precision == "bf16":
+        raise StageError("precision bf16 is not there yet")
     source = inputs["model"] / MODEL_FILE
     model = load_ir_model(source)
     result = cast_to_half(model)

@@ -43,15 +43,9 @@ class StaticOptions(StageConfig):
     )
 
 
-class OnnxRuntimeStaticOptions(StaticOptions):
-    """Options that only ONNX Runtime's kernels leave open."""
+class _KernelOptions(StaticOptions):
+    """What ONNX Runtime's kernels leave open, whatever the types."""
 
-    activation_dtype: Literal["uint8", "int8"] = Field(
-        default="uint8",
-        description="uint8 has a zero point, int8 is symmetric around zero, but for "
-        "convolutions behind which a Relu follows",
-    )
-    weight_dtype: Literal["int8", "uint8"] = Field(default="int8", description="type of weights")
     reduce_range: bool = Field(
         default=False,
         description="7-bit weights, which do not saturate on x86 CPUs without VNNI",
@@ -61,10 +55,23 @@ class OnnxRuntimeStaticOptions(StaticOptions):
     )
 
 
-class QuantizeStaticConfig(OnnxRuntimeStaticOptions):
-    """For whom, and how."""
+class OnnxRuntimeStaticOptions(_KernelOptions):
+    """Options that only ONNX Runtime's kernels leave open."""
+
+    activation_dtype: Literal["uint8", "int8"] = Field(
+        default="uint8",
+        description="uint8 has a zero point, int8 is symmetric around zero, but for "
+        "convolutions behind which a Relu follows",
+    )
+    weight_dtype: Literal["int8", "uint8"] = Field(default="int8", description="type of weights")
+
+
+class QuantizeStaticConfig(_KernelOptions):
+    """For whom, and how; `float8` is float8_e4m3fn, which only TensorRT takes."""
 
     placement: Literal["onnxruntime-cpu", "tensorrt"]
+    activation_dtype: Literal["uint8", "int8", "float8"] = "uint8"
+    weight_dtype: Literal["int8", "uint8", "float8"] = "int8"
 
 
 def run(
@@ -79,12 +86,15 @@ def run(
         StageError: when the port `repair` holds something else.
     """
     from pipeline.calibration.ranges import load_ranges
+    from pipeline.errors import StageError
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.qdq import QdqOptions, quantize_static
     from pipeline.graph.qdq_placements import PLACEMENTS
     from pipeline.graph.validity import require_valid
     from pipeline.stages.given_back import read_given_back, repair_facts
 
+    if config.activation_dtype == "float8":
+        raise StageError("float8 is not there yet")
     placement = PLACEMENTS[config.placement]
     _require_allowed(config, placement)
     ranges = load_ranges(inputs[RANGES_PORT])
@@ -116,6 +126,8 @@ def _require_allowed(config: QuantizeStaticConfig, placement: Placement) -> None
         faults.append(f"activation_dtype {config.activation_dtype}")
     if config.weight_dtype not in placement.weight_dtypes:
         faults.append(f"weight_dtype {config.weight_dtype}")
+    if (config.activation_dtype == "float8") != (config.weight_dtype == "float8"):
+        faults.append("float8 beside integers")
     if config.quantize_embeddings and not placement.allows_embeddings:
         faults.append("quantize_embeddings")
     if faults:
