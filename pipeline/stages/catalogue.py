@@ -17,12 +17,14 @@ from pipeline.stages.compare_layers import COMPARE_LAYERS
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
+from pipeline.stages.fuse_attention import FUSE_ATTENTION
 from pipeline.stages.headroom import HEADROOM
 from pipeline.stages.invariance import INVARIANCE
 from pipeline.stages.noise_floor import NOISE_FLOOR
 from pipeline.stages.probes import PROBES
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
 from pipeline.stages.quantize_static import QUANTIZE_STATIC
+from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS
 from pipeline.stages.reference import REFERENCE
 from pipeline.stages.repair import REPAIR
 from pipeline.stages.samples import SAMPLES
@@ -42,12 +44,14 @@ STAGES: tuple[AnyStage, ...] = (
     ADOPT,
     SIMPLIFY,
     FUSE,
+    FUSE_ATTENTION,
     CALIBRATE,
     SENSITIVITY,
     REPAIR,
     QUANTIZE_DYNAMIC,
     CAST,
     QUANTIZE_STATIC,
+    QUANTIZE_WEIGHTS,
     ENGINE,
     VALIDATE,
     INVARIANCE,

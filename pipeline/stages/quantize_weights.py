@@ -1,0 +1,83 @@
+"""Store the weights of a graph in 4 or 8 bits; what is computed stays float.
+
+Port: `model` (fused for ONNX Runtime, or cast to float16 or bfloat16 for TensorRT). No ranges are
+needed: activations are not quantised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.stages.base import Footprint, Stage, StageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.hashing import JSON
+    from pipeline.stages.base import StageContext
+
+DEFAULT_BLOCK_SIZE = 32
+
+Operator = Literal["MatMul", "Gemm"]
+
+
+def _default_block_size(given: dict[str, Any]) -> int | None:
+    """4 bits need blocks unless it is said otherwise; the key holds what is meant."""
+    return DEFAULT_BLOCK_SIZE if given.get("bits") == 4 else None
+
+
+class WeightOnlyOptions(StageConfig):
+    """What a recipe may say about weights in few bits, for every runtime."""
+
+    bits: Literal[4, 8] = Field(default=4, description="bits for each weight")
+    block_size: Literal[16, 32, 64, 128, 256] | None = Field(
+        default_factory=_default_block_size,
+        description="how many weights along the input share one scale; null means one scale for "
+        f"each output. 4 bits: {DEFAULT_BLOCK_SIZE} by default; 8 bits: always null",
+    )
+    op_types: tuple[Operator, ...] = Field(
+        default=("MatMul", "Gemm"), description="operators whose weights are quantised"
+    )
+    exclude_nodes: tuple[str, ...] = Field(
+        default=(),
+        description="names of nodes that stay float; `*`, `?` and `[...]` match as in file names, "
+        "and a pattern that matches nothing is an error",
+    )
+
+    @model_validator(mode="after")
+    def _block_size_fits_bits(self) -> Self:
+        if self.bits == 8 and self.block_size is not None:
+            msg = "bits 8 takes no `block_size`: it has one scale for each output"
+            raise ValueError(msg)
+        return self
+
+
+class QuantizeWeightsConfig(WeightOnlyOptions):
+    """How weights are stored."""
+
+
+def run(
+    config: QuantizeWeightsConfig,
+    inputs: Mapping[str, Path],
+    output: Path,
+    context: StageContext,
+) -> Mapping[str, JSON]:
+    """Quantises the weights of `model`."""
+    from pipeline.errors import StageError
+
+    raise StageError("weight-only quantisation is being written")
+
+
+QUANTIZE_WEIGHTS = Stage(
+    name="quantize_weights",
+    version=1,
+    footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
+    config_type=QuantizeWeightsConfig,
+    coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
+    run=run,
+    packages=("onnx", "onnx-ir", "numpy"),
+)
+"""Port `model` -> `model.onnx` whose weights are integers with DequantizeLinear behind them."""
