@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.parity.gates import DEFAULT_COMPONENT
+from pipeline.parity.types import GateResult
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.parity.tolerances import Arithmetic
-    from pipeline.parity.types import GateResult, NoiseFloor
+    from pipeline.parity.types import NoiseFloor
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.targets.base import ModelLink, NodeRef, Ref
     from pipeline.tasks import Task
@@ -109,6 +112,32 @@ class Measured:
     is_proxy: bool
     facts: Mapping[str, Any]
     floors: Mapping[str, NoiseFloor]
+
+    def result(
+        self,
+        gate: str,
+        metric: str,
+        value: float | None,
+        limit: str,
+        reason: str,
+        *,
+        layer: str = "",
+    ) -> GateResult:
+        """One gate of the graph that was looked at; passed when there is no reason against it."""
+        component = "" if self.component == DEFAULT_COMPONENT else f"{self.component}."
+        return GateResult(
+            gate=gate,
+            target=self.target,
+            metric=f"{component}{self.stage}.{metric}",
+            measured=value,
+            limit=limit,
+            verdict="failed" if reason else "passed",
+            reason=reason,
+            is_allowed=not reason,
+            is_proxy=self.is_proxy,
+            node=self.node,
+            layer=layer,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

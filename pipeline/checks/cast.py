@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
-from pipeline.parity.gates import DEFAULT_COMPONENT
-from pipeline.parity.types import GateResult
 from pipeline.stages.cast import CastConfig
 from pipeline.stages.check_cast import CHECK_CAST, FLOAT_PORT, MODEL_PORT, CheckCastConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pipeline.parity.types import GateResult
 
 NAME = "cast"
 
@@ -53,26 +53,18 @@ def _plan(subject: Subject, limits: CastLimits) -> Iterator[PlannedCheck]:
 
 
 def _judge(measured: Measured, limits: CastLimits) -> tuple[GateResult, ...]:
-    component = "" if measured.component == DEFAULT_COMPONENT else f"{measured.component}."
     results = []
     for kind, meaning in _MEANING.items():
         found, limit = measured.facts["measures"][kind], getattr(limits, kind)
         is_good = limit is None or found["total"] <= limit
         first = found["first"][0] if found["first"] else {"layer": "", "detail": ""}
         results.append(
-            GateResult(
-                gate=NAME,
-                target=measured.target,
-                metric=f"{component}{measured.stage}.{kind}",
-                measured=float(found["total"]),
-                limit="only measured" if limit is None else f"<= {limit}",
-                verdict="passed" if is_good else "failed",
-                reason=""
-                if is_good
-                else f"{meaning}: {first['detail']}, in layer `{first['layer']}`",
-                is_allowed=is_good,
-                is_proxy=measured.is_proxy,
-                node=measured.node,
+            measured.result(
+                NAME,
+                kind,
+                float(found["total"]),
+                "only measured" if limit is None else f"<= {limit}",
+                "" if is_good else f"{meaning}: {first['detail']}, in layer `{first['layer']}`",
                 layer="" if is_good else first["layer"],
             )
         )

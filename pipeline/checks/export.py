@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
-from pipeline.parity.gates import DEFAULT_COMPONENT
-from pipeline.parity.types import GateResult
 from pipeline.stages.check_export import (
     CHECK_EXPORT,
     CHECKPOINT_PORT,
@@ -24,6 +22,8 @@ from pipeline.stages.export import ExportConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pipeline.parity.types import GateResult
 
 NAME = "export"
 
@@ -55,40 +55,21 @@ def _judge(measured: Measured, limits: ExportLimits) -> tuple[GateResult, ...]:
     limit = limits.changed_parameters
     is_good = limit is None or parameters["changed"] <= limit
     return (
-        _result(
-            measured,
+        measured.result(
+            NAME,
             "opset",
             float(found),
             f"= {asked}",
             "" if asked == found else f"the graph is made for opset {found}, not {asked}",
         ),
-        _result(
-            measured,
+        measured.result(
+            NAME,
             "changed_parameters",
             float(parameters["changed"]),
             "only measured" if limit is None else f"<= {limit}",
             "" if is_good else first["detail"],
             layer="" if is_good else first["layer"],
         ),
-    )
-
-
-def _result(
-    measured: Measured, metric: str, value: float, limit: str, reason: str, *, layer: str = ""
-) -> GateResult:
-    component = "" if measured.component == DEFAULT_COMPONENT else f"{measured.component}."
-    return GateResult(
-        gate=NAME,
-        target=measured.target,
-        metric=f"{component}{measured.stage}.{metric}",
-        measured=value,
-        limit=limit,
-        verdict="failed" if reason else "passed",
-        reason=reason,
-        is_allowed=not reason,
-        is_proxy=measured.is_proxy,
-        node=measured.node,
-        layer=layer,
     )
 
 

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
-from pipeline.parity.gates import DEFAULT_COMPONENT
-from pipeline.parity.types import GateResult
 from pipeline.stages.headroom import HEADROOM as STAGE
 from pipeline.stages.headroom import HeadroomConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
+
+    from pipeline.parity.types import GateResult
 
 NAME = "headroom"
 OVERFLOW: Final = 1.0
@@ -70,15 +70,15 @@ def _judge(measured: Measured, limits: HeadroomLimits) -> tuple[GateResult, ...]
 def _results(measured: Measured, limits: HeadroomLimits) -> Iterator[GateResult]:
     facts = measured.facts
     for problem in facts["problems"]:
-        yield _result(measured, "problems", float(len(facts["problems"])), "<= 0", problem)
+        yield measured.result(NAME, "problems", float(len(facts["problems"])), "<= 0", problem)
     if weights := facts["infinite_weights"]:
         reason = f"weights are infinite: {', '.join(f'`{name}`' for name in weights[:3])}"
-        yield _result(measured, "infinite_weights", float(len(weights)), "<= 0", reason)
+        yield measured.result(NAME, "infinite_weights", float(len(weights)), "<= 0", reason)
     for value in facts["values"][:1]:
         headroom = value["headroom"]  # None when all values are 0
         is_good = headroom is None or headroom >= limits.min
-        yield _result(
-            measured,
+        yield measured.result(
+            NAME,
             "headroom",
             headroom,
             f">= {limits.min:g}",
@@ -95,31 +95,6 @@ def _reason(value: Mapping[str, Any]) -> str:
     if value["headroom"] < OVERFLOW:
         return f"{size}, which is infinite in float16: its largest number is 65504"
     return f"{size}; float16 ends at 65504, and other data may well go further"
-
-
-def _result(
-    measured: Measured,
-    metric: str,
-    value: float | None,
-    limit: str,
-    reason: str,
-    *,
-    layer: str = "",
-) -> GateResult:
-    prefix = "" if measured.component == DEFAULT_COMPONENT else f"{measured.component}."
-    return GateResult(
-        gate=NAME,
-        target=measured.target,
-        metric=f"{prefix}{measured.stage}.{metric}",
-        measured=value,
-        limit=limit,
-        verdict="failed" if reason else "passed",
-        reason=reason,
-        is_allowed=not reason,
-        is_proxy=measured.is_proxy,
-        node=measured.node,
-        layer=layer,
-    )
 
 
 HEADROOM = Check(name=NAME, stage=STAGE, plan=_plan, judge=_judge)

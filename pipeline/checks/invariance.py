@@ -26,9 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
-from pipeline.parity.gates import DEFAULT_COMPONENT
 from pipeline.parity.tolerances import TOLERANCES
-from pipeline.parity.types import GateResult
 from pipeline.stages.invariance import INVARIANCE as STAGE
 from pipeline.stages.invariance import InvarianceConfig
 
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.parity.tolerances import Arithmetic
+    from pipeline.parity.types import GateResult
 
 NAME = "invariance"
 
@@ -100,11 +99,11 @@ def _judge(measured: Measured, limits: InvarianceLimits) -> tuple[GateResult, ..
 def _results(measured: Measured, limits: InvarianceLimits) -> Iterator[GateResult]:
     facts = measured.facts
     for problem in facts["problems"][:1]:
-        yield _result(measured, "problems", float(len(facts["problems"])), "<= 0", problem)
+        yield measured.result(NAME, "problems", float(len(facts["problems"])), "<= 0", problem)
     random = facts["random_nodes"]
     if random:
         reason = f"every run draws other numbers: {', '.join(random[:3])}"
-        yield _result(measured, "random_nodes", float(len(random)), "<= 0", reason)
+        yield measured.result(NAME, "random_nodes", float(len(random)), "<= 0", reason)
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for fact in facts["cases"]:
         groups.setdefault((fact["output"], fact["case"]), []).append(fact)
@@ -123,7 +122,7 @@ def _judge_case(
     broken = next((variant for variant in variants if variant["problem"]), None)
     if broken is not None:
         how = f"{SENTENCES[case]} ({broken['variant']}): " if case in SENTENCES else ""
-        return _result(measured, metric, None, "works", how + broken["problem"])
+        return measured.result(NAME, metric, None, "works", how + broken["problem"])
     rows = [
         (math.inf if noise is None else float(noise), sample, variant["variant"])
         for variant in variants
@@ -133,13 +132,13 @@ def _judge_case(
     most, half = _limits(measured, limits, output) if case != REPEATED else (0.0, None)
     value = noise if math.isfinite(noise) else None
     if most is None:
-        return _result(measured, metric, value, "only measured", "")
+        return measured.result(NAME, metric, value, "only measured", "")
     where = f"sample {sample} comes out differently {SENTENCES.get(case, '')} ({variant})"
     middle = statistics.median_low([row[0] for row in rows]) if rows else 0.0
     if half is not None and len(rows) >= ENOUGH_ROWS and half < middle <= noise <= most:
         where += ", and half of all rows are off by more than last bits"
-        return _result(measured, metric, middle, f"<= {half:.3g}", where)
-    return _result(measured, metric, value, f"<= {most:.3g}", where if noise > most else "")
+        return measured.result(NAME, metric, middle, f"<= {half:.3g}", where)
+    return measured.result(NAME, metric, value, f"<= {most:.3g}", where if noise > most else "")
 
 
 def _limits(
@@ -160,24 +159,6 @@ def _derived(measured: Measured, arithmetic: Arithmetic, output: str) -> float:
     floor = measured.floors.get(output)
     floor_value = max(floor.float64, floor.threads) if floor else 0.0
     return BOTH_ROUND * TOLERANCES[arithmetic].limit(floor_value)
-
-
-def _result(
-    measured: Measured, metric: str, value: float | None, limit: str, reason: str
-) -> GateResult:
-    prefix = "" if measured.component == DEFAULT_COMPONENT else f"{measured.component}."
-    return GateResult(
-        gate=NAME,
-        target=measured.target,
-        metric=f"{prefix}{measured.stage}.{metric}",
-        measured=value,
-        limit=limit,
-        verdict="failed" if reason else "passed",
-        reason=reason,
-        is_allowed=not reason,
-        is_proxy=measured.is_proxy,
-        node=measured.node,
-    )
 
 
 INVARIANCE = Check(name=NAME, stage=STAGE, plan=_plan, judge=_judge)

@@ -36,9 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
-from pipeline.parity.gates import DEFAULT_COMPONENT
 from pipeline.parity.tolerances import TOLERANCES
-from pipeline.parity.types import GateResult
 from pipeline.stages.check_quantization import (
     CHECK_QUANTIZATION,
     FLOAT_PORT,
@@ -54,6 +52,8 @@ from pipeline.stages.quantize_static import QuantizeStaticConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from pipeline.parity.types import GateResult
 
 NAME = "quantization"
 
@@ -175,8 +175,8 @@ def _judge(measured: Measured, limits: QuantizationLimits) -> tuple[GateResult, 
     if samples is not None:
         is_good = least is None or samples >= least
         results.append(
-            _result(
-                measured,
+            measured.result(
+                NAME,
                 "calibration_samples",
                 float(samples),
                 "only measured" if least is None else f">= {least}",
@@ -198,8 +198,8 @@ def _judge_measure(
     reason = ""
     if not is_good and worst is not None:
         reason = f"{what}: {worst['detail']}, in layer `{worst['layer']}`"
-    return _result(
-        measured,
+    return measured.result(
+        NAME,
         kind,
         value,
         "only measured" if limit is None else f"<= {limit:g}{' ' if unit else ''}{unit}",
@@ -219,38 +219,12 @@ def _judge_noise(
     noise = found["noise"]
     is_good = noise is not None and noise <= limit
     reason = "without its quantisation the graph computes something else than the float graph"
-    return _result(
-        measured,
+    return measured.result(
+        NAME,
         f"{found['output']}.noise",
         noise,
         f"<= {limit:.3g}",
         "" if is_good else f"{reason}, on {found['where']}",
-    )
-
-
-def _result(
-    measured: Measured,
-    metric: str,
-    value: float | None,
-    limit: str,
-    reason: str,
-    *,
-    layer: str = "",
-) -> GateResult:
-    """Passed when there is no reason against it."""
-    component = "" if measured.component == DEFAULT_COMPONENT else f"{measured.component}."
-    return GateResult(
-        gate=NAME,
-        target=measured.target,
-        metric=f"{component}{measured.stage}.{metric}",
-        measured=value,
-        limit=limit,
-        verdict="failed" if reason else "passed",
-        reason=reason,
-        is_allowed=not reason,
-        is_proxy=measured.is_proxy,
-        node=measured.node,
-        layer=layer,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
-from pipeline.parity.types import GateResult
 from pipeline.stages.check_repair import CHECK_REPAIR, CheckRepairConfig
 from pipeline.stages.given_back import REPAIR_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pipeline.parity.types import GateResult
 
 NAME = "repair"
 
@@ -36,20 +37,15 @@ def _judge(measured: Measured, limits: RepairGate) -> tuple[GateResult, ...]:
         after, allowed = entry["after"], entry["allowed"]
         is_good = after is not None and after <= allowed
         results.append(
-            GateResult(
-                gate=NAME,
-                target=measured.target,
-                metric=f"{measured.stage}.{entry['limit'].removeprefix('max_')}",
-                measured=after,
-                limit=f"<= {allowed:.3g}",
-                verdict="passed" if is_good else "failed",
-                reason=""
+            measured.result(
+                NAME,
+                entry["limit"].removeprefix("max_"),
+                after,
+                f"<= {allowed:.3g}",
+                ""
                 if is_good
                 else f"the repair ended with {layers} and did not reach its limit: "
                 f"{facts['stopped']}",
-                is_allowed=is_good,
-                is_proxy=measured.is_proxy,
-                node=measured.node,
             )
         )
     return tuple(results)
