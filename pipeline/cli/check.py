@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.github import github_option, tell_github
-from pipeline.cli.options import json_option, output_option, store_options, variables_option
+from pipeline.cli.options import (
+    column_options,
+    json_option,
+    output_option,
+    store_options,
+    variables_option,
+)
 from pipeline.cli.output import emit, say
 
 if TYPE_CHECKING:
     from pipeline.build import BuildResult
-    from pipeline.drafting import CheckDraft
+    from pipeline.drafting import CheckDraft, ColumnOptions
 
 
 def _renames(
@@ -40,14 +46,7 @@ def _renames(
 @click.option("--target", help="Which target, when the candidate is an artifact of convert.")
 @click.option("--task", help="What the model is for; default: what fits both.")
 @click.option("--data", help="Samples to compare on: a table, or a folder of images.")
-@click.option("--text", metavar="COLUMN", help="Column of the text, or of the question.")
-@click.option("--text-pair", metavar="COLUMN", help="Column of a second text, or of the passage.")
-@click.option(
-    "--choices", metavar="COLUMN", multiple=True, help="Column of the choices, or one for each."
-)
-@click.option("--image", metavar="COLUMN", help="Column of the image.")
-@click.option("--label", metavar="COLUMN", help="Column of the true answer.")
-@click.option("--no-labels", is_flag=True, help="Leave labels out.")
+@column_options
 @click.option("--samples", type=click.IntRange(1, 100_000), help="How many samples.")
 @click.option(
     "--recipe",
@@ -80,12 +79,7 @@ def check_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     target: str | None,
     task: str | None,
     data: str | None,
-    text: str | None,
-    text_pair: str | None,
-    choices: tuple[str, ...],
-    image: str | None,
-    label: str | None,
-    no_labels: bool,
+    columns: ColumnOptions,
     samples: int | None,
     recipe: Path | None,
     like: str | None,
@@ -122,12 +116,10 @@ def check_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     """  # noqa: D301 - \b is click's own
     from pipeline.build import BuildOptions
     from pipeline.cli.build import EXIT_CODES, Shown, build_one
-    from pipeline.drafting import CheckOptions, ColumnOptions, draft_check
+    from pipeline.drafting import CheckOptions, draft_check
     from pipeline.recipe import load_recipe_file
     from pipeline.store import resolve_store_root
 
-    if no_labels and label is not None:
-        raise click.UsageError("--label and --no-labels exclude each other")
     if recipe is None and like is not None:
         raise click.UsageError("--like names a target of a recipe: give --recipe too")
     root = (store or resolve_store_root(os.environ)).absolute()
@@ -140,14 +132,7 @@ def check_command(  # noqa: PLR0913, PLR0917 - one parameter an option
         revision=revision,
         task=task,
         data=data,
-        columns=ColumnOptions(
-            text=text,
-            text_pair=text_pair,
-            choices=choices,
-            image=image,
-            label=label,
-            has_labels=not no_labels,
-        ),
+        columns=columns,
         samples=samples,
         file=file,
         target=target,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.options import json_option
+from pipeline.cli.options import column_options, json_option
 from pipeline.cli.output import emit, say
 
 if TYPE_CHECKING:
-    from pipeline.drafting import Draft
+    from pipeline.drafting import ColumnOptions, Draft
 
 
 @click.command("init")
@@ -23,14 +23,7 @@ if TYPE_CHECKING:
 @click.option("--revision", help="Branch, tag or commit of a checkpoint on a hub; default main.")
 @click.option("--data", help="Samples to compare on: a table, or a folder of images.")
 @click.option("--calibration", help="Samples for static INT8; default: the rest of --data.")
-@click.option("--text", metavar="COLUMN", help="Column of the text, or of the question.")
-@click.option("--text-pair", metavar="COLUMN", help="Column of a second text, or of the passage.")
-@click.option(
-    "--choices", metavar="COLUMN", multiple=True, help="Column of the choices, or one for each."
-)
-@click.option("--image", metavar="COLUMN", help="Column of the image.")
-@click.option("--label", metavar="COLUMN", help="Column of the true answer.")
-@click.option("--no-labels", is_flag=True, help="Leave labels out.")
+@column_options
 @click.option("--name", help="Name of the artifact; default: the checkpoint's.")
 @click.option(
     "--output",
@@ -52,12 +45,7 @@ def init_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     revision: str | None,
     data: str | None,
     calibration: str | None,
-    text: str | None,
-    text_pair: str | None,
-    choices: tuple[str, ...],
-    image: str | None,
-    label: str | None,
-    no_labels: bool,
+    columns: ColumnOptions,
     name: str | None,
     output: Path,
     force: bool,
@@ -80,11 +68,9 @@ def init_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     Exit codes: 0 the recipe was written, 2 the model, the data or an option will not do, 3 a file is
     damaged or cannot be written, 4 a package or the hub is missing here.
     """  # noqa: D301 - \b is click's own
-    from pipeline.drafting import ColumnOptions, DraftOptions, draft_recipe
+    from pipeline.drafting import DraftOptions, draft_recipe
     from pipeline.store import resolve_store_root
 
-    if no_labels and label is not None:
-        raise click.UsageError("--label and --no-labels exclude each other")
     options = DraftOptions(
         model=model,
         output=output,
@@ -93,14 +79,7 @@ def init_command(  # noqa: PLR0913, PLR0917 - one parameter an option
         task=task,
         data=data,
         calibration=calibration,
-        columns=ColumnOptions(
-            text=text,
-            text_pair=text_pair,
-            choices=choices,
-            image=image,
-            label=label,
-            has_labels=not no_labels,
-        ),
+        columns=columns,
         name=name,
         must_replace=force,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 F = TypeVar("F", bound="Callable[..., object]")
+R = TypeVar("R")
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 
@@ -71,3 +73,53 @@ def store_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+_COLUMN_OPTIONS = (
+    click.option("--text", metavar="COLUMN", help="Column of the text, or of the question."),
+    click.option(
+        "--text-pair", metavar="COLUMN", help="Column of a second text, or of the passage."
+    ),
+    click.option(
+        "--choices",
+        metavar="COLUMN",
+        multiple=True,
+        help="Column of the choices, or one for each.",
+    ),
+    click.option("--image", metavar="COLUMN", help="Column of the image."),
+    click.option("--label", metavar="COLUMN", help="Column of the true answer."),
+    click.option("--no-labels", is_flag=True, help="Leave labels out."),
+)
+
+
+def column_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Which columns of `--data` hold what; the command gets them as `columns`, a `ColumnOptions`."""
+
+    @functools.wraps(function)
+    def with_columns(
+        *arguments: object,
+        text: str | None,
+        text_pair: str | None,
+        choices: tuple[str, ...],
+        image: str | None,
+        label: str | None,
+        no_labels: bool,
+        **others: object,
+    ) -> R:
+        from pipeline.drafting import ColumnOptions
+
+        if no_labels and label is not None:
+            raise click.UsageError("--label and --no-labels exclude each other")
+        columns = ColumnOptions(
+            text=text,
+            text_pair=text_pair,
+            choices=choices,
+            image=image,
+            label=label,
+            has_labels=not no_labels,
+        )
+        return function(*arguments, columns=columns, **others)
+
+    for option in reversed(_COLUMN_OPTIONS):
+        with_columns = option(with_columns)
+    return with_columns
