@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.data.image_files import IMAGE_SUFFIXES, find_images
 from pipeline.data.readers import BUILTINS, READERS, find_reader
-from pipeline.digest_memory import file_identity
 from pipeline.environment import DISTRIBUTION, find_package
-from pipeline.errors import ArtifactError, EnvironmentMissing, RecipeError
+from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.hashing import tagged_digest
-from pipeline.source import SourceFile
+from pipeline.source.files import SourceFile, link_files, require_untouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,10 +56,7 @@ class DataSource:
 
     def materialise(self, directory: Path) -> None:
         """Make a directory that shows the files, and nothing else, as links to them."""
-        for name, file in self.files.items():
-            link = directory / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.path)
+        link_files(self.files, directory)
 
     def require_unchanged(self) -> None:
         """Check that no file was touched since its digest was taken.
@@ -68,13 +64,7 @@ class DataSource:
         Raises:
             ArtifactError: when one was; what was made from it meanwhile must not be filed.
         """
-        for name, file in self.files.items():
-            if not file.path.is_file() or file_identity(file.path) != file.identity:
-                raise ArtifactError(
-                    f"`{name}` changed while it was being read",
-                    where=str(self.root),
-                    hint="run again when nothing writes to the data",
-                )
+        require_untouched(self.files, root=self.root, what="data", doing="read")
 
 
 def resolve_data(
@@ -269,10 +259,7 @@ def _read_files(root: Path, names: Iterable[str], memory: DigestMemory) -> dict[
     files = {}
     for name in names:
         path = root / name
-        identity = file_identity(path)
-        files[name] = SourceFile(
-            path=path, size_bytes=identity[0], sha256=memory.digest(path), identity=identity
-        )
+        files[name] = SourceFile.of(path, memory)
     return files
 
 

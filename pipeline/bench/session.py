@@ -10,10 +10,10 @@ from pipeline.bench.launcher import Nursery, launch
 from pipeline.bench.schedule import shuffled_orders
 from pipeline.bench.summary import median_load_time_ms, median_peak_rss_mib, summarise_shape
 from pipeline.bench.types import BenchmarkResult
-from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
+from pipeline.stages.base import model_size_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pipeline.bench.job import LaunchRecord
@@ -49,8 +49,8 @@ def measure(
     for note in notes:
         context.log(note)
     sizes = (
-        _size_bytes(checkpoint.rglob("*.safetensors")),
-        _model_size_bytes(inputs["model"]),
+        sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")),
+        model_size_bytes(inputs["model"]),
     )
     result = _result(config, sizes, session.launches, results, notes)
     return result, LaunchLog(launches=tuple(session.launches))
@@ -77,7 +77,7 @@ def measure_pair(
     reference = Contender(runtime=config.runtime, path=str(inputs["reference"].resolve()))
     session = _Session(config, reference, inputs, scratch, progress, launch)
     results, notes = _judge(config, session)
-    sizes = (_model_size_bytes(inputs["reference"]), _model_size_bytes(inputs["model"]))
+    sizes = (model_size_bytes(inputs["reference"]), model_size_bytes(inputs["model"]))
     return _result(config, sizes, session.launches, results, notes)
 
 
@@ -196,11 +196,3 @@ def _result(
         shapes=tuple(results.values()),
         notes=notes,
     )
-
-
-def _model_size_bytes(directory: Path) -> int:
-    return _size_bytes(directory / name for name in (MODEL_FILE, EXTERNAL_DATA_FILE))
-
-
-def _size_bytes(files: Iterable[Path]) -> int:
-    return sum(file.stat().st_size for file in files if file.is_file())

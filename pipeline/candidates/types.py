@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.candidates.layout import require_inside
 from pipeline.candidates.names import quoted
-from pipeline.digest_memory import file_identity
 from pipeline.errors import ArtifactError, RecipeError
-from pipeline.source import SourceFile
+from pipeline.source.files import SourceFile, link_files, require_untouched
 from pipeline.source.selection import companion_names
 
 if TYPE_CHECKING:
@@ -53,10 +52,7 @@ class Candidate:
 
     def materialise(self, kind: str, directory: Path) -> None:
         """Make a directory that shows the files of a kind, and nothing else, as links to them."""
-        for name, file in self.group(kind).items():
-            link = directory / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.path)
+        link_files(self.group(kind), directory)
 
     def require_unchanged(self) -> None:
         """Check that no file was touched since its digest was taken.
@@ -64,13 +60,10 @@ class Candidate:
         Raises:
             ArtifactError: when one was.
         """
-        for file in (*self.files.values(), *self.companions.values()):
-            if not file.path.is_file() or file_identity(file.path) != file.identity:
-                raise ArtifactError(
-                    f"`{file.path.name}` changed while it was being checked",
-                    where=str(self.place.model.parent),
-                    hint="run again when nothing writes to the candidate",
-                )
+        for files in (self.files, self.companions):
+            require_untouched(
+                files, root=self.place.model.parent, what="candidate", doing="checked"
+            )
 
 
 def read_files(
@@ -118,7 +111,4 @@ def _take(path: Path, root: Path, memory: DigestMemory) -> SourceFile:
     real = require_inside(path, root)
     if not real.is_file():
         raise ArtifactError(f"{quoted(path.name)} is not a plain file", where=str(root))
-    identity = file_identity(real)
-    return SourceFile(
-        path=real, size_bytes=identity[0], sha256=memory.digest(real), identity=identity
-    )
+    return SourceFile.of(real, memory)

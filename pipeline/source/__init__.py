@@ -13,9 +13,10 @@ from pipeline.file_names import (
     TOKENIZER_FILES,
     TOKENIZER_VOCABULARIES,
 )
+from pipeline.source.files import SourceFile
 from pipeline.source.hub_settings import HubSettings
 from pipeline.source.resolve import fetch_source, resolve_source
-from pipeline.source.types import Source, SourceFile
+from pipeline.source.types import Source
 
 __all__ = [
     "CONFIG_FILES",

@@ -6,14 +6,14 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.digest_memory import file_identity
 from pipeline.errors import RecipeError
 from pipeline.file_names import PROCESSOR_FILES, TOKENIZER_FILES
 from pipeline.source.directory import locate_directory
+from pipeline.source.files import SourceFile
 from pipeline.source.json_files import read_json
 from pipeline.source.package import locate_package
 from pipeline.source.selection import INDEX_FILE, is_weights, select_files
-from pipeline.source.types import Request, Source, SourceFile
+from pipeline.source.types import Request, Source
 from pipeline.source_checks import check_config, check_safetensors
 
 if TYPE_CHECKING:
@@ -137,12 +137,11 @@ def fetch_source(source: Source, memory: DigestMemory) -> Source:
 def _take(location: Location, name: str, memory: DigestMemory) -> SourceFile:
     """Digest and identity of a file that is here, links followed, after all checks."""
     path = (location.root / name).resolve()
-    identity = file_identity(path)
-    sha256 = memory.digest(path)
-    location.check(name, sha256)
+    file = SourceFile.of(path, memory)
+    location.check(name, file.sha256)
     if is_weights(name):
         check_safetensors(path)
-    return SourceFile(path=path, size_bytes=identity[0], sha256=sha256, identity=identity)
+    return file
 
 
 def _locate(request: Request) -> Location:

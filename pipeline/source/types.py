@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from pipeline.digest_memory import file_identity
-from pipeline.errors import ArtifactError
 from pipeline.hashing import tagged_digest
+from pipeline.source.files import SourceFile, link_files, require_untouched
 from pipeline.source.json_files import read_json
 
 if TYPE_CHECKING:
@@ -84,21 +83,6 @@ class Location(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One file of a checkpoint that is used.
-
-    Attributes:
-        path: The file itself, links followed.
-        identity: Size, inode and both time stamps when its digest was taken.
-    """
-
-    path: Path
-    size_bytes: int
-    sha256: str
-    identity: tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A resolved checkpoint.
 
@@ -142,10 +126,7 @@ class Source:
         missing = set(self.absent).intersection(self.groups[group])
         if missing:
             raise ValueError(f"{sorted(missing)} must be fetched first")
-        for name in self.groups[group]:
-            link = directory / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(self.files[name].path)
+        link_files({name: self.files[name] for name in self.groups[group]}, directory)
 
     def require_unchanged(self) -> None:
         """Check that no used file was touched since its digest was taken.
@@ -153,13 +134,7 @@ class Source:
         Raises:
             ArtifactError: when one was; what was made from it meanwhile must not be filed.
         """
-        for name, file in self.files.items():
-            if not file.path.is_file() or file_identity(file.path) != file.identity:
-                raise ArtifactError(
-                    f"`{name}` changed while it was being converted",
-                    where=str(self.root),
-                    hint="run again when nothing writes to the checkpoint",
-                )
+        require_untouched(self.files, root=self.root, what="checkpoint", doing="converted")
 
     @property
     def max_positions(self) -> int | None:

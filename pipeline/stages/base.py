@@ -26,6 +26,12 @@ EXTERNAL_DATA_FILE = "model.onnx_data"
 """Name of its weights when they do not fit into one protobuf (Optimum's name)."""
 
 
+def model_size_bytes(directory: Path) -> int:
+    """Size of the model in a stage's output: the graph and, where they lie beside it, its weights."""
+    files = (directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE)
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 class StageConfig(BaseModel):
     """Base of every stage's config: frozen, strict, unknown keys refused, JSON round trip exact."""
 

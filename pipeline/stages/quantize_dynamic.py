@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig, model_size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,13 +78,8 @@ def _run(
         context.log(f"{node} stays float: {reason}")
     result.require_any()
     save_ir_model(model, output)
-    size_ratio = _size_bytes(output) / _size_bytes(inputs["model"])
+    size_ratio = model_size_bytes(output) / model_size_bytes(inputs["model"])
     return result.as_json(size_ratio) | repair_facts(inputs, given_back)
-
-
-def _size_bytes(directory: Path) -> int:
-    files = (directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE)
-    return sum(file.stat().st_size for file in files if file.exists())
 
 
 QUANTIZE_DYNAMIC = Stage(

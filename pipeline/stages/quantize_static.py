@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig, model_size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,7 +108,7 @@ def run(
     path = save_ir_model(model, output)
     if config.placement == "tensorrt":  # operators of ONNX Runtime's domain are unknown to onnx
         require_valid(path)
-    size_ratio = _size_bytes(output) / _size_bytes(inputs[MODEL_PORT])
+    size_ratio = model_size_bytes(output) / model_size_bytes(inputs[MODEL_PORT])
     return {
         "placement": config.placement,
         "method": ranges.method,
@@ -136,11 +136,6 @@ def _require_allowed(config: QuantizeStaticConfig, placement: Placement) -> None
             f"activations in {' or '.join(placement.activation_dtypes)} and weights in "
             f"{' or '.join(placement.weight_dtypes)}"
         )
-
-
-def _size_bytes(directory: Path) -> int:
-    files = (directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE)
-    return sum(file.stat().st_size for file in files if file.exists())
 
 
 QUANTIZE_STATIC = Stage(
