@@ -224,11 +224,30 @@ def cores() -> int:
     )
 
 
+def _gpu_name() -> str:
+    from pipeline.gpu import gpu_name
+
+    return gpu_name()
+
+
+def _gpu_target() -> str:
+    from pipeline.gpu import gpu_target
+
+    return gpu_target()
+
+
+def _nvidia_driver() -> str:
+    return nvidia_driver_version()
+
+
 MACHINE_FACTS: Mapping[str, Callable[[], str | int]] = {
     "cpu_model": cpu_model,
     "cpu_flags": cpu_flags,
     "cores": cores,
     "python_version": platform.python_version,
+    "gpu_name": _gpu_name,
+    "gpu_target": _gpu_target,
+    "nvidia_driver": _nvidia_driver,
 }
 """Facts about the machine that a stage's output may depend on, by name (`Stage.machine`)."""
 

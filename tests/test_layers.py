@@ -29,11 +29,12 @@ LAYERS = (
     ("checks",),
     ("targets",),
     ("stages",),
-    ("bench", "candidates", "engines", "report"),
+    ("bench", "candidates", "report"),
     ("parity",),
     ("calibration", "candidates", "data", "graph", "runtimes", "store", "source", "data_source"),
+    ("engines",),
     ("stages.base",),
-    ("tasks", "manifest", "source_checks", "digest_memory", "environment"),
+    ("tasks", "manifest", "source_checks", "digest_memory", "environment", "gpu"),
     ("errors", "file_names", "hashing", "records"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

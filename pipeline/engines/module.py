@@ -31,6 +31,7 @@ class EngineModule:
 
 
 TENSORRT_RTX = EngineModule(import_name="tensorrt_rtx", distribution="tensorrt-rtx", extra="rtx")
+TENSORRT = EngineModule(import_name="tensorrt", distribution="tensorrt", extra="gpu")
 
 
 def installed_version(module: EngineModule) -> str | None:
