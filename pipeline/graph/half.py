@@ -1,7 +1,7 @@
-"""A graph cast from float32 to float16, with float32 inputs and outputs.
+"""A graph cast from float32 to 16 bits, float16 or bfloat16, with float32 inputs and outputs.
 
 Casts stand only where the two types meet, one for each value and direction. The mask and the
-softmax of attention go to float16 as a whole: TensorRT-RTX 1.7 fuses attention in 6 of 6 layers of
+softmax of attention go to 16 bits as a whole: TensorRT-RTX 1.7 fuses attention in 6 of 6 layers of
 MiniLM so, and in none when mask nodes stay in float32 (eight times the activation memory).
 """
 
@@ -16,9 +16,9 @@ from onnx_ir.passes import common as passes
 
 from pipeline.errors import StageError
 from pipeline.graph.half_rules import (
-    FLOAT16_MAX,
-    INFINITY_IN_FLOAT16,
+    FLOAT16,
     STANDS_FOR_INFINITY,
+    HalfType,
     Kept,
     constant_array,
     is_float,
@@ -38,33 +38,33 @@ class HalfCast:
 
     Attributes:
         kept: Nodes that stay in float32, in the order of the graph.
-        fp16_weights: Share of the floating-point weights, by bytes before the cast, that are stored
-            in float16.
+        share: Share of the floating-point weights, by bytes before the cast, that are stored in 16
+            bits.
         clamped_constants: Names of scalars that stand for infinity and were made smaller.
         vanished: How many weights that were not zero are zero now.
         casts: How many Cast nodes were put in.
     """
 
     kept: tuple[Kept, ...]
-    fp16_weights: float
+    share: float
     clamped_constants: tuple[str, ...]
     vanished: int
     casts: int
 
 
-def cast_to_half(model: ir.Model) -> HalfCast:
-    """Cast a model to float16 in place.
+def cast_to_half(model: ir.Model, kind: HalfType = FLOAT16) -> HalfCast:
+    """Cast a model to 16 bits in place.
 
     Raises:
-        StageError: when a weight is too large for float16 (naming the tensor), the type of a value
+        StageError: when a weight is too large for the type (naming the tensor), the type of a value
             is not known, or a node has a subgraph.
     """
     graph = model.graph
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.ShapeInferencePass()(model)
     _require_castable(graph)
-    kept = nodes_to_keep(graph, model.opset_imports[""])
-    caster = _Caster(graph, frozenset(kept))
+    kept = nodes_to_keep(graph, model.opset_imports[""], kind)
+    caster = _Caster(graph, frozenset(kept), kind)
     weights = {value.name: value.const_value for value in _float_initializers(graph)}
     caster.cast_nodes()
     caster.restore_outputs()
@@ -78,7 +78,7 @@ def cast_to_half(model: ir.Model) -> HalfCast:
     )
     return HalfCast(
         kept=tuple(kept[node] for node in graph if node in kept),
-        fp16_weights=1 - still / before if before else 1.0,
+        share=1 - still / before if before else 1.0,
         clamped_constants=tuple(caster.clamped),
         vanished=caster.vanished,
         casts=caster.casts,
@@ -106,8 +106,9 @@ def _float_initializers(graph: ir.Graph) -> list[ir.Value]:
 class _Caster:
     """Casts the nodes of one graph, one after the other."""
 
-    def __init__(self, graph: ir.Graph, kept: Collection[ir.Node]) -> None:
+    def __init__(self, graph: ir.Graph, kept: Collection[ir.Node], kind: HalfType) -> None:
         self._graph = graph
+        self._kind = kind
         self._kept = kept
         self._half: dict[ir.Value, ir.Value] = {}
         self._full: dict[ir.Value, ir.Value] = {}
@@ -120,27 +121,27 @@ class _Caster:
         for node in tuple(self._graph):
             if node in self._kept:
                 for index, value in enumerate(node.inputs):
-                    if value is not None and value.dtype == ir.DataType.FLOAT16:
+                    if value is not None and value.dtype == self._kind.dtype:
                         node.replace_input_with(index, self._in_full(value))
                 continue
             for index, value in enumerate(node.inputs):
                 if value is not None and is_float(value):
                     node.replace_input_with(index, self._in_half(value))
-            _retype(node)
+            self._retype(node)
 
     def restore_outputs(self) -> None:
         """Cast outputs of the graph back to float32 under their old names."""
         for index, value in enumerate(self._graph.outputs):
-            if value.dtype == ir.DataType.FLOAT16:
+            if value.dtype == self._kind.dtype:
                 full = self._in_full(value)
-                full.name, value.name = value.name, f"{value.name}_fp16"
+                full.name, value.name = value.name, f"{value.name}_{self._kind.short}"
                 self._graph.outputs[index] = full
 
     def _in_half(self, value: ir.Value) -> ir.Value:
         if value not in self._half:
             array = constant_array(value)
             self._half[value] = (
-                self._insert_cast(value, ir.DataType.FLOAT16)
+                self._insert_cast(value, self._kind.dtype)
                 if array is None
                 else self._half_constant(value, array)
             )
@@ -152,7 +153,7 @@ class _Caster:
         return self._full[value]
 
     def _insert_cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        suffix = "fp16" if dtype == ir.DataType.FLOAT16 else "fp32"
+        suffix = self._kind.short if dtype == self._kind.dtype else "fp32"
         result = ir.Value(
             name=f"{value.name}_{suffix}", shape=value.shape, type=ir.TensorType(dtype)
         )
@@ -173,37 +174,37 @@ class _Caster:
         return result
 
     def _half_constant(self, value: ir.Value, array: np.ndarray) -> ir.Value:
-        name = value.name or ""
+        name, kind = value.name or "", self._kind
         largest = float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))
-        if largest > FLOAT16_MAX and array.size == 1 and largest >= STANDS_FOR_INFINITY:
-            array = np.clip(array, -INFINITY_IN_FLOAT16, INFINITY_IN_FLOAT16)
+        if largest > kind.largest and array.size == 1 and largest >= STANDS_FOR_INFINITY:
+            array = np.clip(array, -kind.infinity, kind.infinity)
             self.clamped.append(name)
-        elif largest > FLOAT16_MAX:
+        elif largest > kind.largest:
             raise StageError(
-                f"weight `{name}` has {largest:g}, which is infinite in float16 (at most "
-                f"{FLOAT16_MAX:.0f})",
+                f"weight `{name}` has {largest:g}, which is infinite in {kind.name} (at most "
+                f"{kind.largest:g})",
                 hint="use precision fp32 for this model",
             )
-        half = array.astype(np.float16)
+        half = array.astype(kind.array)
         self.vanished += int(np.count_nonzero(array)) - int(np.count_nonzero(half))
         result = ir.Value(
-            name=f"{name}_fp16", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16)
+            name=f"{name}_{kind.short}", shape=value.shape, type=ir.TensorType(kind.dtype)
         )
         result.const_value = ir.tensor(half, name=result.name)
         self._graph.register_initializer(result)
         return result
 
-
-def _retype(node: ir.Node) -> None:
-    """Let a node write float16 where it wrote float32."""
-    for name, attribute in tuple(node.attributes.items()):
-        if name in _TYPE_ATTRIBUTES and attribute.value == int(ir.DataType.FLOAT):
-            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT16))
-        elif attribute.type == ir.AttributeType.TENSOR:
-            tensor = attribute.as_tensor()
-            if tensor.dtype == ir.DataType.FLOAT:
-                half = tensor.numpy().astype(np.float16)
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(half))
-    for value in node.outputs:
-        if is_float(value):
-            value.type = ir.TensorType(ir.DataType.FLOAT16)
+    def _retype(self, node: ir.Node) -> None:
+        """Let a node write 16 bits where it wrote float32."""
+        kind = self._kind
+        for name, attribute in tuple(node.attributes.items()):
+            if name in _TYPE_ATTRIBUTES and attribute.value == int(ir.DataType.FLOAT):
+                node.attributes[name] = ir.AttrInt64(name, int(kind.dtype))
+            elif attribute.type == ir.AttributeType.TENSOR:
+                tensor = attribute.as_tensor()
+                if tensor.dtype == ir.DataType.FLOAT:
+                    half = tensor.numpy().astype(kind.array)
+                    node.attributes[name] = ir.AttrTensor(name, ir.tensor(half))
+        for value in node.outputs:
+            if is_float(value):
+                value.type = ir.TensorType(kind.dtype)

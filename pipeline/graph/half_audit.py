@@ -1,7 +1,7 @@
-"""Compares a graph in float16 with the float32 graph it was cast from: node by node, number by number.
+"""Compares a graph in 16 bits with the float32 graph it was cast from: node by node, number by number.
 
-Nothing is run here: in float16 a small fault is smaller than the rounding that is expected, and outputs
-do not show it. Casts between float32 and float16 are looked through; everything else must be as it
+Nothing is run here: in 16 bits a small fault is smaller than the rounding that is expected, and outputs
+do not show it. Casts between float32 and the 16 bits are looked through; everything else must be as it
 was, and every stored number the float32 one, rounded once or not at all.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pipeline.graph.half_rules import INFINITY_IN_FLOAT16, STANDS_FOR_INFINITY
+from pipeline.graph.half_rules import FLOAT16, HALF_TYPES, STANDS_FOR_INFINITY, HalfType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["changed_nodes", "changed_constants"]
 
-_FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
-_MARKS: Final = ("_fp16", "_fp32")
+_FLOATS: Final = frozenset({ir.DataType.FLOAT, *(kind.dtype for kind in HALF_TYPES)})
+_MARKS: Final = ("_fp32", *(f"_{kind.short}" for kind in HALF_TYPES))
 """What `pipeline.graph.half` adds to names of values and constants in another type."""
 
 
@@ -66,6 +66,11 @@ def _differences(original: ir.Model, cast: ir.Model) -> Iterator[HalfDifference]
     if dict(original.opset_imports) != dict(cast.opset_imports):
         detail = "it is made for another set of operators"
         yield HalfDifference(kind="changed_nodes", layer="graph", detail=detail)
+    kinds = _halves(cast) - _halves(original)
+    if len(kinds) > 1:
+        detail = f"it computes in {' and '.join(sorted(kind.name for kind in kinds))}"
+        yield HalfDifference(kind="changed_nodes", layer="graph", detail=detail)
+    kind = next((kind for kind in HALF_TYPES if kind in kinds), FLOAT16)
     makers = {
         _plain(value.name): node
         for node in cast.graph
@@ -78,7 +83,7 @@ def _differences(original: ir.Model, cast: ir.Model) -> Iterator[HalfDifference]
         if _is_float_cast(node):
             continue
         counted += 1
-        yield from _compare_node(node, makers.get(_plain(node.outputs[0].name)))
+        yield from _compare_node(node, makers.get(_plain(node.outputs[0].name)), kind)
     extra = sum(not _is_float_cast(node) for node in cast.graph) - counted
     if extra > 0:
         detail = f"{extra} nodes were added that are no casts"
@@ -89,7 +94,15 @@ def _differences(original: ir.Model, cast: ir.Model) -> Iterator[HalfDifference]
             yield HalfDifference(kind="changed_nodes", layer="graph", detail=detail)
 
 
-def _compare_node(node: ir.Node, found: ir.Node | None) -> Iterator[HalfDifference]:
+def _halves(model: ir.Model) -> set[HalfType]:
+    """Which of the 16 bits a graph computes in."""
+    used = {value.dtype for node in model.graph for value in node.outputs}
+    return {kind for kind in HALF_TYPES if kind.dtype in used}
+
+
+def _compare_node(
+    node: ir.Node, found: ir.Node | None, kind: HalfType
+) -> Iterator[HalfDifference]:
     layer = node.name or node.op_type
 
     def changed(detail: str) -> HalfDifference:
@@ -101,7 +114,7 @@ def _compare_node(node: ir.Node, found: ir.Node | None) -> Iterator[HalfDifferen
     if (node.op_type, node.domain or "ai.onnx") != (found.op_type, found.domain or "ai.onnx"):
         yield changed(f"{found.op_type} in place of {node.op_type}")
         return
-    if _attributes(node) != _attributes(found):
+    if _attributes(node, kind) != _attributes(found, kind):
         yield changed("its attributes differ")
     if [_plain(v.name) for v in node.outputs] != [_plain(v.name) for v in found.outputs]:
         yield changed("it writes other values")
@@ -114,22 +127,25 @@ def _compare_node(node: ir.Node, found: ir.Node | None) -> Iterator[HalfDifferen
         if array is None or number is None:
             if (array is None) != (number is None) or _source_name(value) != _source_name(other):
                 yield changed(f"it reads `{_source_name(other)}`, not `{_source_name(value)}`")
-        elif problem := _constant_problem(array, number):
+        elif problem := _constant_problem(array, number, kind):
             detail = f"`{value.name if value else ''}` {problem}"
             yield HalfDifference(kind="changed_constants", layer=layer, detail=detail)
 
 
-def _constant_problem(array: NDArray[np.generic], number: NDArray[np.generic]) -> str:
+def _constant_problem(
+    array: NDArray[np.generic], number: NDArray[np.generic], kind: HalfType
+) -> str:
     """What is wrong with a stored number; empty when it is the float32 one, rounded at most once."""
     if array.shape != number.shape:
         return f"has shape {list(number.shape)}, not {list(array.shape)}"
     if array.dtype == number.dtype:
         differs = array != number
-    elif array.dtype == np.float32 and number.dtype == np.float16:
+    elif array.dtype == np.float32 and number.dtype == kind.array:
         wanted = array
-        if array.size == 1 and float(np.abs(array).max()) >= STANDS_FOR_INFINITY:
-            wanted = np.clip(array, -INFINITY_IN_FLOAT16, INFINITY_IN_FLOAT16)
-        differs = wanted.astype(np.float16) != number
+        largest = float(np.abs(array).max()) if array.size == 1 else 0.0
+        if largest >= STANDS_FOR_INFINITY and largest > kind.largest:
+            wanted = np.clip(array, -kind.infinity, kind.infinity)
+        differs = wanted.astype(kind.array) != number
     else:
         return f"is {number.dtype}, and was {array.dtype}"
     count = int(np.count_nonzero(differs))
@@ -184,14 +200,14 @@ def _inputs(node: ir.Node) -> list[ir.Value | None]:
     return inputs
 
 
-def _attributes(node: ir.Node) -> dict[str, object]:
-    """Attributes by name; element types and tensors as float16 would have them."""
+def _attributes(node: ir.Node, kind: HalfType) -> dict[str, object]:
+    """Attributes by name; element types and tensors as the 16 bits would have them."""
     found: dict[str, object] = {}
     for name, attribute in node.attributes.items():
         if attribute.type == ir.AttributeType.TENSOR:
             array = attribute.as_tensor().numpy()
-            kind = np.float16 if array.dtype in {np.dtype("f4"), np.dtype("f2")} else array.dtype
-            found[name] = (array.shape, array.astype(kind).tobytes())
+            half = array.astype(kind.array) if array.dtype == np.float32 else array
+            found[name] = (array.shape, half.dtype.name, half.tobytes())
         elif name in {"to", "dtype", "output_dtype"} and attribute.value in set(map(int, _FLOATS)):
             found[name] = "float"
         else:

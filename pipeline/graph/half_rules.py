@@ -1,7 +1,9 @@
-"""Which nodes of a graph must stay in float32 when the rest is cast to float16, and why.
+"""Which nodes of a graph must stay in float32 when the rest is cast to 16 bits, and why.
 
 The limits of float16 (IEEE 754 binary16): largest finite number 65504, smallest positive number
-2^-24, eleven bits of precision.
+2^-24, eleven bits of precision. bfloat16 is the first half of a float32: it ends where float32 does,
+and has eight bits of precision. So nothing overflows in it, and sums and whatever must be exact lose
+more.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import ml_dtypes
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -17,19 +21,64 @@ from pipeline.errors import StageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import numpy as np
-
-FLOAT16_MAX: Final = 65504.0
-FLOAT16_VANISHES: Final = 2.0**-25
-"""Half of the smallest positive float16: what is not larger rounds to zero."""
-
 STANDS_FOR_INFINITY: Final = 1e8
 """A scalar this large is no quantity but a stand-in for infinity, such as the fill of an attention
 mask (-3.4e38, the lowest float32, in transformers)."""
 
-INFINITY_IN_FLOAT16: Final = 32752.0
-"""What such a stand-in becomes: half of the largest float16, so that a score can be added to it
-without overflow, which would turn a row that is masked altogether into NaN."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HalfType:
+    """A type of 16 bits.
+
+    Attributes:
+        name: As numpy has it.
+        short: As recipes have it; also what names of values and constants end with.
+        dtype, array: The element type of ONNX and of numpy.
+        bits: Of precision: integers up to `2^bits` are exact.
+        largest: The largest finite number.
+        vanishes: Half of the smallest positive number: what is not larger rounds to zero.
+        infinity: What a stand-in for infinity that is larger than `largest` becomes: half of
+            `largest`, so that a score can be added to it without overflow, which would turn a row
+            that is masked altogether into NaN.
+        overflows: Whether numbers that are usual in float32 are infinite in it.
+    """
+
+    name: str
+    short: str
+    dtype: ir.DataType
+    array: np.dtype[np.generic]
+    bits: int
+    largest: float
+    vanishes: float
+    infinity: float
+    overflows: bool
+
+
+FLOAT16: Final = HalfType(
+    name="float16",
+    short="fp16",
+    dtype=ir.DataType.FLOAT16,
+    array=np.dtype(np.float16),
+    bits=11,
+    largest=65504.0,
+    vanishes=2.0**-25,
+    infinity=32752.0,
+    overflows=True,
+)
+BFLOAT16: Final = HalfType(
+    name="bfloat16",
+    short="bf16",
+    dtype=ir.DataType.BFLOAT16,
+    array=np.dtype(ml_dtypes.bfloat16),
+    bits=8,
+    largest=float(
+        ml_dtypes.finfo(ml_dtypes.bfloat16).max
+    ),  # 3.3895e38; the largest float32 is more
+    vanishes=2.0**-134,
+    infinity=2.0**127,
+    overflows=False,
+)
+HALF_TYPES: Final = (FLOAT16, BFLOAT16)
 
 _REDUCTIONS: Final = frozenset(
     {
@@ -54,6 +103,8 @@ _ELEMENTWISE: Final = frozenset(
     }
 )
 _LOOKUPS: Final = frozenset({"Gather", "GatherElements", "GatherND"})
+_LAST: Final = 24
+"""The last opset whose operators are looked at."""
 _INTEGERS: Final = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 _INFINITY_IS_FINE: Final = frozenset({"Add", "Clip", "Max", "Min", "Mul", "Pad", "Sub", "Where"})
 
@@ -73,29 +124,30 @@ class Kept:
     reason: str
 
 
-def nodes_to_keep(graph: ir.Graph, opset: int) -> Mapping[ir.Node, Kept]:
-    """Decide for every node; those that are not in the result compute in float16.
+def nodes_to_keep(graph: ir.Graph, opset: int, kind: HalfType) -> Mapping[ir.Node, Kept]:
+    """Decide for every node; those that are not in the result compute in 16 bits.
 
     Args:
         graph: With the types of all values known and constants lifted to initializers.
         opset: Version of the standard operators.
+        kind: Of the 16 bits.
 
     Raises:
         StageError: for a node of a domain whose operators are not known here.
     """
     reasons: dict[ir.Node, str] = {}
     for node in graph:
-        reason = _own_reason(node, opset)
+        reason = _own_reason(node, opset, kind)
         if reason:
             reasons[node] = reason
     for node in tuple(reasons):
         if node.op_type in _REDUCTIONS:
             reasons |= {
-                power: f"feeds the sum of {_label(node)}: its result may exceed {FLOAT16_MAX:.0f}"
+                power: f"feeds the sum of {_label(node)}: {_fault(kind)}"
                 for power in _powers_before(node)
                 if power not in reasons
             }
-    for node, reason in _exact_nodes(graph):
+    for node, reason in _exact_nodes(graph, kind):
         reasons.setdefault(node, reason)
     for node in graph:  # in topological order, so one pass is enough
         if node not in reasons and _is_tail(node, reasons):
@@ -119,38 +171,48 @@ def constant_array(value: ir.Value) -> np.ndarray | None:
     return None if value.const_value is None else value.const_value.numpy()
 
 
-def _own_reason(node: ir.Node, opset: int) -> str:
+def _fault(kind: HalfType) -> str:
+    """What 16 bits do to a square that is summed."""
+    if kind.overflows:
+        return f"its result may exceed {kind.largest:.0f}"
+    return f"{kind.name} keeps only {kind.bits} bits of each term"
+
+
+def _own_reason(node: ir.Node, opset: int, kind: HalfType) -> str:
     """Why the node must stay, judged by itself; empty when it may be cast."""
     if not any(map(is_float, (*node.inputs, *node.outputs))):
         return ""
     if node.op_type in _REDUCTIONS and is_float(node.outputs[0]):
-        return f"sums many elements: the sum may exceed {FLOAT16_MAX:.0f} or lose its last bits"
-    if not _allows_half(node, opset):
-        return f"{node.op_type} of opset {opset} is not defined for float16"
+        overflow = f"exceed {kind.largest:.0f} or " if kind.overflows else ""
+        return f"sums many elements: the sum may {overflow}lose its last bits"
+    if not _allows_half(node, opset, kind):
+        later = next(filter(lambda n: _allows_half(node, n, kind), range(opset + 1, _LAST + 1)), 0)
+        since = f", but since opset {later}" if later else ""
+        return f"{node.op_type} of opset {opset} is not defined for {kind.name}{since}"
     for value in node.inputs:
-        reason = _constant_reason(node, value) if value is not None else ""
+        reason = _constant_reason(node, value, kind) if value is not None else ""
         if reason:
             return reason
     return ""
 
 
-def _constant_reason(node: ir.Node, value: ir.Value) -> str:
+def _constant_reason(node: ir.Node, value: ir.Value, kind: HalfType) -> str:
     array = constant_array(value) if is_float(value) else None
     if array is None or array.size != 1:
         return ""
     number = float(array.reshape(()))
     size = abs(number)
-    if 0 < size <= FLOAT16_VANISHES:
-        return f"its constant {number:g} is zero in float16"
-    if not FLOAT16_MAX < size < float("inf"):
+    if 0 < size <= kind.vanishes:
+        return f"its constant {number:g} is zero in {kind.name}"
+    if not kind.largest < size < float("inf"):
         return ""
     if size >= STANDS_FOR_INFINITY and node.op_type in _INFINITY_IS_FINE:
-        return ""  # becomes INFINITY_IN_FLOAT16
-    return f"its constant {number:g} is infinite in float16"
+        return ""  # becomes `kind.infinity`
+    return f"its constant {number:g} is infinite in {kind.name}"
 
 
-def _allows_half(node: ir.Node, opset: int) -> bool:
-    """Whether the operator's definition has float16 wherever this node has float32."""
+def _allows_half(node: ir.Node, opset: int, kind: HalfType) -> bool:
+    """Whether the operator's definition has the type wherever this node has float32."""
     if node.domain not in {"", "ai.onnx"}:
         raise StageError(
             f"node `{_label(node)}` is {node.domain}::{node.op_type}, whose types are not known",
@@ -165,26 +227,26 @@ def _allows_half(node: ir.Node, opset: int) -> bool:
         for index, value in enumerate(values):
             formal = formals[min(index, len(formals) - 1)]  # the last one may be variadic
             types = allowed.get(formal.type_str, [formal.type_str])
-            if is_float(value) and "tensor(float16)" not in types:
+            if is_float(value) and f"tensor({kind.name})" not in types:
                 return False
     return True
 
 
-def _exact_nodes(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
+def _exact_nodes(graph: ir.Graph, kind: HalfType) -> Iterator[tuple[ir.Node, str]]:
     """Nodes whose float inputs must be exact, with all that computes these from integers."""
     for node in graph:
-        exact = _exact_reason(node)
+        exact = _exact_reason(node, kind)
         if exact:
             for member in (node, *_positions_before(node)):
                 yield member, f"{_label(node)} {exact}"
 
 
-def _exact_reason(node: ir.Node) -> str:
+def _exact_reason(node: ir.Node, kind: HalfType) -> str:
     """Why what a node reads must not be rounded; empty when it may be."""
     if not node.inputs or not is_float(node.inputs[0]):
         return ""
     if node.op_type in {"Cos", "Sin"}:
-        return "is of an angle, of which float16 has no fraction beyond 2048"
+        return f"is of an angle, of which {kind.name} has no fraction beyond {2**kind.bits}"
     if node.op_type == "Cast" and node.outputs[0].dtype in _INTEGERS:
         return "makes integers, and a rounded bit makes another one, such as another bucket"
     return ""

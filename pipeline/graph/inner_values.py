@@ -27,7 +27,7 @@ _PASSING: Final = frozenset(
 """Operators that compute nothing: their results are their inputs in another order."""
 
 _STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx"})
-_SUFFIXES: Final = ("_quantized", "_dequantized", "_transposed", "_fp16")
+_SUFFIXES: Final = ("_quantized", "_dequantized", "_transposed", "_fp16", "_bf16")
 _WEIGHT_ENDINGS: Final = frozenset({"weight", "bias", "gamma", "beta"})
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WEIGHTED_OPERATORS: Final = ("MatMul", "Gemm", "Conv")
 """Operators whose second input may be a weight."""
 
-FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+FLOATS: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _PRESERVING: Final = frozenset(
     {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}

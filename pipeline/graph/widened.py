@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pipeline.graph.half_rules import INFINITY_IN_FLOAT16
+from pipeline.graph.half_rules import FLOAT16
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -120,7 +120,7 @@ def _special_weights(graph: ir.Graph) -> tuple[tuple[ir.Value, ...], tuple[str, 
     stand_ins, infinite = [], []
     for value in _half_initializers(graph):
         array = _array_of(value)
-        if array.size == 1 and abs(array.reshape(())) >= INFINITY_IN_FLOAT16:
+        if array.size == 1 and abs(array.reshape(())) >= FLOAT16.infinity:
             stand_ins.append(value)
         elif np.isinf(array).any():
             infinite.append(value.name or "")

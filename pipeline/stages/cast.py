@@ -1,4 +1,4 @@
-"""Cast a graph to float16, keeping the reductions that need it in float32.
+"""Cast a graph to float16 or bfloat16, keeping the reductions that need it in float32.
 
 Port: `model`. Inputs and outputs keep their types, so that the same feeds and the same comparison
 serve before and after. What stays in float32, and why, is in the facts.
@@ -31,19 +31,18 @@ class CastConfig(StageConfig):
 def _run(
     config: CastConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
 ) -> Mapping[str, JSON]:
-    from pipeline.errors import StageError
     from pipeline.graph.dataflow import require_live_inputs
     from pipeline.graph.files import load_graph_only, load_ir_model, save_ir_model
     from pipeline.graph.half import cast_to_half
+    from pipeline.graph.half_rules import HALF_TYPES
     from pipeline.graph.inspect import count_ops, count_weight_bytes
     from pipeline.graph.interface import require_same_interface
     from pipeline.graph.validity import require_valid
 
-    if config.precision == "bf16":
-        raise StageError("precision bf16 is not there yet")
     source = inputs["model"] / MODEL_FILE
     model = load_ir_model(source)
-    result = cast_to_half(model)
+    kind = next(kind for kind in HALF_TYPES if kind.short == config.precision)
+    result = cast_to_half(model, kind)
     context.progress(1, 2, "steps")
     path = save_ir_model(model, output)
     del model
@@ -54,7 +53,7 @@ def _run(
     context.progress(2, 2, "steps")
     return {
         "precision": config.precision,
-        "coverage": {"fp16_weights": result.fp16_weights},
+        "coverage": {f"{config.precision}_weights": result.share},
         "kept_in_fp32": [
             {"node": kept.node, "op": kept.op_type, "reason": kept.reason} for kept in result.kept
         ],
@@ -71,8 +70,8 @@ CAST = Stage(
     version=1,
     footprint=Footprint(base_mib=120, memory_per_weight=4.1, disk_per_weight=0.5),
     config_type=CastConfig,
-    coverage=("fp16_weights",),
+    coverage=("fp16_weights", "bf16_weights"),
     run=_run,
-    packages=("numpy", "onnx", "onnx-ir"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
     preload=("pipeline.graph.half", "pipeline.graph.interface"),
 )

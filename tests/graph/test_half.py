@@ -217,7 +217,7 @@ def test_inputs_and_outputs_keep_their_names_and_types(tmp_path: Path) -> None:
     after = onnx.load_model(path)
     assert after.graph.input == model.graph.input
     assert after.graph.output == model.graph.output
-    assert result.fp16_weights > 0.95  # the constants of the variance are left
+    assert result.share > 0.95  # the constants of the variance are left
     (weight,) = (t for t in after.graph.initializer if t.name.startswith("w"))
     assert weight.data_type == onnx.TensorProto.FLOAT16
 
@@ -232,7 +232,7 @@ def test_a_weight_that_both_types_read_is_stored_in_both(tmp_path: Path) -> None
     }
     """
     _, result = cast(parse(text, {"w": random(4, 4)}), tmp_path)
-    assert result.fp16_weights == 0.0  # the float32 copy is still there in full
+    assert result.share == 0.0  # the float32 copy is still there in full
 
 
 def test_operators_of_one_runtime_are_refused(tmp_path: Path) -> None:
