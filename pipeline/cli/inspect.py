@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 @output_option
 @json_option
 def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) -> None:
-    """Show what a recipe, artifact, ONNX model or TensorRT-RTX engine holds.
+    """Show what a recipe, artifact, ONNX model or TensorRT engine holds.
 
     A recipe is shown with all defaults filled in. A model is read in a process of its own, with
-    limits on time and memory; of an engine, the first 64 bytes are read, without TensorRT.
+    limits on time and memory. Of an engine, the first 64 bytes are read, without TensorRT; where the
+    facts that its builder wrote lie beside it, they are shown, and its digest is held against them.
 
     \b
     Examples:
@@ -33,7 +34,7 @@ def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) ->
       convert inspect model.onnx --json | jq '.model.weight_bytes'
 
     Exit codes: 0 it is shown; 2 there is nothing, or nothing known, or the recipe is wrong; 3 the
-    artifact, model or engine is damaged.
+    artifact, model or engine is damaged, or not the one that the facts beside it are of.
     """  # noqa: D301 - \b is click's own
     from pipeline.cli.inspect_text import inspection_json, inspection_lines
     from pipeline.inspection import inspect_path

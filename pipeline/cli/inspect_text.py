@@ -19,10 +19,11 @@ from pipeline.inspection import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from pipeline.engines.facts_file import EngineFacts, ProfileFacts
     from pipeline.engines.header import EngineHeader
     from pipeline.graph.model_facts import LayerFacts, ModelFacts, TensorFacts
     from pipeline.hashing import JSON
-    from pipeline.inspection import Inspection
+    from pipeline.inspection import EngineRow, Inspection
     from pipeline.listing import ArtifactFacts
 
 MAX_LISTED = 40
@@ -35,12 +36,36 @@ def inspection_json(found: Inspection) -> str:
     if isinstance(found, RecipeInspection):
         document |= {"kind": "recipe", "sha256": found.digest, "recipe": dict(found.recipe)}
     elif isinstance(found, ArtifactInspection):
-        document |= {"kind": "artifact", "artifact": found.facts.model_dump(mode="json")}
+        document |= {
+            "kind": "artifact",
+            "artifact": found.facts.model_dump(mode="json"),
+            "engines": [_engine_row_json(row) for row in found.engines],
+        }
     elif isinstance(found, ModelInspection):
         document |= {"kind": "model", "model": found.facts.model_dump(mode="json")}
     else:
-        document |= {"kind": "engine", "engine": asdict(found.header)}
+        document |= {
+            "kind": "engine",
+            "engine": asdict(found.header),
+            **_facts_json(found.facts),
+            "can_be_loaded_here": not found.loading_problem,
+            "loading_problem": found.loading_problem,
+        }
     return json.dumps({**document, "path": str(found.path)}, indent=2)
+
+
+def _engine_row_json(row: EngineRow) -> dict[str, object]:
+    header = None if row.header is None else asdict(row.header)
+    return {
+        "path": row.path,
+        "engine": header,
+        **_facts_json(row.facts),
+        "problem": row.problem,
+    }
+
+
+def _facts_json(facts: EngineFacts | None) -> dict[str, object]:
+    return {"facts": None if facts is None else facts.model_dump(mode="json")}
 
 
 def inspection_lines(found: Inspection, *, has_layers: bool) -> Iterator[str]:
@@ -51,13 +76,15 @@ def inspection_lines(found: Inspection, *, has_layers: bool) -> Iterator[str]:
         yield _yaml(found.recipe)
     elif isinstance(found, ArtifactInspection):
         yield f"artifact  {name}"
-        yield from _artifact_lines(found.facts)
+        yield from _artifact_lines(found.facts, found.engines)
     elif isinstance(found, ModelInspection):
         yield f"ONNX model  {name}  {size(found.facts.size_bytes)}"
         yield from _model_lines(found.facts, has_layers=has_layers)
     elif isinstance(found, EngineInspection):
-        yield f"TensorRT-RTX engine  {name}  {size(found.header.size_bytes)}"
-        yield from _engine_lines(found.header)
+        yield f"{found.header.product} engine  {name}  {size(found.header.size_bytes)}"
+        yield from _engine_lines(found.header, found.facts)
+        problem = found.loading_problem
+        yield f"cannot be loaded here: {problem}" if problem else "can be loaded here"
 
 
 def _yaml(recipe: Mapping[str, JSON]) -> str:
@@ -73,7 +100,7 @@ def _yaml(recipe: Mapping[str, JSON]) -> str:
     return stream.getvalue().rstrip()
 
 
-def _artifact_lines(facts: ArtifactFacts) -> Iterator[str]:
+def _artifact_lines(facts: ArtifactFacts, engines: tuple[EngineRow, ...]) -> Iterator[str]:
     environment = facts.environment
     revision = f" at {facts.source.revision}" if facts.source.revision else ""
     yield from columns(
@@ -101,6 +128,9 @@ def _artifact_lines(facts: ArtifactFacts) -> Iterator[str]:
         )
         for target in facts.targets
     )
+    if engines:
+        yield "engines"
+        yield from columns(_engine_row(row) for row in engines)
     yield "packages"
     yield from columns(sorted(environment.packages.items()))
     yield "not verified; `convert verify` does"
@@ -146,16 +176,66 @@ def _layer_lines(layers: tuple[LayerFacts, ...], *, has_layers: bool) -> Iterato
         yield from columns((la.node, la.op, la.dtype, f"{la.parameters:,}") for la in layers)
 
 
-def _engine_lines(header: EngineHeader) -> Iterator[str]:
-    known = " ".join(header.compute_capabilities) or "none that is known"
-    yield from columns(
-        [
-            ("TensorRT-RTX", header.version),
+def _engine_row(row: EngineRow) -> tuple[str, str, str, str]:
+    if row.header is None or row.problem:
+        return row.path, "", "", f"cannot be read: {row.problem}"
+    version = f"{row.header.product} {row.header.version}"
+    if row.facts is None:
+        return row.path, " ".join(row.header.compute_capabilities), version, ""
+    profiles = "; ".join(_profile_text(profile) for profile in row.facts.profiles)
+    return row.path, f"{row.facts.target} {row.facts.precision}", version, profiles
+
+
+def _engine_lines(header: EngineHeader, facts: EngineFacts | None) -> Iterator[str]:
+    rows = [(header.product, header.version)]
+    if header.kind == "tensorrt-rtx":
+        known = " ".join(header.compute_capabilities) or "none that is known"
+        rows += [
             ("compute capabilities", f"{known} (mask {header.capability_mask:#x})"),
             ("weights", size(header.weights_bytes)),
             ("whole file", f"{header.size_bytes:,} bytes, as its header says"),
         ]
+    else:
+        rows.append(("compute capabilities", "not in the header of full TensorRT"))
+    if facts is None:
+        rows.append(("digest", "not stated: nothing lies beside the engine that says it"))
+        yield from columns(rows)
+        return
+    rows += [
+        ("target", facts.target),
+        ("precision", facts.precision),
+        ("digest", f"{facts.sha256}, as stated beside it"),
+        ("layers", f"fingerprint {facts.layer_fingerprint}"),
+    ]
+    if facts.compatibility:
+        rows.append(("compatibility", " ".join(facts.compatibility)))
+    if facts.gpu:
+        rows.append(("built on", f"{facts.gpu}, driver {facts.driver or 'unknown'}"))
+    yield from columns(rows)
+    for number, profile in enumerate(facts.profiles):
+        yield f"profile {number}  {_profile_text(profile)}"
+        yield from columns(
+            (name, *("x".join(map(str, shape)) for shape in shapes))
+            for name, shapes in profile.inputs.items()
+        )
+    for title, tensors in (("inputs", facts.inputs), ("outputs", facts.outputs)):
+        yield title
+        yield from columns(
+            (tensor.name, tensor.dtype, f"({', '.join(_dim(dim) for dim in tensor.dims)})")
+            for tensor in tensors
+        )
+
+
+def _profile_text(profile: ProfileFacts) -> str:
+    """Such as `batch 1..8..32, sequence 1..128..512`: smallest, usual, largest."""
+    ranges = (
+        f"{axis} {low}..{usual}..{high}" for axis, (low, usual, high) in profile.axes.items()
     )
+    return ", ".join(ranges) or "of one size"
+
+
+def _dim(dim: int | str | None) -> str:
+    return "?" if dim is None else str(dim)
 
 
 def _tensor_row(tensor: TensorFacts) -> tuple[str, str, str]:

@@ -1,10 +1,12 @@
-"""What the first 64 bytes of a TensorRT-RTX engine say; read without TensorRT.
+"""What the first 64 bytes of an engine say; read without TensorRT.
 
 Layout, little-endian, as observed with TensorRT-RTX 1.7.1. Bytes 0 to 27 are what `trtexec
---getPlanVersionOnly` reads (NVIDIA/TensorRT samples/common/sampleEngines.cpp); the rest is not
-documented and was checked against builds for every compute capability.
+--getPlanVersionOnly` reads (NVIDIA/TensorRT samples/common/sampleEngines.cpp), for full TensorRT
+too; the rest is not documented and was checked against TensorRT-RTX's builds for every compute
+capability. Of an engine of full TensorRT nothing but its version is therefore taken from here.
 
     0   4s   magic: `vtrt`; full TensorRT writes `ftrt`
+    4   u32  0, and at 8 u64 2: of this layout
     16  u64  size of the whole file
     24  4B   version: major, minor, patch, build
     28  4s   `vtrt` again
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.engines.targets import COMPUTE_CAPABILITIES
 from pipeline.errors import ArtifactError
@@ -27,26 +29,36 @@ if TYPE_CHECKING:
 HEADER_BYTES = 64
 _MAGIC = b"vtrt"
 _FULL_TENSORRT_MAGIC = b"ftrt"
-_LAYOUT = struct.Struct("<4s12xQ4B4sQ16xQ")
+_MASK_BITS = 32
+"""More bits than there are GPU generations by a long way; builders of today use 7."""
+_LAYOUT = struct.Struct("<4sIQQ4B4sQ16xQ")
+_LAYOUT_NUMBERS = (0, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineHeader:
-    """The header of a TensorRT-RTX engine.
+    """The header of a TensorRT-RTX engine, or what is known of one of full TensorRT.
 
     Attributes:
-        size_bytes: Of the whole file.
-        version: Of the TensorRT-RTX that built it, such as `1.7.1.116`.
-        capability_mask: As written; bits without a name are newer GPUs.
-        compute_capabilities: The names of the mask's bits, ascending.
-        weights_bytes: Of the weights in the file.
+        kind: Which runtime reads it; neither reads the other's.
+        size_bytes: Of the whole file; full TensorRT's header is not known to say it.
+        version: Of the package that built it, such as `1.7.1.116`.
+        capability_mask: As written; bits without a name are newer GPUs. 0 for full TensorRT.
+        compute_capabilities: The names of the mask's bits, ascending; empty for full TensorRT.
+        weights_bytes: Of the weights in the file; 0 for full TensorRT.
     """
 
+    kind: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
     size_bytes: int
     version: str
     capability_mask: int
     compute_capabilities: tuple[str, ...]
     weights_bytes: int
+
+    @property
+    def product(self) -> str:
+        """The name of what reads it, for people."""
+        return "TensorRT-RTX" if self.kind == "tensorrt-rtx" else "TensorRT"
 
 
 def read_engine_header(path: Path) -> EngineHeader:
@@ -66,35 +78,63 @@ def read_engine_header(path: Path) -> EngineHeader:
         raise ArtifactError(
             f"the engine has {len(head)} bytes; the header alone has {HEADER_BYTES}", where=where
         )
-    header = _parse(head, where)
-    if header.size_bytes != size:
-        kind = "is truncated" if size < header.size_bytes else "has something after its end"
-        raise ArtifactError(
-            f"the engine {kind}: {size} bytes, and its header says {header.size_bytes}",
-            where=where,
-        )
-    return header
+    return _parse(head, size, where)
 
 
-def _parse(head: bytes, where: str) -> EngineHeader:
-    magic, size, *version, second_magic, mask, weights = _LAYOUT.unpack(head)
-    if magic == _FULL_TENSORRT_MAGIC:
-        raise ArtifactError(
-            "this is an engine of full TensorRT, not of TensorRT-RTX",
-            where=where,
-            hint="only TensorRT of the version that built it can read it",
+def _parse(head: bytes, found_bytes: int, where: str) -> EngineHeader:
+    magic, first, second, size, *parts, second_magic, mask, weights = _LAYOUT.unpack(head)
+    version = ".".join(map(str, parts))
+    if magic == _FULL_TENSORRT_MAGIC and second_magic != _MAGIC:
+        return EngineHeader(
+            kind="tensorrt",
+            size_bytes=found_bytes,
+            version=version,
+            capability_mask=0,
+            compute_capabilities=(),
+            weights_bytes=0,
         )
     if magic != _MAGIC or second_magic != _MAGIC:
         raise ArtifactError(
-            f"this is not a TensorRT-RTX engine: it starts with {magic!r}, not {_MAGIC!r}",
+            f"this is not an engine: it starts with {magic!r} and has {second_magic!r} at 28, and "
+            f"TensorRT-RTX writes {_MAGIC!r}",
             where=where,
+        )
+    if (first, second) != _LAYOUT_NUMBERS:
+        raise ArtifactError(
+            f"the engine's header is of another layout, {first} and {second}, than the one that is "
+            f"known, {_LAYOUT_NUMBERS[0]} and {_LAYOUT_NUMBERS[1]}",
+            where=where,
+            hint="it is damaged, or of a newer TensorRT-RTX than this version of convert knows",
+        )
+    if size != found_bytes:
+        kind = "is truncated" if found_bytes < size else "has something after its end"
+        raise ArtifactError(
+            f"the engine {kind}: {found_bytes} bytes, and its header says {size}", where=where
+        )
+    damage = _damage(size, mask, weights)
+    if damage:
+        raise ArtifactError(
+            f"the engine's header is damaged: {damage}",
+            where=where,
+            hint="the file was changed after it was built: build the target again",
         )
     return EngineHeader(
         size_bytes=size,
-        version=".".join(str(part) for part in version),
+        version=version,
         capability_mask=mask,
         compute_capabilities=tuple(
             name for name, target in COMPUTE_CAPABILITIES.items() if mask >> target.mask_bit & 1
         ),
         weights_bytes=weights,
     )
+
+
+def _damage(size: int, mask: int, weights: int) -> str:
+    """What cannot be in a header that a builder wrote; empty when all may be."""
+    if weights > size:
+        return f"{weights} bytes of weights do not fit into {size}"
+    if mask == 0:
+        return "it names no compute capability"
+    if mask >> _MASK_BITS:
+        return f"mask {mask:#x} names compute capabilities that no version has"
+    return ""

@@ -6,13 +6,22 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
 
+from pipeline.engines.facts_file import (
+    EngineFacts,
+    ProfileFacts,
+    TensorFacts,
+    facts_path,
+    write_engine_facts,
+)
 from pipeline.errors import ArtifactError, PipelineError, RecipeError
 from pipeline.foreign_models import read_model
 from pipeline.graph.layers import iter_layers
+from pipeline.hashing import sha256_bytes
 from pipeline.inspection import ModelInspection, inspect_path
 from pipeline.listing import list_artifacts
 from pipeline.recipe import load_recipe
@@ -137,11 +146,123 @@ def test_an_engine_is_read_without_tensorrt(tmp_path: Path) -> None:
     assert answer["engine"]["compute_capabilities"] == ["sm75", "sm89"]
 
 
+def test_an_engine_of_full_tensorrt_is_told_from_one_of_rtx(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(_engine(magic=b"ftrt"))
+    done = run_convert("inspect", "other", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("TensorRT engine  other")
+    assert "not in the header of full TensorRT" in done.stdout
+    assert "cannot be loaded here: " in done.stdout
+
+
+def _with_facts(folder: Path, **changes: Any) -> Path:
+    """An engine with the facts beside it, of which some are changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = folder / "model.sm89.engine"
+    head = struct.pack("<4sIQQ4B4sQQQQ", b"vtrt", 0, 2, 100, 1, 7, 1, 116, b"vtrt", 8, 0, 0, 30)
+    engine.write_bytes(head + bytes(36))
+    shapes = ((1, 2), (8, 64), (32, 128))
+    tensor = TensorFacts(name="input_ids", dtype="int64", dims=("batch", "sequence"))
+    facts = {
+        "runtime": "tensorrt-rtx",
+        "version": "1.7.1.116",
+        "target": "sm89",
+        "precision": "fp16",
+        "profiles": (
+            ProfileFacts(
+                axes={"batch": (1, 8, 32), "sequence": (2, 64, 128)}, inputs={"input_ids": shapes}
+            ),
+        ),
+        "inputs": (tensor,),
+        "outputs": (TensorFacts(name="logits", dtype="float", dims=("batch", 2)),),
+        "layer_fingerprint": "ab" * 32,
+        "size_bytes": 100,
+        "sha256": sha256_bytes(engine.read_bytes()),
+    }
+    write_engine_facts(EngineFacts.model_validate(facts | changes), facts_path(engine))
+    return engine
+
+
+def test_an_engine_is_shown_with_the_facts_beside_it(tmp_path: Path) -> None:
+    engine = _with_facts(tmp_path)
+    done = run_convert("inspect", engine, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    for text in (
+        f"{sha256_bytes(engine.read_bytes())}, as stated beside it",
+        "profile 0 batch 1..8..32, sequence 2..64..128",
+        "input_ids 1x2 8x64 32x128",
+        "input_ids int64 (batch, sequence)",
+        "logits float (batch, 2)",
+    ):
+        assert text in shown, text
+    answer = json.loads(run_convert("inspect", engine, "--json", cwd=tmp_path).stdout)
+    assert answer["facts"]["profiles"][0]["axes"]["batch"] == [1, 8, 32]
+    assert answer["engine"]["kind"] == "tensorrt-rtx"
+    assert answer["can_be_loaded_here"] is not bool(answer["loading_problem"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": "1.6.0.9"}, "header says version 1.7.1.116, and model.sm89.engine.json says"),
+        ({"runtime": "tensorrt"}, "header says runtime tensorrt-rtx"),
+        ({"target": "sm120"}, "header says target sm89"),
+        ({"sha256": "0" * 64}, "digest is"),
+        ({"size_bytes": 99}, "has 100 bytes, and its facts say 99"),
+    ],
+)
+def test_an_engine_with_the_facts_of_another_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    engine = _with_facts(tmp_path, **changes)
+    done = run_convert("inspect", engine, cwd=tmp_path)
+    assert done.returncode == 3
+    assert words in done.stderr
+
+
+def test_facts_that_cannot_be_read_are_damage(tmp_path: Path) -> None:
+    engine = _with_facts(tmp_path)
+    facts_path(engine).write_text('{"format": 1}')
+    with pytest.raises(ArtifactError, match="these are not the facts of an engine"):
+        inspect_path(str(engine), tmp_path)
+
+
+def test_any_flipped_bit_of_an_engine_is_seen_through_its_facts(tmp_path: Path) -> None:
+    engine = _with_facts(tmp_path)
+    whole = engine.read_bytes()
+    for byte in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[byte] ^= 1 << byte % 8
+        engine.write_bytes(damaged)
+        with pytest.raises(ArtifactError):
+            inspect_path(str(engine), tmp_path)
+
+
+def test_an_artifact_lists_its_engines(tmp_path: Path) -> None:
+    artifact = publish(tmp_path / "artifacts")
+    _with_facts(artifact / "more")
+    (artifact / "more" / "model.sm75.engine").write_bytes(_engine())
+    done = run_convert("inspect", "tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "more/model.sm89.engine sm89 fp16 TensorRT-RTX 1.7.1.116 batch 1..8..32" in shown
+    assert "more/model.sm75.engine sm75 sm89 TensorRT-RTX 1.7.1.116" in shown
+    assert "rtx-fp16/model.sm89.engine cannot be read: the engine has 18 bytes" in shown
+    answer = json.loads(run_convert("inspect", "tiny", "--json", cwd=tmp_path).stdout)
+    assert [row["path"] for row in answer["engines"]] == [
+        "more/model.sm75.engine",
+        "more/model.sm89.engine",
+        "rtx-fp16/model.sm89.engine",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
         ("model.engine", _engine(size=999), 3, "is truncated"),
-        ("other", _engine(magic=b"ftrt"), 3, "of full TensorRT"),
+        ("other", _engine(magic=b"ftrt")[:50], 3, "has 50 bytes"),
+        ("model.engine", b"ftrx" + _engine()[4:], 3, "is not an engine"),
         ("model.onnx", b"", 3, "no ONNX graph"),
         ("model.onnx", b"\x08", 3, "not a readable ONNX file"),
         ("notes.txt", b"hello", 2, "no recipe (.yaml), ONNX model (.onnx) or engine"),
