@@ -6,11 +6,11 @@ needed: activations are not quantised.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.stages.base import Footprint, Stage, StageConfig
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig, model_size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
 
-DEFAULT_BLOCK_SIZE = 32
+MODEL_PORT = "model"
+
+BlockSize = Literal[16, 32, 64, 128, 256]
+
+DEFAULT_BLOCK_SIZE: Final[BlockSize] = 32
 
 Operator = Literal["MatMul", "Gemm"]
 
 
-def _default_block_size(given: dict[str, Any]) -> int | None:
+def _default_block_size(given: dict[str, Any]) -> BlockSize | None:
     """4 bits need blocks unless it is said otherwise; the key holds what is meant."""
     return DEFAULT_BLOCK_SIZE if given.get("bits") == 4 else None
 
@@ -33,10 +37,15 @@ class WeightOnlyOptions(StageConfig):
     """What a recipe may say about weights in few bits, for every runtime."""
 
     bits: Literal[4, 8] = Field(default=4, description="bits for each weight")
-    block_size: Literal[16, 32, 64, 128, 256] | None = Field(
+    block_size: BlockSize | None = Field(
         default_factory=_default_block_size,
         description="how many weights along the input share one scale; null means one scale for "
         f"each output. 4 bits: {DEFAULT_BLOCK_SIZE} by default; 8 bits: always null",
+    )
+    method: Literal["rtn", "clip"] = Field(
+        default="clip",
+        description="how scales are found: rtn takes the largest weight of each block, clip the "
+        "scale with the least squared error, which may cut the largest weights off",
     )
     op_types: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm"), description="operators whose weights are quantised"
@@ -65,10 +74,35 @@ def run(
     output: Path,
     context: StageContext,
 ) -> Mapping[str, JSON]:
-    """Quantises the weights of `model`."""
-    from pipeline.errors import StageError
+    """Quantises the weights of `model`; facts name what was quantised, what was not, and why.
 
-    raise StageError("weight-only quantisation is being written")
+    Raises:
+        ArtifactError: when the input is no model.
+        QuantizationError: when a pattern matches nothing, or no weight could be quantised.
+        StageError: when the graph's operators forbid the opset that is needed, or the result is
+            not valid.
+    """
+    from pipeline.graph.files import load_ir_model, save_ir_model
+    from pipeline.graph.validity import require_valid
+    from pipeline.graph.weight_only import WeightOnlyRequest, quantize_weights
+
+    model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
+    result = quantize_weights(model, WeightOnlyRequest(**config.model_dump()))
+    for node, reason in result.kept_float:
+        context.log(f"{node} stays float: {reason}")
+    result.require_any()
+    # The checker does not know the operators of other domains.
+    is_standard = {node.domain for node in model.graph.all_nodes()} <= {"", "ai.onnx"}
+    path = save_ir_model(model, output)
+    if is_standard:
+        require_valid(path)
+    size_ratio = model_size_bytes(output) / model_size_bytes(inputs[MODEL_PORT])
+    return {
+        "bits": config.bits,
+        "block_size": config.block_size,
+        "method": config.method,
+        **result.as_json(size_ratio),
+    }
 
 
 QUANTIZE_WEIGHTS = Stage(
@@ -78,6 +112,7 @@ QUANTIZE_WEIGHTS = Stage(
     config_type=QuantizeWeightsConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
     run=run,
-    packages=("onnx", "onnx-ir", "numpy"),
+    packages=("onnx", "onnx-ir", "numpy", "ml-dtypes"),
+    preload=("pipeline.graph.files", "pipeline.graph.weight_only"),
 )
 """Port `model` -> `model.onnx` whose weights are integers with DequantizeLinear behind them."""

@@ -1,0 +1,179 @@
+"""Weight-only quantisation: weights in 4 or 8 bits, and floats everywhere else.
+
+    x W  ->  x DequantizeLinear(W4)
+
+Symmetric, with zero point 0, which both ONNX Runtime and TensorRT take: the one makes a
+`MatMulNBits` of it when it loads the graph, the other a product of floats and integers. The scale has
+the type of the weight, so the same code serves float32, float16 and bfloat16 graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+
+from pipeline.graph.blockwise import quantize_blocks
+from pipeline.graph.fusions.matching import GraphEditor, node_name
+from pipeline.graph.kept_float import find_kept_float
+from pipeline.graph.opsets import raise_opset
+from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
+from pipeline.graph.weighted_layers import WeightedLayer, find_weighted_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.graph.blockwise import Bits, Method
+
+_OPSETS: Final[dict[Bits, int]] = {4: 21, 8: 19}
+"""The first one with int4 and blocks; with scales in 16 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightOnlyRequest:
+    """As `pipeline.stages.quantize_weights.WeightOnlyOptions`, which explains each."""
+
+    bits: Bits
+    block_size: int | None
+    method: Method
+    op_types: tuple[str, ...]
+    exclude_nodes: tuple[str, ...]
+
+
+def prepare(model: ir.Model, request: WeightOnlyRequest) -> tuple[WeightedLayer, ...]:
+    """Everything that happens to a graph before its weights are touched; the layers it has then.
+
+    Raises:
+        StageError: when an operator would mean something else in the opset that is needed.
+    """
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    raise_opset(model, _OPSETS[request.bits])
+    return find_weighted_layers(model.graph)
+
+
+def quantize_weights(model: ir.Model, request: WeightOnlyRequest) -> QuantizationResult:
+    """Quantises the weights of a model's main graph in place.
+
+    Args:
+        model: Any opset from which the needed one can be declared.
+        request: How to quantise.
+
+    Raises:
+        QuantizationError: when a pattern matches nothing.
+        StageError: when an operator would mean something else in the opset that is needed.
+    """
+    layers = prepare(model, request)
+    reasons = weight_only_reasons(layers, request)
+    record = LayerRecord(layers, reasons)
+    editor = GraphEditor(model.graph)
+    made: dict[ir.Value, ir.Value] = {}
+    for layer in layers:
+        weight = layer.weight
+        if layer in reasons or weight is None:
+            continue
+        if weight not in made:
+            made[weight] = _dequantized(layer, weight, request, editor)
+        layer.node.replace_input_with(1, made[weight])
+    RemoveUnusedNodesPass()(model)
+    return record.result(embeddings=())
+
+
+def weight_only_reasons(
+    layers: Sequence[WeightedLayer], request: WeightOnlyRequest
+) -> dict[WeightedLayer, str]:
+    """Layer -> why it stays float, for those that do.
+
+    Raises:
+        QuantizationError: for a pattern that matches no layer with a weight.
+    """
+    named = find_kept_float(layers, request.exclude_nodes, ())
+    reasons = {}
+    for layer in layers:
+        reason = layer.reason or _own_reason(layer, request) or named.get(layer, "")
+        if reason:
+            reasons[layer] = reason
+    return reasons | _shared_with_others(layers, reasons)
+
+
+def _own_reason(layer: WeightedLayer, request: WeightOnlyRequest) -> str:
+    operator, weight = layer.node.op_type, layer.weight
+    if operator not in request.op_types:
+        offered = {"MatMul", "Gemm"}
+        rule = "is not among op_types" if operator in offered else "has no weight-only form"
+        return f"{operator} {rule}"
+    if weight is None or weight.const_value is None:
+        return "it has no weight"
+    if 0 in weight.const_value.shape:
+        return "its weight has no elements"
+    inputs = int(weight.const_value.shape[input_axis(layer)])
+    size = request.block_size
+    if size is not None and inputs % size:
+        # ONNX and ONNX Runtime take a last block that is shorter; the parser of TensorRT does not.
+        return f"its {inputs} inputs are no whole number of blocks of {size}"
+    return ""
+
+
+def input_axis(layer: WeightedLayer) -> int:
+    """Of the weight, the axis along which inputs lie."""
+    return 1 - layer.axis
+
+
+def _shared_with_others(
+    layers: Sequence[WeightedLayer], reasons: dict[WeightedLayer, str]
+) -> dict[WeightedLayer, str]:
+    """Layers that share a weight with something that needs it as it is.
+
+    The float weight would have to be kept beside the integers, and the model would grow.
+    """
+    chosen = {layer.node: layer for layer in layers if layer not in reasons}
+    found = {}
+    for layer in chosen.values():
+        weight = layer.weight
+        if weight is None:
+            continue
+        if weight.is_graph_output():
+            found[layer] = "its weight is an output of the graph"
+        for reader, index in weight.uses():
+            other = chosen.get(reader)
+            if other is None or index != 1:
+                found[layer] = f"its weight is also read by `{node_name(reader)}`, as floats"
+            elif other.axis != layer.axis:
+                found[layer] = (
+                    f"its weight is also read by `{node_name(reader)}`, along its other axis"
+                )
+    return found
+
+
+def _dequantized(
+    layer: WeightedLayer, weight: ir.Value, request: WeightOnlyRequest, editor: GraphEditor
+) -> ir.Value:
+    if weight.const_value is None:
+        raise ValueError(f"`{weight.name}` is not constant")
+    made = quantize_blocks(
+        weight.const_value.numpy(),
+        axis=input_axis(layer),
+        bits=request.bits,
+        block_size=request.block_size,
+        method=request.method,
+    )
+    inputs = [
+        editor.constant(editor.name(f"{weight.name}_quantized"), made.values),
+        editor.constant(editor.name(f"{weight.name}_scale"), made.scale),
+    ]
+    attributes = (
+        {"axis": layer.axis}
+        if request.block_size is None
+        else {"axis": input_axis(layer), "block_size": request.block_size}
+    )
+    result = editor.insert(
+        layer.node,
+        "DequantizeLinear",
+        inputs,
+        output=f"{weight.name}_dequantized",
+        attributes=attributes,
+        dtype=weight.dtype or ir.DataType.FLOAT,
+    )
+    result.shape = weight.shape
+    return result
