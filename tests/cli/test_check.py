@@ -188,6 +188,7 @@ def test_an_engine_from_elsewhere_is_never_loaded(home: Path, recipe: Path) -> N
     header[0:4] = header[28:32] = b"vtrt"
     header[16:24] = HEADER_BYTES.to_bytes(8, "little")
     header[24:28] = bytes([1, 7, 1, 116])
+    header[8] = header[32] = 2  # the layout's number, and sm80
     engine.write_bytes(bytes(header))
     document, done = check(home, recipe, engine)
     assert done.returncode == 2
