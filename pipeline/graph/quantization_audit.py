@@ -180,7 +180,7 @@ def audit_dynamic(original: ir.Model, quantized: ir.Model, options: Quantization
     layers = find_weighted_layers(original.graph)
     reasons = dynamic_reasons(layers, kept)
     reasons |= {layer: floats[layer.node] for layer in layers if layer.node in floats}
-    asked = _Asked(
+    asked = Asked(
         per_channel=options.per_channel,
         weight_dtype=options.weight_dtype,
         bits=7 if options.reduce_range else 8,
@@ -188,7 +188,7 @@ def audit_dynamic(original: ir.Model, quantized: ir.Model, options: Quantization
         reasons=reasons,
         parts=floats,
     )
-    return _Auditor(original, quantized, layers, asked, None).audit()
+    return Auditor(original, quantized, layers, asked, None).audit()
 
 
 def audit_static(original: ir.Model, quantized: ir.Model, request: StaticRequest) -> Audit:
@@ -196,18 +196,20 @@ def audit_static(original: ir.Model, quantized: ir.Model, request: StaticRequest
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(original)
     options = request.options
     layers = find_weighted_layers(original.graph)
-    asked = _Asked(
+    asked = Asked(
         per_channel=options.per_channel,
         weight_dtype=options.weight_dtype,
         bits=7 if options.reduce_range else 8,
         quantizes_embeddings=options.quantize_embeddings,
         reasons=static_reasons(layers, request.placement, options),
     )
-    return _Auditor(original, quantized, layers, asked, request).audit()
+    return Auditor(original, quantized, layers, asked, request).audit()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class Asked:
+    """What was asked of the weights."""
+
     per_channel: bool
     weight_dtype: EightBits
     bits: Literal[7, 8]
@@ -217,15 +219,15 @@ class _Asked:
     """Nodes that are parts of a layer, and no layers of their own."""
 
 
-class _Auditor:
-    """Compares two graphs; used once."""
+class Auditor:
+    """Compares two graphs; used once. `pipeline.graph.weight_only_audit` has other rules for weights."""
 
     def __init__(
         self,
         original: ir.Model,
         quantized: ir.Model,
         layers: tuple[WeightedLayer, ...],
-        asked: _Asked,
+        asked: Asked,
         static: StaticRequest | None,
     ) -> None:
         self._original = original
@@ -455,7 +457,8 @@ class _Auditor:
             is_stored = mine is not None and mine in self._skeleton.constants
             reads_integers = node is not None and node in self._skeleton.integer_inputs
             reason = self._asked.reasons.get(layer, "")
-            if is_stored and reads_integers:
+            lacks = self._lacks(is_stored=is_stored, reads_integers=reads_integers)
+            if not lacks:
                 self._found.quantized.append(layer.name)
                 self._row("missing_layers", layer.name, 0)
                 continue
@@ -464,14 +467,20 @@ class _Auditor:
             if reason:
                 self._found.kept_float.append((layer.name, reason))
                 continue
-            lacks = "neither its weight nor its input is" if not is_stored else "its input is not"
-            if not is_stored and reads_integers:
-                lacks = "its weight is not"
-            self._row("missing_layers", layer.name, 1, f"{lacks} in 8 bits")
+            self._row("missing_layers", layer.name, 1, lacks)
         total = sum(sizes.values())
         done = sum(size for weight, size in sizes.items() if weight not in kept)
         self._found.weight_share = done / total if total else 0.0
         self._found.layer_share = len(self._found.quantized) / with_weight if with_weight else 0.0
+
+    def _lacks(self, *, is_stored: bool, reads_integers: bool) -> str:
+        """What of a layer should be in integers and is not; empty when it is quantised."""
+        if is_stored and reads_integers:
+            return ""
+        if is_stored:
+            return "its input is not in 8 bits"
+        lacks = "its weight is not" if reads_integers else "neither its weight nor its input is"
+        return f"{lacks} in 8 bits"
 
     # --- activations ------------------------------------------------------------------------
 
@@ -657,7 +666,7 @@ class _Auditor:
 
 
 def _quantized_results(
-    layers: Sequence[WeightedLayer], asked: _Asked, static: StaticRequest | None
+    layers: Sequence[WeightedLayer], asked: Asked, static: StaticRequest | None
 ) -> dict[str, WeightedLayer]:
     """Name of a tensor -> the layer behind which it is rounded, for all that read it."""
     if static is None:

@@ -50,6 +50,7 @@ class StoredConstant:
         scale: Floating point, as it is stored.
         zero_point: None when it is left out, and counts as zero.
         axis: Of `values`, the one along which scales lie; None for one scale.
+        block_size: How many values along `axis` share a scale; None when each index has its own.
     """
 
     name: str
@@ -57,6 +58,7 @@ class StoredConstant:
     scale: NDArray[np.floating[Any]]
     zero_point: NDArray[Any] | None
     axis: int | None
+    block_size: int | None = None
 
     def spread(self, parameter: NDArray[Any]) -> NDArray[Any]:
         """Scales or zero points in a shape that multiplies `values`."""
@@ -64,6 +66,10 @@ class StoredConstant:
             return parameter.reshape(())
         if self.axis is None:
             return parameter
+        if self.block_size is not None:
+            whole = np.repeat(parameter, self.block_size, axis=self.axis)
+            # The last block may be shorter.
+            return whole.take(range(self.values.shape[self.axis]), axis=self.axis, mode="clip")
         shape = [1] * self.values.ndim
         shape[self.axis] = -1
         return parameter.reshape(shape)
@@ -172,8 +178,7 @@ def _lift_constant(node: ir.Node, skeleton: Skeleton, editor: GraphEditor) -> No
     """A dequantised constant becomes a constant."""
     values, scale = _array(node.inputs[0]), _array(input_of(node, 1))
     result = node.outputs[0]
-    has_blocks = int_attribute(node, "block_size", 0) != 0
-    if values is None or scale is None or has_blocks or result.is_graph_output():
+    if values is None or scale is None or result.is_graph_output():
         return
     axis = int_attribute(node, "axis", _DEFAULT_AXIS) if scale.ndim else None
     stored = StoredConstant(
@@ -182,6 +187,7 @@ def _lift_constant(node: ir.Node, skeleton: Skeleton, editor: GraphEditor) -> No
         scale=scale,
         zero_point=_array(input_of(node, 2)),
         axis=axis if axis is None else axis % max(values.ndim, 1),
+        block_size=int_attribute(node, "block_size", 0) or None,
     )
     ir.convenience.replace_all_uses_with(result, _placeholder(skeleton, editor, stored))
 
