@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TYPE_ATTRIBUTES: Final = frozenset({"to", "dtype", "output_dtype"})
 """Attributes that name an element type (ONNX opset 24)."""
 
-_MOVES: Final = frozenset(
+MOVES: Final = frozenset(
     {
         *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
         *("Identity", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
@@ -96,7 +96,7 @@ def widen(model: ir.Model) -> Widening:
     watched = [
         (node, value)
         for node, value in made
-        if value.dtype == ir.DataType.FLOAT16 and node.op_type not in _MOVES
+        if value.dtype == ir.DataType.FLOAT16 and node.op_type not in MOVES
     ]
     _widen_all(model, stand_ins)
     graph.outputs.clear()

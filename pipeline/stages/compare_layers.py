@@ -68,6 +68,7 @@ def run(
     from pipeline.graph.files import load_graph_only
     from pipeline.graph.inner_values import read_inner_values
     from pipeline.graph.scopes import load_scopes
+    from pipeline.graph.stand_in import write_stand_in
     from pipeline.parity.layer_comparison import ComparisonOptions, compare_layers
     from pipeline.parity.layer_noise import layer_facts
     from pipeline.parity.tolerances import LAYER_LIMITS
@@ -80,13 +81,17 @@ def run(
         layers |= {value.name: value.layer for value in read_inner_values(before, layers)}
         del before
     values = read_inner_values(load_graph_only(inputs[MODEL_PORT] / MODEL_FILE).graph, layers)
+    # Values have the same names in it; those that were not rounded yet are not looked at.
+    run_in_place = write_stand_in(
+        inputs[MODEL_PORT], context.scratch / "stand-in", config.optimizations
+    )
     feeds = _feeds(config, inputs)
     folders = [context.scratch / name for name in ("before", "graph")]
     for folder in folders:
         folder.mkdir()
     with _right_values(config, inputs, values, folders[0], context) as right:
         found = compare_layers(
-            inputs[MODEL_PORT],
+            run_in_place.model,
             values,
             right,
             feeds,
@@ -152,14 +157,18 @@ def _right_values(
         from pipeline.graph.files import load_graph_only
         from pipeline.graph.inner_values import read_inner_values
         from pipeline.graph.observed import write_observed_model
+        from pipeline.graph.stand_in import write_stand_in
         from pipeline.parity.layer_comparison import GraphValues
         from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
-        graph = load_graph_only(inputs[BEFORE_PORT] / MODEL_FILE).graph
+        before = write_stand_in(
+            inputs[BEFORE_PORT], context.scratch / "stand-in-before", config.before
+        ).model
+        graph = load_graph_only(before / MODEL_FILE).graph
         outputs = {value.name for value in graph.output}
         theirs = {value.name for value in read_inner_values(graph, {})} - outputs
         shared = [value.name for value in values if value.name in theirs]
-        path = write_observed_model(inputs[BEFORE_PORT], shared, scratch, is_float32=False)
+        path = write_observed_model(before, shared, scratch, is_float32=False)
         with OnnxRuntimeRunner(
             path, optimizations=config.before, threads=context.threads
         ) as runner:

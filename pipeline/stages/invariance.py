@@ -62,6 +62,7 @@ def run(
         nodes_with_scales_at_run_time,
         random_nodes,
     )
+    from pipeline.graph.stand_in import write_stand_in
     from pipeline.parity.arrangements import arrange
     from pipeline.parity.invariance import InvarianceRecorder
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -71,8 +72,11 @@ def run(
     path = inputs[MODEL_PORT] / MODEL_FILE
     records: tuple[Record, ...] = ()
     chosen: list[Subject] = []
+    run_in_place = write_stand_in(
+        inputs[MODEL_PORT], context.scratch / "stand-in", config.optimizations
+    )
     with OnnxRuntimeRunner(
-        path, optimizations=config.optimizations, threads=context.threads
+        run_in_place.model / MODEL_FILE, optimizations=config.optimizations, threads=context.threads
     ) as runner:
         unknown = _unknown_inputs(runner, samples)
         if not unknown:

@@ -62,6 +62,7 @@ def run(
     from pipeline.data.reference_set import PROBES_FOLDER, load_reference
     from pipeline.data.sample_set import load_samples
     from pipeline.errors import StageError
+    from pipeline.graph.stand_in import write_stand_in
     from pipeline.parity.compare import ParityRecorder, check_signature
     from pipeline.parity.probes import with_probes
     from pipeline.parity.quality.catalogue import meters_of
@@ -74,8 +75,11 @@ def run(
         raise StageError(
             f"the reference is of {reference.index.samples} samples, there are {len(samples)}"
         )
+    run_in_place = write_stand_in(
+        inputs[MODEL_PORT], context.scratch / "stand-in", config.optimizations
+    )
     with OnnxRuntimeRunner(
-        inputs[MODEL_PORT] / MODEL_FILE,
+        run_in_place.model / MODEL_FILE,
         optimizations=config.optimizations,
         threads=config.threads or context.threads,
         spins=False,
@@ -110,7 +114,7 @@ def run(
             context.progress(done, len(samples), "samples")
         parity = recorder.finish(
             check.problems,
-            session=runner.session,
+            session=", ".join(filter(None, (runner.session, run_in_place.note))),
             batch_size=config.batch_size,
             samples=len(samples),
         )
