@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from pipeline.engines.diagnosis import (
     process_failure,
     require_no_wrong_engine_warning,
 )
-from pipeline.engines.module import search_path
+from pipeline.engines.module import TENSORRT_RTX, search_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from pipeline.engines.profiles import InputProfile
 
 _LOG_FILE = "builder.log"
+_OLD_TIMING_CACHE = "old-timing.cache"
 _PROGRAM = Path(program.__file__)
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH",)
 """What the loader may need; everything else would only move addresses."""
+_DEVICE_VARIABLES = (*_KEPT_VARIABLES, "CUDA_VISIBLE_DEVICES")
+"""Full TensorRT builds on a GPU, and no two of its builds are the same anyhow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +49,15 @@ class EngineRequest:
     Attributes:
         module: The package that builds it.
         model: The graph, in a directory that is not written to.
-        compute_capabilities: Names such as `sm89`; one engine serves all of them.
+        compute_capabilities: Names such as `sm89`; one engine serves all of them. None: TensorRT-RTX
+            builds for everything from Ampere on, full TensorRT for the GPU that is there.
         profiles: Optimization profiles, each input name -> shapes.
         workspace_bytes: Limit of the scratch memory that a layer may ask for; None: the GPU's.
+        flags: Name of a `BuilderFlag` -> whether it is set or cleared; others are left alone.
+        hardware_compatibility: Name of a `HardwareCompatibilityLevel`; full TensorRT only.
+        keeps_timing_cache: Whether the build leaves its timings; full TensorRT only.
+        timing_cache: Timings of an earlier build to start from.
+        is_attention_decomposable: Whether an `Attention` without a kernel may fall apart.
     """
 
     module: EngineModule
@@ -56,6 +65,11 @@ class EngineRequest:
     compute_capabilities: tuple[str, ...]
     profiles: tuple[Mapping[str, InputProfile], ...]
     workspace_bytes: int | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    hardware_compatibility: str | None = None
+    keeps_timing_cache: bool = False
+    timing_cache: Path | None = None
+    is_attention_decomposable: bool = False
 
 
 class ParserError(BaseModel):
@@ -77,6 +91,7 @@ class BuilderResult(BaseModel):
         refused: Why the config was refused before the build; empty when it was not.
         records: The log without its verbose records: (severity, message).
         layers: The record with the table of fused layers; see `builder_log.parse_layers`.
+        inspection: The inspector's JSON, where a package logs no such record; see `inspector`.
         addresses_are_fixed: Whether the process ran without address space randomisation.
     """
 
@@ -88,6 +103,7 @@ class BuilderResult(BaseModel):
     is_built: bool
     records: tuple[tuple[str, str], ...]
     layers: str
+    inspection: str
     addresses_are_fixed: bool
 
 
@@ -99,11 +115,13 @@ class BuiltEngine:
         path: The engine, in the scratch directory; to be moved by the caller.
         result: What the builder said.
         warnings: What deserves a reader: warnings of the log and of the parser, each once.
+        timing_cache: The build's timings, in the scratch directory; None when they are not kept.
     """
 
     path: Path
     result: BuilderResult
     warnings: tuple[str, ...]
+    timing_cache: Path | None = None
 
 
 def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
@@ -119,7 +137,8 @@ def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
             killed or dies.
     """
     _write_request(request, scratch)
-    lines = _run_program(scratch)
+    is_rtx = request.module == TENSORRT_RTX
+    lines = _run_program(scratch, _KEPT_VARIABLES if is_rtx else _DEVICE_VARIABLES)
     text = (scratch / program.RESULT_FILE).read_text(encoding="utf-8")
     result = BuilderResult.model_validate_json(text)
     if result.parser_errors:
@@ -130,7 +149,10 @@ def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
         raise build_failure(result.refused, result.records, request.workspace_bytes)
     require_no_wrong_engine_warning(result.records)
     warnings = (*notable_warnings(result.records), *lossy_constants(lines))
-    return BuiltEngine(path=scratch / program.ENGINE_FILE, result=result, warnings=warnings)
+    cache = scratch / program.TIMING_CACHE_FILE if request.keeps_timing_cache else None
+    return BuiltEngine(
+        path=scratch / program.ENGINE_FILE, result=result, warnings=warnings, timing_cache=cache
+    )
 
 
 def _write_request(request: EngineRequest, scratch: Path) -> None:
@@ -145,13 +167,21 @@ def _write_request(request: EngineRequest, scratch: Path) -> None:
         "compute_capabilities": request.compute_capabilities,
         "profiles": [dict(profile) for profile in request.profiles],
         "workspace_bytes": request.workspace_bytes,
+        "flags": dict(request.flags),
+        "hardware_compatibility": request.hardware_compatibility,
+        "keeps_timing_cache": request.keeps_timing_cache,
+        "timing_cache": None,
+        "decomposable_attention": request.is_attention_decomposable,
     }
+    if request.timing_cache is not None:
+        (scratch / _OLD_TIMING_CACHE).symlink_to(request.timing_cache.resolve())
+        document["timing_cache"] = _OLD_TIMING_CACHE
     (scratch / program.REQUEST_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
-def _run_program(scratch: Path) -> list[str]:
+def _run_program(scratch: Path, variables: tuple[str, ...]) -> list[str]:
     """Run it to its end; the lines that it, or a library below it, printed."""
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    environment = {name: os.environ[name] for name in variables if name in os.environ}
     environment["PYTHONHASHSEED"] = "0"
     log = scratch / _LOG_FILE
     with log.open("wb") as file:

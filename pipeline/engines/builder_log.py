@@ -28,6 +28,17 @@ _TENSOR = re.compile(
 )
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |\[|$|\s)")
 _INDEX_DTYPES = frozenset({"Bool", "Int32", "Int64"})
+_PRECISIONS = {
+    "Float": "fp32",
+    "Half": "fp16",
+    "BFloat16": "bf16",
+    "Int8": "int8",
+    "FP8": "fp8",
+    "Int4": "int4",
+    "FP4": "fp4",
+}
+_COPIES = ("copy", "reformat")
+"""`copy` is TensorRT-RTX's; full TensorRT writes `Reformat`."""
 _BITS = {"Int4": 4, "FP4": 4, "Int8": 8, "FP8": 8, "Half": 16, "BFloat16": 16, "Float": 32}
 
 
@@ -74,11 +85,36 @@ class LayerRow:
         return self.type == "gemm" or (self.type == "runtime_fusion" and self.weights is not None)
 
     @property
-    def gemm_kind(self) -> str:
-        """`Half x Half`: types of activations and weights; without weights, of both activations."""
+    def is_copy(self) -> bool:
+        """Whether it only moves numbers: into another place, layout or type."""
+        return self.type.lower() in _COPIES
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, as recipes write it (`fp16`, `int8`).
+
+        Of a matrix product the type of the numbers that are multiplied, which weights of fewer bits
+        are widened to. Of all else the widest floating type that it reads or writes; where it
+        handles indices alone, their type (`int64`, `bool`). Empty for a layer without tensors.
+        """
+        if self.is_gemm:
+            return _PRECISIONS.get(self._multiplied, self._multiplied.lower())
+        dtypes = [tensor.dtype for tensor in (*self.inputs, *self.outputs)]
+        numbers = [dtype for dtype in dtypes if dtype in _BITS] or dtypes
+        widest = max(numbers, key=lambda dtype: _BITS.get(dtype, 0), default="")
+        return _PRECISIONS.get(widest, widest.lower())
+
+    @property
+    def _multiplied(self) -> str:
+        """The type of the activations of a product."""
         operands = [t.dtype for t in self.inputs if t.dtype not in _INDEX_DTYPES]
         # A residual that is added on the way out may be wider than what is multiplied.
-        narrow = min(operands, key=lambda dtype: _BITS.get(dtype, 64), default="?")
+        return min(operands, key=lambda dtype: _BITS.get(dtype, 64), default="?")
+
+    @property
+    def gemm_kind(self) -> str:
+        """`Half x Half`: types of activations and weights; without weights, of both activations."""
+        narrow = self._multiplied
         if self.weights is None:
             return f"{narrow} x {narrow} (activations)"
         return f"{narrow} x {self.weights.dtype}"
@@ -117,8 +153,13 @@ def _parse_layer(line: str) -> LayerRow:
         constants=_parse_tensors(match["constants"] or ""),
         outputs=_parse_tensors(match["outputs"]),
         tactic=match["tactic"] or "",
-        onnx_nodes=tuple(_ONNX_NODE.findall(match["metadata"])),
+        onnx_nodes=find_onnx_nodes(match["metadata"]),
     )
+
+
+def find_onnx_nodes(metadata: str) -> tuple[str, ...]:
+    """Names of the graph's nodes in a layer's metadata."""
+    return tuple(_ONNX_NODE.findall(metadata))
 
 
 def _parse_tensors(text: str) -> tuple[TensorRow, ...]:

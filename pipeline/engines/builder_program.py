@@ -7,8 +7,11 @@ What was allocated before, by whatever was imported before, decides which. So th
 does the same things in the same order, with fixed relative paths, in a process whose address
 space is not randomised (docs/decisions/0003-engines-without-a-gpu.md).
 
+One program for `tensorrt` (10.13 and later, 11) and `tensorrt_rtx`: it looks at the attributes that
+a package has, and never at its version.
+
 Protocol: the current directory holds `request.json` and the graph under `model/`. The program
-leaves `result.json`, and `model.engine` when it has built one. Exit code 0 says that the result
+leaves `result.json`, and `model.engine` when it has built one, with `timing.cache` on request. Exit code 0 says that the result
 can be read, whatever it says. Records of the log, but for the verbose ones, go to stderr as they
 come, so that they are there when the process is killed.
 """
@@ -28,6 +31,7 @@ from typing import Any
 REQUEST_FILE = "request.json"
 RESULT_FILE = "result.json"
 ENGINE_FILE = "model.engine"
+TIMING_CACHE_FILE = "timing.cache"
 MODEL_DIRECTORY = "model"
 
 _ADDR_NO_RANDOMIZE = 0x0040000  # <linux/personality.h>
@@ -111,16 +115,78 @@ def _parse(trt: Any, request: dict[str, Any], network: Any, logger: Any) -> list
     ]
 
 
+def _is_rtx(trt: Any) -> bool:
+    """Whether engines are built for named compute capabilities, not for the GPU that is there."""
+    return hasattr(trt, "ComputeCapability")
+
+
 def _refused_target(trt: Any, request: dict[str, Any], config: Any) -> str:
     """Set the compute capabilities; the name of the first one that is refused, or nothing."""
     names = request["compute_capabilities"]
-    if not hasattr(trt, "ComputeCapability"):  # full TensorRT builds for the GPU that is there
+    if not names or not _is_rtx(trt):  # unset, RTX builds for every GPU from Ampere on
         return ""
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         value = getattr(trt.ComputeCapability, name.upper(), None)
         if value is None or not config.set_compute_capability(value, index):
             return str(name)
+    return ""
+
+
+def _set_flags(trt: Any, request: dict[str, Any], config: Any) -> str:
+    """Set and clear flags by name; the name of one that this version does not have, or nothing."""
+    for name, is_set in request["flags"].items():
+        flag = getattr(trt.BuilderFlag, name, None)
+        if flag is None:
+            return str(name)
+        if is_set:
+            config.set_flag(flag)
+        else:
+            config.clear_flag(flag)
+    return ""
+
+
+def _set_compatibility(trt: Any, request: dict[str, Any], config: Any) -> str:
+    """Set on which other GPUs the engine runs; the level when it is unknown here, or nothing."""
+    level = request["hardware_compatibility"]
+    if level is None:
+        return ""
+    value = getattr(trt.HardwareCompatibilityLevel, level, None)
+    if value is None or _is_rtx(trt):  # RTX ignores it with a warning
+        return str(level)
+    config.hardware_compatibility_level = value
+    return ""
+
+
+def _load_timing_cache(trt: Any, request: dict[str, Any], config: Any) -> str:
+    """Start from the timings of an earlier build, or from none; why not, or nothing.
+
+    RTX times nothing while it builds, and ignores a cache with a warning.
+    """
+    if not request["keeps_timing_cache"]:
+        return ""
+    if _is_rtx(trt):
+        return "a timing cache is of no use to TensorRT-RTX"
+    content = Path(request["timing_cache"]).read_bytes() if request["timing_cache"] else b""
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        return "the timing cache is damaged, or of another TensorRT or GPU"
+    return ""
+
+
+def _allow_decomposition(trt: Any, network: Any) -> str:
+    """Let every `Attention` fall apart where no kernel computes it; why that cannot be, or nothing.
+
+    There is none in float32, and unless it is allowed the build fails.
+    """
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type.name != "ATTENTION_OUTPUT":
+            continue
+        if not hasattr(trt, "IAttentionOutputLayer"):
+            return "this version of TensorRT cannot take `Attention` apart"
+        layer.__class__ = trt.IAttentionOutputLayer  # get_layer gives the base class
+        layer.attention.decomposable = True
     return ""
 
 
@@ -132,13 +198,28 @@ def _configure(trt: Any, request: dict[str, Any], builder: Any) -> tuple[Any, st
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if refused := _refused_target(trt, request, config):
         return config, f"compute capability {refused} is refused"
-    for shapes in request["profiles"]:
+    if refused := _set_flags(trt, request, config):
+        return config, f"this version of TensorRT has no builder flag {refused}"
+    if refused := _set_compatibility(trt, request, config):
+        return config, f"hardware compatibility {refused} is unknown to this TensorRT"
+    if refused := _load_timing_cache(trt, request, config):
+        return config, refused
+    for number, shapes in enumerate(request["profiles"]):
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in shapes.items():
             profile.set_shape(name, smallest, usual, largest)
         if config.add_optimization_profile(profile) < 0:
-            return config, f"optimization profile {json.dumps(shapes)} is refused"
+            return config, f"optimization profile {number} is refused: {json.dumps(shapes)}"
     return config, ""
+
+
+def _inspect(trt: Any, logger: Any, plan: Any) -> str:
+    """What the inspector says of an engine of full TensorRT; needs the GPU that built it."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return ""
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _build(request: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +235,7 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
         "is_built": False,
         "records": records,
         "layers": "",
+        "inspection": "",
     }
     logger = _make_logger(trt, records, layers)
     builder = trt.Builder(logger)
@@ -165,13 +247,20 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     if result["parser_errors"]:
         return result
     config, result["refused"] = _configure(trt, request, builder)
+    if request["decomposable_attention"] and not result["refused"]:
+        result["refused"] = _allow_decomposition(trt, network)
     if result["refused"]:
         return result
     plan = builder.build_serialized_network(network, config)
     result["layers"] = layers[-1] if layers else ""
-    if plan is not None:
-        Path(ENGINE_FILE).write_bytes(plan)
-        result["is_built"] = True
+    if plan is None:
+        return result
+    Path(ENGINE_FILE).write_bytes(plan)
+    result["is_built"] = True
+    if request["keeps_timing_cache"]:
+        Path(TIMING_CACHE_FILE).write_bytes(config.get_timing_cache().serialize())
+    if not layers and not _is_rtx(trt):
+        result["inspection"] = _inspect(trt, logger, plan)
     return result
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pipeline.engines.builder_log import count_gemm_kinds, count_layer_types, layer_fingerprint
+from pipeline.engines.targets import WEIGHT_ONLY
 from pipeline.errors import EngineBuildError
 
 if TYPE_CHECKING:
@@ -18,10 +19,14 @@ _KINDS = {
     "fp32": ("Float x Float",),
     "fp16": ("Half x Half",),
     "bf16": ("BFloat16 x BFloat16",),
-    "int8": ("Int8 x Int8",),  # weights alone in int8 are computed with in fp16
+    "int8": ("Int8 x Int8",),
+    "int8-weights": ("Half x Int8", "BFloat16 x Int8"),  # computed with in fp16
     "fp8": ("FP8 x FP8",),
-    "int4": ("Half x Int4",),
+    "int4": ("Half x Int4", "BFloat16 x Int4"),
 }
+"""Row of `targets.FORMS` -> kinds of its products."""
+
+_MIB = 1 << 20
 
 
 def fused_attentions(layers: Sequence[LayerRow], attentions: Sequence[tuple[str, ...]]) -> int:
@@ -46,33 +51,54 @@ def fused_attentions(layers: Sequence[LayerRow], attentions: Sequence[tuple[str,
     return sum(is_fused(block) for block in attentions)
 
 
-def gemm_share(layers: Sequence[LayerRow], precision: str) -> float | None:
-    """The share of matrix products with weights that run in a precision; None without any."""
+def gemm_share(layers: Sequence[LayerRow], form: str) -> float | None:
+    """The share of matrix products with weights that are of a row of `FORMS`; None without any."""
     kinds = Counter(layer.gemm_kind for layer in layers if layer.is_gemm and layer.weights)
     if not kinds:
         return None
-    return sum(kinds[kind] for kind in _KINDS[precision]) / kinds.total()
+    return sum(kinds[kind] for kind in _KINDS[form]) / kinds.total()
 
 
 def layer_facts(
-    layers: tuple[LayerRow, ...], attentions: Sequence[tuple[str, ...]], precision: str
+    layers: tuple[LayerRow, ...],
+    attentions: Sequence[tuple[str, ...]],
+    precision: str,
+    *,
+    activation_bytes: int,
+    is_weight_only: bool = False,
 ) -> dict[str, JSON]:
     """Counts, coverage and fingerprint of the engine's table.
+
+    Coverage, which recipes limit in `gates.coverage`: `fused_attention` and `{precision}_gemms` are
+    shares, `activation_memory_mib` is MiB at the largest shapes, `copy_layers` is a count.
+
+    Args:
+        layers: The engine's table.
+        attentions: Names of the nodes of each attention of the graph.
+        precision: What was asked for.
+        activation_bytes: What activations take at the largest shapes.
+        is_weight_only: Of int8: the weights alone have 8 bits.
 
     Raises:
         EngineBuildError: when not one matrix product has the precision that was asked for: the
             graph is another one than the recipe means.
     """
-    share = gemm_share(layers, precision)
+    form = WEIGHT_ONLY.get(precision, precision) if is_weight_only else precision
+    share = gemm_share(layers, form)
     kinds = count_gemm_kinds(layers)
     if share == 0:
+        what = f"{precision} weights were" if is_weight_only else f"precision {precision} was"
         raise EngineBuildError(
-            f"precision {precision} was asked for, and no matrix product of the engine has it: "
+            f"{what} asked for, and no matrix product of the engine has it: "
             + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
             hint=f"the graph that was given to the builder is not {precision}",
         )
     fused = fused_attentions(layers, attentions)
-    coverage: dict[str, JSON] = {}
+    copies = sum(layer.is_copy for layer in layers)
+    coverage: dict[str, JSON] = {
+        "activation_memory_mib": round(activation_bytes / _MIB, 3),
+        "copy_layers": copies,
+    }
     if attentions:
         coverage["fused_attention"] = fused / len(attentions)
     if share is not None:
@@ -80,6 +106,7 @@ def layer_facts(
     return {
         "layers": len(layers),
         "layer_types": count_layer_types(layers),
+        "copy_layers": copies,
         "gemm_kinds": kinds,
         "attention_blocks": len(attentions),
         "fused_attention": fused,
@@ -89,10 +116,15 @@ def layer_facts(
 
 
 def short_row(layer: LayerRow) -> JSON:
-    """One layer as a row of `layers.json`."""
+    """One layer as a row of `layers.json`, and of `layer_rows` in the facts.
+
+    `name`, `type`, `precision` (see `LayerRow.precision`), `inputs` and `outputs` (types of the
+    tensors), `weights` (type, or null), `tactic` (the kernel) and `onnx_nodes`.
+    """
     return {
         "name": layer.name,
         "type": layer.type,
+        "precision": layer.precision,
         "inputs": [row.dtype for row in layer.inputs],
         "weights": layer.weights.dtype if layer.weights else None,
         "outputs": [row.dtype for row in layer.outputs],

@@ -59,6 +59,26 @@ def profile_from_axes(
     return {name: _input_profile(dims, ranges) for name, dims in inputs.items()}
 
 
+def profiles_from_axes(
+    inputs: Mapping[str, Axes], profiles: Sequence[Mapping[str, tuple[int, int, int]]]
+) -> tuple[dict[str, InputProfile], ...]:
+    """Every optimization profile; see `profile_from_axes`.
+
+    Raises:
+        EngineBuildError: as there; for two profiles that a graph without the axis in which they
+            differ cannot tell apart.
+    """
+    found = [profile_from_axes(inputs, ranges) for ranges in profiles]
+    for number, profile in enumerate(found):
+        if profile in found[:number]:
+            raise EngineBuildError(
+                f"profiles {found.index(profile)} and {number} give the graph's inputs the same "
+                "shapes",
+                hint="leave one of them out",
+            )
+    return tuple(found)
+
+
 def _input_profile(dims: Axes, ranges: Mapping[str, tuple[int, int, int]]) -> InputProfile:
     shapes = [
         tuple(dim if isinstance(dim, int) else ranges[dim or ""][which] for dim in dims)

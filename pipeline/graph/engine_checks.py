@@ -8,12 +8,13 @@ lists as seen with TensorRT-RTX 1.7.1. Nothing here imports TensorRT.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.graph.attention_blocks import (
     AttentionBlock,
@@ -51,16 +52,24 @@ UNSUPPORTED_OPERATORS = frozenset({
 })  # fmt: skip
 """Operators of the standard domain that `OnnxParser.supports_operator` denies, and `NonZero`."""
 
+_ARITHMETIC = re.compile(r"[+*/()]| - ")
+"""In the name of an axis: it is computed from others."""
 _SYMMETRIC = (
     "quantise symmetrically to int8: zero points 0, ActivationSymmetric and WeightSymmetric"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class GraphInput:
-    """An input of the graph; a dim is a size, the name of a dynamic axis, or None without name."""
+class GraphTensor:
+    """An input or output of the graph.
+
+    Attributes:
+        dtype: As numpy names it, such as `int64`.
+        dims: One for each axis: a size, the name of a dynamic axis, or None for one without name.
+    """
 
     name: str
+    dtype: str
     dims: tuple[int | str | None, ...]
 
 
@@ -86,11 +95,14 @@ class EngineGraph:
     """What the engine stage needs to know of a graph.
 
     Attributes:
+        inputs: Without those that are initializers.
+        outputs: In the graph's order.
         problems: Empty when the graph may be parsed.
         attentions: The attention blocks that the builder should fuse.
     """
 
-    inputs: tuple[GraphInput, ...]
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
     problems: tuple[GraphProblem, ...]
     attentions: tuple[AttentionBlock, ...]
 
@@ -107,17 +119,21 @@ def read_engine_graph(path: Path) -> EngineGraph:
     model = load_graph_only(path)
     initializers = {tensor.name for tensor in model.graph.initializer}
     return EngineGraph(
-        inputs=tuple(_read_input(i) for i in model.graph.input if i.name not in initializers),
+        inputs=tuple(_read_tensor(i) for i in model.graph.input if i.name not in initializers),
+        outputs=tuple(_read_tensor(output) for output in model.graph.output),
         problems=tuple(_find_problems(model, path.parent)),
         attentions=find_attention_blocks(model.graph),
     )
 
 
-def _read_input(value: onnx.ValueInfoProto) -> GraphInput:
-    dims = value.type.tensor_type.shape.dim
-    return GraphInput(
+def _read_tensor(value: onnx.ValueInfoProto) -> GraphTensor:
+    kind = value.type.tensor_type
+    return GraphTensor(
         value.name,
-        tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims),
+        helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else "unknown",
+        tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
+        ),
     )
 
 
@@ -127,6 +143,7 @@ def _find_problems(model: onnx.ModelProto, base: Path) -> Iterator[GraphProblem]
             yield GraphProblem(
                 f"input {value.name}", "", "strings are unknown to TensorRT", "tokenise outside"
             )
+    yield from _find_axis_problems(model.graph)
     for name in data_dead_inputs(model):
         yield GraphProblem(
             f"input {name}",
@@ -135,6 +152,43 @@ def _find_problems(model: onnx.ModelProto, base: Path) -> Iterator[GraphProblem]
             "the export has merged it with another input: give it example values of its own",
         )
     yield from _find_node_problems(model.graph, base, {})
+
+
+def _find_axis_problems(graph: onnx.GraphProto) -> Iterator[GraphProblem]:
+    """Axes that TensorRT would take for others than they are.
+
+    It holds dynamic axes of one name to one size, and takes a number that is written as a name for
+    a dynamic axis of that name, as some exporters write the sizes of caches.
+    """
+    initializers = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        if value.name in initializers or not value.type.HasField("tensor_type"):
+            continue
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            where = f"input {value.name}"
+            if dim.HasField("dim_value") and dim.dim_value < 1:
+                yield GraphProblem(
+                    where,
+                    "",
+                    f"axis {axis} has the size {dim.dim_value}",
+                    "give every axis a size of at least 1, or a name when it is dynamic",
+                )
+            elif dim.dim_param.strip().lstrip("-").isdigit():
+                yield GraphProblem(
+                    where,
+                    "",
+                    f"axis {axis} has the number `{dim.dim_param}` for a name, so that TensorRT "
+                    "takes it for a dynamic axis",
+                    "write the size as a size (dim_value)",
+                )
+            elif _ARITHMETIC.search(dim.dim_param):
+                yield GraphProblem(
+                    where,
+                    "",
+                    f"axis {axis} is `{dim.dim_param}`, which is computed from other axes; inputs "
+                    "have names only",
+                    "give the axis a name of its own, or the name of the axis it is equal to",
+                )
 
 
 def _find_node_problems(

@@ -15,6 +15,7 @@ from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.compare_layers import COMPARE_LAYERS
 from pipeline.stages.engine import ENGINE
+from pipeline.stages.engine_tensorrt import ENGINE_TENSORRT
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
 from pipeline.stages.fuse_attention import FUSE_ATTENTION
@@ -53,6 +54,7 @@ STAGES: tuple[AnyStage, ...] = (
     QUANTIZE_STATIC,
     QUANTIZE_WEIGHTS,
     ENGINE,
+    ENGINE_TENSORRT,
     VALIDATE,
     INVARIANCE,
     HEADROOM,

@@ -93,7 +93,7 @@ class TensorRTRTXTarget(TargetBase):
                 config = EngineConfig(
                     compute_capability=capability,
                     precision=self.precision,
-                    profile=dict(builder.profile),
+                    profiles=(dict(builder.profile),),
                 )
                 engine = builder.add(
                     ENGINE, config, {"model": last}, component=component, label=capability
@@ -101,6 +101,7 @@ class TensorRTRTXTarget(TargetBase):
                 renames = {
                     "model.engine": f"model.{capability}.engine",
                     "layers.json": f"model.{capability}.layers.json",
+                    "engine.json": f"model.{capability}.engine.json",
                 }
                 made.append(Deliverable(node=engine, renames=renames))
             deliverables[component] = tuple(made)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.engines.builder_log import LayerRow, TensorRow
-from pipeline.engines.facts import fused_attentions, gemm_share, layer_facts
+from pipeline.engines.facts import fused_attentions, gemm_share, layer_facts, short_row
 from pipeline.errors import EngineBuildError
 
 BLOCK = ("scores", "softmax", "context")
@@ -55,8 +57,50 @@ def test_the_share_of_gemms_counts_those_with_weights() -> None:
 
 def test_an_engine_without_one_gemm_of_the_precision_is_refused() -> None:
     with pytest.raises(EngineBuildError, match=r"fp16 was asked for.*: 1 Float x Float"):
-        layer_facts((_layer("gemm", dtype="Float", weights="Float"),), [], "fp16")
+        layer_facts(
+            (_layer("gemm", dtype="Float", weights="Float"),), [], "fp16", activation_bytes=0
+        )
 
 
 def test_coverage_says_nothing_of_what_the_graph_does_not_have() -> None:
-    assert layer_facts((_layer("kgen"),), [], "fp16")["coverage"] == {}
+    facts = layer_facts((_layer("kgen"),), [], "fp16", activation_bytes=3 << 19)
+    assert facts["coverage"] == {"activation_memory_mib": 1.5, "copy_layers": 0}
+
+
+def test_copies_and_reformats_are_counted() -> None:
+    layers = (_layer("copy"), _layer("Reformat"), _layer("kgen"))
+    facts = layer_facts(layers, [], "fp16", activation_bytes=0)
+    assert facts["copy_layers"] == facts["coverage"]["copy_layers"] == 2  # type: ignore[call-overload, index]
+
+
+def test_weights_alone_in_eight_bits_are_told_from_products_in_eight_bits() -> None:
+    layers = (_layer("runtime_fusion", weights="Int8"),)
+    facts = layer_facts(layers, [], "int8", activation_bytes=0, is_weight_only=True)
+    assert facts["coverage"]["int8_gemms"] == 1  # type: ignore[call-overload, index]
+    with pytest.raises(EngineBuildError, match=r"int8 was asked for.*: 1 Half x Int8"):
+        layer_facts(layers, [], "int8", activation_bytes=0)
+    with pytest.raises(EngineBuildError, match="int8 weights were asked for"):
+        layer_facts(
+            (_layer("gemm", dtype="Int8", weights="Int8"),),
+            [],
+            "int8",
+            activation_bytes=0,
+            is_weight_only=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision"),
+    [
+        (_layer("gemm", dtype="Int8", weights="Int8"), "int8"),
+        (_layer("runtime_fusion", dtype="Half", weights="Int4"), "fp16"),
+        (_layer("gemm", dtype="FP8", weights="FP8"), "fp8"),
+        (_layer("kgen", dtype="BFloat16"), "bf16"),
+        (_layer("shape_call", dtype="Int64"), "int64"),
+        (replace(_layer("kgen"), outputs=(TensorRow((1,), "Float", ""),)), "fp32"),
+        (replace(_layer("wait"), inputs=(), outputs=()), ""),
+    ],
+)
+def test_the_precision_of_a_layer_is_what_it_computes_in(layer: LayerRow, precision: str) -> None:
+    assert layer.precision == precision
+    assert short_row(layer)["precision"] == precision  # type: ignore[call-overload, index]

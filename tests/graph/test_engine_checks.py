@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ArtifactError
-from pipeline.graph.engine_checks import GraphInput, GraphProblem, read_engine_graph
+from pipeline.graph.engine_checks import GraphProblem, GraphTensor, read_engine_graph
 from tests.engines.graphs import HIDDEN, encoder, model, product, product_with_dead_input
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_a_good_graph_has_no_problems_and_gives_inputs_and_attentions(tmp_path: 
     onnx.save(encoder(2), tmp_path / "model.onnx")
     graph = read_engine_graph(tmp_path / "model.onnx")
     assert graph.problems == ()
-    assert graph.inputs[0] == GraphInput("input_ids", ("batch", "sequence"))
+    assert graph.inputs[0] == GraphTensor("input_ids", "int64", ("batch", "sequence"))
     assert [block.nodes for block in graph.attentions] == [
         ("scores_0", "softmax_0", "context_0"),
         ("scores_1", "softmax_1", "context_1"),
@@ -50,7 +50,35 @@ def test_a_good_graph_has_no_problems_and_gives_inputs_and_attentions(tmp_path: 
 
 def test_an_unnamed_dynamic_axis_and_a_static_one_are_told_apart(tmp_path: Path) -> None:
     onnx.save(product(dims=(None, HIDDEN)), tmp_path / "model.onnx")
-    assert read_engine_graph(tmp_path / "model.onnx").inputs == (GraphInput("x", (None, HIDDEN)),)
+    graph = read_engine_graph(tmp_path / "model.onnx")
+    assert graph.inputs == (GraphTensor("x", "float16", (None, HIDDEN)),)
+    assert graph.outputs == (GraphTensor("y", "float16", (None, HIDDEN)),)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("16", "axis 0 has the number `16` for a name"),
+        ("s36 + 1", "axis 0 is `s36 + 1`, which is computed"),
+        ("2*batch", "which is computed"),
+    ],
+)
+def test_an_axis_that_is_not_what_its_name_says_is_named(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    problem = _problems(product(dims=(name, HIDDEN)), tmp_path)["input x"]
+    assert what in problem.what
+    assert problem.hint
+
+
+@pytest.mark.parametrize("name", ["batch", "batch-size", "batch size", "_s1"])
+def test_names_that_are_only_names_are_fine(tmp_path: Path, name: str) -> None:
+    assert not _problems(product(dims=(name, HIDDEN)), tmp_path)
+
+
+def test_an_axis_without_elements_is_named(tmp_path: Path) -> None:
+    problem = _problems(product(dims=(0, HIDDEN)), tmp_path)["input x"]
+    assert "axis 0 has the size 0" in problem.what
 
 
 def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.engines import targets
+from pipeline.engines.facts_file import facts_path, read_engine_facts, require_engine_of_facts
 from pipeline.engines.header import read_engine_header
 from pipeline.errors import EngineBuildError
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.engine import ENGINE, EngineConfig
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
-from tests.engines.graphs import PROFILE, encoder, product, product_with_dead_input
+from tests.engines.graphs import HIDDEN, PROFILE, encoder, product, product_with_dead_input
 from tests.stages.context import RecordingContext
 
 pytest.importorskip("tensorrt_rtx")
@@ -44,8 +45,8 @@ def _run(
             location="model.onnx_data",
             size_threshold=0,
         )
-    fields = {"compute_capability": "sm89", "precision": "fp16", "profile": PROFILE} | changes
-    config = EngineConfig(**fields)
+    fields = {"compute_capability": "sm89", "precision": "fp16", "profiles": (PROFILE,)} | changes
+    config = EngineConfig.model_validate(fields)
     source = root / "in" if isinstance(graph, onnx.ModelProto) else graph
     facts = ENGINE.run(config, {"model": source}, root / "out", RecordingContext(root / "scratch"))
     return dict(facts), root / "out"
@@ -58,7 +59,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Facts, Path]:
 
 def test_the_output_is_the_engine_and_its_table_of_layers(built: tuple[Facts, Path]) -> None:
     facts, output = built
-    assert sorted(path.name for path in output.iterdir()) == ["layers.json", "model.engine"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "engine.json",
+        "layers.json",
+        "model.engine",
+    ]
     rows = json.loads((output / "layers.json").read_text(encoding="utf-8"))
     assert len(rows) == facts["layers"] == sum(facts["layer_types"].values())
     assert rows == facts["layer_rows"]
@@ -71,7 +76,12 @@ def test_the_facts_say_that_attention_is_fused_and_products_are_fp16(
 ) -> None:
     facts, _ = built
     assert (facts["fused_attention"], facts["attention_blocks"]) == (2, 2)
-    assert facts["coverage"] == {"fused_attention": 1.0, "fp16_gemms": 1.0}
+    assert facts["coverage"] == {
+        "fused_attention": 1.0,
+        "fp16_gemms": 1.0,
+        "copy_layers": 0,
+        "activation_memory_mib": round(facts["activation_memory_bytes"] / 2**20, 3),
+    }
     assert set(facts["gemm_kinds"]) == {"Half x Half"}
     assert facts["weights_bytes"] > 0
     assert facts["activation_memory_bytes"] > 0
@@ -84,7 +94,33 @@ def test_the_facts_agree_with_the_header(built: tuple[Facts, Path]) -> None:
     assert facts["weights_bytes"] == header.weights_bytes
     assert facts["tensorrt_rtx"] == header.version == targets.require_builder()
     assert header.compute_capabilities == ("sm89",)
-    assert facts["profile"] == {axis: list(sizes) for axis, sizes in PROFILE.items()}
+    (profile,) = facts["profiles"]
+    assert profile["axes"] == {axis: list(sizes) for axis, sizes in PROFILE.items()}
+    assert profile["inputs"]["input_ids"] == [[1, 8], [2, 16], [4, 32]]
+
+
+def test_the_file_beside_the_engine_is_of_this_engine(built: tuple[Facts, Path]) -> None:
+    facts, output = built
+    written = read_engine_facts(facts_path(output / "model.engine"))
+    require_engine_of_facts(written, output / "model.engine")
+    assert (written.runtime, written.target, written.precision) == ("tensorrt-rtx", "sm89", "fp16")
+    assert written.layer_fingerprint == facts["layer_fingerprint"]
+    assert [tensor.name for tensor in written.inputs] == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    ]
+    assert written.inputs[0].dtype == "int64"
+    assert written.outputs[0].model_dump() == {
+        "name": "last_hidden_state",
+        "dtype": "float16",
+        "dims": ("batch", "sequence", HIDDEN),
+    }
+    assert facts["expected_inputs"][0] == {
+        "name": "input_ids",
+        "dtype": "int64",
+        "dims": ["batch", "sequence"],
+    }
 
 
 def test_facts_are_plain_json_without_paths(built: tuple[Facts, Path]) -> None:
@@ -117,7 +153,8 @@ def test_a_graph_in_another_precision_than_asked_for_is_refused(tmp_path: Path) 
 
 def test_unfused_attention_lowers_the_coverage(tmp_path: Path) -> None:
     facts, _ = _run(encoder(1, dtype=np.float32), tmp_path, precision="fp32")
-    assert facts["coverage"] == {"fused_attention": 0.0, "fp32_gemms": 1.0}
+    assert facts["coverage"]["fused_attention"] == 0.0
+    assert facts["coverage"]["fp32_gemms"] == 1.0
 
 
 def test_a_bad_graph_is_refused_before_the_parser_sees_it(tmp_path: Path) -> None:
@@ -191,12 +228,12 @@ def test_five_builds_of_minilm_are_the_same_bytes_with_six_fused_attentions(
             minilm_fp16,
             tmp_path / ("x" * (1 + 20 * index)),
             compute_capability=capability,
-            profile=profile,
+            profiles=(profile,),
         )
         digests.add(hashlib.sha256((output / "model.engine").read_bytes()).hexdigest())
         prints.add(facts["layer_fingerprint"])
         assert facts["fused_attention"] == 6
-        assert facts["coverage"] == {"fused_attention": 1.0, "fp16_gemms": 1.0}
+        assert facts["coverage"]["fp16_gemms"] == 1.0
         # Unfused attention takes 973 MB; reductions that stay in fp32 take what is above 113 MB.
         assert facts["activation_memory_bytes"] <= 150_000_000
     assert len(digests) == 1
@@ -209,4 +246,4 @@ def test_minilm_with_more_tokens_than_positions_is_refused(
 ) -> None:
     profile = {"batch": (1, 8, 32), "sequence": (8, 128, 1024)}
     with pytest.raises(EngineBuildError, match="1024 != 512"):
-        _run(minilm_fp16, tmp_path, profile=profile)
+        _run(minilm_fp16, tmp_path, profiles=(profile,))

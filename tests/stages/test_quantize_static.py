@@ -201,7 +201,7 @@ def test_minilm_becomes_an_int8_engine_that_keeps_its_fusions(tmp_path: Path) ->
             EngineConfig(
                 compute_capability="sm89",
                 precision=precision,
-                profile={"batch": (1, 8, 32), "sequence": (8, 128, 512)},
+                profiles=({"batch": (1, 8, 32), "sequence": (8, 128, 512)},),
             ),
             f"engine-{precision}",
             model=source,
