@@ -7,6 +7,7 @@ was, and every stored number the float32 one, rounded once or not at all.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -70,7 +71,7 @@ def _differences(original: ir.Model, cast: ir.Model) -> Iterator[HalfDifference]
     if len(kinds) > 1:
         detail = f"it computes in {' and '.join(sorted(kind.name for kind in kinds))}"
         yield HalfDifference(kind="changed_nodes", layer="graph", detail=detail)
-    kind = next((kind for kind in HALF_TYPES if kind in kinds), FLOAT16)
+    kind = max(kinds, key=kinds.__getitem__, default=FLOAT16)
     makers = {
         _plain(value.name): node
         for node in cast.graph
@@ -94,10 +95,10 @@ def _differences(original: ir.Model, cast: ir.Model) -> Iterator[HalfDifference]
             yield HalfDifference(kind="changed_nodes", layer="graph", detail=detail)
 
 
-def _halves(model: ir.Model) -> set[HalfType]:
-    """Which of the 16 bits a graph computes in."""
-    used = {value.dtype for node in model.graph for value in node.outputs}
-    return {kind for kind in HALF_TYPES if kind.dtype in used}
+def _halves(model: ir.Model) -> Counter[HalfType]:
+    """How many values a graph computes in each of the 16 bits."""
+    made = Counter(value.dtype for node in model.graph for value in node.outputs)
+    return Counter({kind: made[kind.dtype] for kind in HALF_TYPES if made[kind.dtype]})
 
 
 def _compare_node(

@@ -1,4 +1,4 @@
-"""The check of the cast to float16: good casts have no difference, and each damage is one."""
+"""The check of the cast to 16 bits: good casts have no difference, and each damage is one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.checks.base import Measured
 from pipeline.checks.cast import CAST_CHECK, CastLimits
 from pipeline.graph.files import load_ir_model, save_ir_model
 from pipeline.graph.half import cast_to_half
+from pipeline.graph.half_rules import BFLOAT16
 from pipeline.stages.check_cast import CHECK_CAST, CheckCastConfig
 from pipeline.stages.export import EXPORT, ExportConfig
 from tests.mutants.bench import Context
@@ -37,6 +38,16 @@ def pair(sentence_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     cast_to_half(model)
     save_ir_model(model, half)
     return original, half
+
+
+@pytest.fixture(scope="module")
+def bfloat16(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float32 graph of the pair in bfloat16."""
+    directory = tmp_path_factory.mktemp("bfloat16")
+    model = load_ir_model(pair[0] / "model.onnx")
+    cast_to_half(model, BFLOAT16)
+    save_ir_model(model, directory)
+    return directory
 
 
 def _measure(original: Path, cast: Path, tmp_path: Path) -> dict[str, Any]:
@@ -133,3 +144,64 @@ def test_a_damage_is_a_difference(
     assert f"cast.{kind}" in {result.metric for result in failed}
     assert all(result.reason and result.layer and result.node == "cast" for result in failed)
     assert all(r.is_allowed for r in _judge(facts, changed_nodes=None, changed_constants=None))
+
+
+def test_a_good_cast_to_bfloat16_has_no_difference(
+    pair: tuple[Path, Path], bfloat16: Path, tmp_path: Path
+) -> None:
+    results = _judge(_measure(pair[0], bfloat16, tmp_path))
+    assert [result.measured for result in results] == [0.0, 0.0]
+
+
+def _one_bit(graph: Graph) -> None:
+    def moved(bias: np.ndarray) -> np.ndarray:
+        bits = bias.view(np.uint16)
+        bits[0] += 1
+        return bits.view(bias.dtype)
+
+    graph.change(linear(graph, "up").bias, moved)
+
+
+def _cut_off(graph: Graph) -> None:
+    """Rounded toward zero, as one gets it who takes the upper 16 bits: half are one too small."""
+
+    def cut(weight: np.ndarray) -> np.ndarray:
+        bits = weight.view(np.uint16).copy()
+        bits[::2] -= 1
+        return bits.view(weight.dtype)
+
+    graph.change(linear(graph, "up").weight, cut)
+
+
+def _through_float16(graph: Graph) -> None:
+    made = linear(graph, "up").last.output[0]
+    half = graph.insert("Cast", [made], to=onnx.TensorProto.FLOAT16)
+    back = graph.insert("Cast", [half], to=onnx.TensorProto.BFLOAT16)
+    graph.redirect(made, back, but=[graph.maker(half)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (_tanh, "changed_nodes"),
+        (_epsilon, "changed_nodes"),
+        (_through_float16, "changed_nodes"),
+        (_one_bit, "changed_constants"),
+        (_cut_off, "changed_constants"),
+        (_weak_mask, "changed_constants"),
+    ],
+)
+def test_a_damage_of_a_bfloat16_graph_is_a_difference(
+    pair: tuple[Path, Path],
+    bfloat16: Path,
+    tmp_path: Path,
+    damage: Callable[[Graph], None],
+    kind: str,
+) -> None:
+    graph = Graph(onnx.load(bfloat16 / "model.onnx"))
+    damage(graph)
+    (tmp_path / "damaged").mkdir()
+    graph.write(tmp_path / "damaged")
+    facts = _measure(pair[0], tmp_path / "damaged", tmp_path)
+    failed = [result for result in _judge(facts) if not result.is_allowed]
+    assert {result.metric for result in failed} == {f"cast.{kind}"}

@@ -9,9 +9,13 @@ import onnx_ir as ir
 import pytest
 
 from pipeline.errors import StageError
+from pipeline.graph import half
 from pipeline.graph.files import save_ir_model
 from pipeline.graph.half import HalfCast, cast_to_half
+from pipeline.graph.half_rules import BFLOAT16, FLOAT16, HalfType
+from pipeline.graph.stand_in import write_stand_in
 from tests.graph.models import parse, random, write
+from tests.graph.models import run as run_as_written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,10 +104,12 @@ def run(path: Path, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return list(onnx.reference.ReferenceEvaluator(str(path)).run(None, dict(feeds)))
 
 
-def cast(model: onnx.ModelProto, directory: Path) -> tuple[Path, HalfCast]:
+def cast(
+    model: onnx.ModelProto, directory: Path, kind: HalfType = FLOAT16
+) -> tuple[Path, HalfCast]:
     """Cast a model and write it."""
     changed = ir.serde.deserialize_model(model)
-    result = cast_to_half(changed)
+    result = cast_to_half(changed, kind)
     directory.mkdir(parents=True, exist_ok=True)
     path = save_ir_model(changed, directory)
     onnx.checker.check_model(path, full_check=True)
@@ -253,3 +259,102 @@ def test_a_node_with_a_subgraph_is_refused(tmp_path: Path) -> None:
     """
     with pytest.raises(StageError, match="has a subgraph"):
         cast(parse(text), tmp_path)
+
+
+def run_bfloat16(
+    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], directory: Path
+) -> tuple[np.ndarray, HalfCast]:
+    """The first output in bfloat16, every result rounded to it; and what the cast did."""
+    path, result = cast(model, directory / "bf16", BFLOAT16)
+    stand_in = write_stand_in(path.parent, directory / "stand-in")
+    return run_as_written(stand_in.model / "model.onnx", feeds)[0], result
+
+
+def everything_is_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on no node stays in float32."""
+    monkeypatch.setattr(half, "nodes_to_keep", lambda *_: {})
+
+
+def test_bfloat16_keeps_the_last_bits_of_a_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = parse(MEAN_POOLING, {"w": np.eye(4, dtype=np.float32)})
+    feeds = {
+        "x": 1 + random(1, 513, 4) / 4,
+        "mask": np.ones((1, 513), dtype=np.int64),  # 513 has ten bits
+    }
+    (expected,) = run(write(tmp_path / "original", model), feeds)
+    ours, result = run_bfloat16(model, feeds, tmp_path / "ours")
+    np.testing.assert_allclose(ours, expected, rtol=4e-4)
+    found = reasons(result)
+    assert found["ReduceSum"] == "sums many elements: the sum may lose its last bits"
+    assert "keeps only 8 bits of each term" in found["Mul"]
+    assert "65504" not in "".join(found.values())  # nothing overflows
+    everything_is_cast(monkeypatch)
+    naive, _ = run_bfloat16(model, feeds, tmp_path / "naive")
+    assert np.abs(naive / expected - 1).max() > 1e-3
+
+
+def test_bfloat16_keeps_a_variance_and_its_epsilon(tmp_path: Path) -> None:
+    model = parse(VARIANCE, {"w": np.eye(8, dtype=np.float32)})
+    feeds = {"x": 1000 * random(3, 8)}
+    (expected,) = run(write(tmp_path / "original", model), feeds)
+    ours, result = run_bfloat16(model, feeds, tmp_path)
+    np.testing.assert_allclose(ours, expected, atol=0.02)
+    assert {"Pow", "ReduceMean", "Add", "Sqrt"} <= set(reasons(result))
+
+
+def test_buckets_of_distances_are_those_of_float32_in_bfloat16_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = np.arange(128, dtype=np.float32).reshape(128, 1)
+    model = parse(BUCKETS, {"table": table})
+    feeds = {"distance": np.arange(1, 4000)}
+    (expected,) = run(write(tmp_path / "original", model), feeds)
+    ours, result = run_bfloat16(model, feeds, tmp_path / "ours")
+    np.testing.assert_array_equal(ours, expected)
+    assert "makes integers" in reasons(result)["Log"]
+    everything_is_cast(monkeypatch)
+    naive, _ = run_bfloat16(model, feeds, tmp_path / "naive")
+    assert (naive != expected).mean() > 0.05
+
+
+def test_angles_of_positions_keep_their_fraction_in_bfloat16(tmp_path: Path) -> None:
+    model = parse(ROTARY, {"frequency": np.array([[1.0, 0.3, 0.01]], dtype=np.float32)})
+    feeds = {"position": np.arange(300, 400).reshape(-1, 1)}
+    (expected,) = run(write(tmp_path / "original", model), feeds)
+    ours, result = run_bfloat16(model, feeds, tmp_path)
+    np.testing.assert_allclose(ours, expected, atol=2**-8)
+    assert "bfloat16 has no fraction beyond 256" in reasons(result)["MatMul"]
+
+
+def test_a_weight_that_float16_cannot_hold_is_none_to_bfloat16(tmp_path: Path) -> None:
+    weight = random(4, 4)
+    weight[2, 1] = 70000.0
+    path, result = cast(parse(ROUNDED, {"w": weight}), tmp_path, BFLOAT16)
+    assert result.vanished == 0
+    (stored,) = (t for t in onnx.load_model(path).graph.initializer if t.name == "w_bf16")
+    assert stored.data_type == onnx.TensorProto.BFLOAT16
+    assert onnx.numpy_helper.to_array(stored).astype(np.float32)[2, 1] == 70144.0
+    weight[2, 1] = 3.4e38
+    with pytest.raises(
+        StageError, match=r"weight `w` has 3\.4e\+38, which is infinite in bfloat16"
+    ):
+        cast(parse(ROUNDED, {"w": weight}), tmp_path / "again", BFLOAT16)
+
+
+def test_an_operator_without_bfloat16_says_since_when_it_has_it(tmp_path: Path) -> None:
+    text = """
+    g (float[n, 2, 8, 8] x) => (float[n, 3, 8, 8] y)
+    {
+        y = Conv<pads = [1, 1, 1, 1]>(x, w)
+    }
+    """
+    model = parse(text, {"w": random(3, 2, 3, 3)})
+    _, result = cast(model, tmp_path / "old", BFLOAT16)
+    assert reasons(result) == {
+        "Conv": "Conv of opset 20 is not defined for bfloat16, but since opset 22"
+    }
+    model.opset_import[0].version = 22
+    _, result = cast(model, tmp_path / "new", BFLOAT16)
+    assert (result.kept, result.share) == ((), 1.0)

@@ -29,7 +29,7 @@ ROLES: Final = {
 }
 """What a linear layer is for -> the end of its bias's name in BERT, in ViT."""
 
-SUFFIXES: Final = ("", "_fp16", "_quantized")
+SUFFIXES: Final = ("", "_fp16", "_bf16", "_quantized")
 
 
 @dataclass(frozen=True, slots=True)
