@@ -3,7 +3,8 @@
 After quantisation a fault of a graph is smaller than the noise that is expected of it, so the outputs
 cannot show it. Everything that was not rounded must still be as it was, everything that was rounded
 must be within half a step, and scales must fit the data. Limits are by evidence, measured on MiniLM and
-four trained models, dynamic, static for ONNX Runtime and static for TensorRT:
+four trained models, dynamic, static for ONNX Runtime and static for TensorRT; weights in 4 bits and
+floats besides have the same limits, by other rules (`pipeline.graph.weight_only_audit`):
 
 | kind                  | good ones                  | faults                                    | limit  |
 |-----------------------|----------------------------|-------------------------------------------|--------|
@@ -49,11 +50,13 @@ from pipeline.stages.check_quantization import (
 from pipeline.stages.given_back import REPAIR_PORT
 from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
 from pipeline.stages.quantize_static import QuantizeStaticConfig
+from pipeline.stages.quantize_weights import QuantizeWeightsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pipeline.parity.types import GateResult
+    from pipeline.stages.base import StageConfig
 
 NAME = "quantization"
 
@@ -144,7 +147,8 @@ def _plan(subject: Subject, limits: QuantizationLimits) -> Iterator[PlannedCheck
     del limits
     for link in subject.links:
         config = link.config
-        if not isinstance(config, QuantizeDynamicConfig | QuantizeStaticConfig):
+        asked = _asked(config)
+        if asked is None:
             continue
         inputs = {
             MODEL_PORT: link.node,
@@ -155,12 +159,18 @@ def _plan(subject: Subject, limits: QuantizationLimits) -> Iterator[PlannedCheck
         inputs |= {
             port: link.inputs[port] for port in (RANGES_PORT, REPAIR_PORT) if port in link.inputs
         }
-        asked = (
-            CheckQuantizationConfig(static=config)
-            if isinstance(config, QuantizeStaticConfig)
-            else CheckQuantizationConfig(dynamic=config)
-        )
         yield PlannedCheck(link=link, config=asked, inputs=inputs)
+
+
+def _asked(config: StageConfig) -> CheckQuantizationConfig | None:
+    """What the check is asked of the stage with this config; None when it quantises nothing."""
+    if isinstance(config, QuantizeStaticConfig):
+        return CheckQuantizationConfig(static=config)
+    if isinstance(config, QuantizeDynamicConfig):
+        return CheckQuantizationConfig(dynamic=config)
+    if isinstance(config, QuantizeWeightsConfig):
+        return CheckQuantizationConfig(weight_only=config)
+    return None
 
 
 def _judge(measured: Measured, limits: QuantizationLimits) -> tuple[GateResult, ...]:

@@ -13,6 +13,7 @@ from pydantic import Field
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
 from pipeline.stages.quantize_static import QuantizeStaticConfig
+from pipeline.stages.quantize_weights import QuantizeWeightsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ class CheckQuantizationConfig(StageConfig):
     Attributes:
         dynamic: The config of the stage that made the graph, when it was `quantize_dynamic`.
         static: Likewise for `quantize_static`.
+        weight_only: Likewise for `quantize_weights`.
         run_samples: Samples on which the graph without its quantisation is compared with the float
             graph, spread over their lengths; one probe of each kind comes on top.
         fit_samples: Samples on which ranges are judged, spread likewise.
@@ -55,6 +57,7 @@ class CheckQuantizationConfig(StageConfig):
 
     dynamic: QuantizeDynamicConfig | None = None
     static: QuantizeStaticConfig | None = None
+    weight_only: QuantizeWeightsConfig | None = None
     run_samples: Annotated[int, Field(ge=1)] = 4
     fit_samples: Annotated[int, Field(ge=1)] = 64
 
@@ -116,6 +119,8 @@ def _audit(
     from pipeline.graph.qdq_placements import PLACEMENTS
     from pipeline.graph.quantization import QuantizationOptions
     from pipeline.graph.quantization_audit import StaticRequest, audit_dynamic, audit_static
+    from pipeline.graph.weight_only import WeightOnlyRequest
+    from pipeline.graph.weight_only_audit import audit_weight_only
     from pipeline.stages.given_back import read_given_back
 
     original = load_ir_model(inputs[FLOAT_PORT] / MODEL_FILE)
@@ -132,8 +137,12 @@ def _audit(
     elif config.dynamic is not None:
         options = QuantizationOptions(**config.dynamic.model_dump(), given_back=given_back)
         audit = audit_dynamic(original, made, options)
+    elif config.weight_only is not None:
+        audit = audit_weight_only(
+            original, made, WeightOnlyRequest(**config.weight_only.model_dump())
+        )
     else:
-        raise ValueError("neither a dynamic nor a static quantisation")
+        raise ValueError("neither a dynamic, a static nor a weight-only quantisation")
     save_ir_model(made, skeleton)
     del original, made
     gc.collect()  # graphs are full of cycles, and would keep their weights for long
