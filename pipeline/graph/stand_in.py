@@ -8,7 +8,9 @@ nearest, halves to even. An engine rounds less often, where it computes several 
 from __future__ import annotations
 
 import gc
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -24,7 +26,6 @@ from pipeline.stages.base import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NOTE: Final = "bfloat16 computed in float32 and rounded"
 
@@ -49,7 +50,7 @@ class StandIn:
 
 
 def write_stand_in(
-    source: Path, directory: Path, optimizations: Literal["disabled", "all"] = "disabled"
+    source: Path, scratch: Path, optimizations: Literal["disabled", "all"] = "disabled"
 ) -> StandIn:
     """Find, or write, what ONNX Runtime's CPU can run in place of a graph.
 
@@ -57,7 +58,7 @@ def write_stand_in(
 
     Args:
         source: Directory of the model; it is not written to.
-        directory: Does not exist yet; it is made for a graph that has bfloat16.
+        scratch: Directory in which one is made for a graph that has bfloat16.
         optimizations: How the graph is to be run. With `all` it is run as a user of ONNX Runtime
             would, who cannot run bfloat16 either: then it stays as it is.
 
@@ -71,7 +72,7 @@ def write_stand_in(
         return StandIn(source, "")
     model = load_ir_model(source / MODEL_FILE)
     round_to_bfloat16(model)
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(prefix="stand-in-", dir=scratch))
     save_ir_model(model, directory, inline_limit_bytes=0)
     del model
     gc.collect()  # a graph is full of cycles, and would keep its weights for long

@@ -82,16 +82,14 @@ def run(
         del before
     values = read_inner_values(load_graph_only(inputs[MODEL_PORT] / MODEL_FILE).graph, layers)
     # Values have the same names in it; those that were not rounded yet are not looked at.
-    run_in_place = write_stand_in(
-        inputs[MODEL_PORT], context.scratch / "stand-in", config.optimizations
-    )
+    stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
     feeds = _feeds(config, inputs)
     folders = [context.scratch / name for name in ("before", "graph")]
     for folder in folders:
         folder.mkdir()
     with _right_values(config, inputs, values, folders[0], context) as right:
         found = compare_layers(
-            run_in_place.model,
+            stand_in.model,
             values,
             right,
             feeds,
@@ -161,9 +159,7 @@ def _right_values(
         from pipeline.parity.layer_comparison import GraphValues
         from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
-        before = write_stand_in(
-            inputs[BEFORE_PORT], context.scratch / "stand-in-before", config.before
-        ).model
+        before = write_stand_in(inputs[BEFORE_PORT], context.scratch, config.before).model
         graph = load_graph_only(before / MODEL_FILE).graph
         outputs = {value.name for value in graph.output}
         theirs = {value.name for value in read_inner_values(graph, {})} - outputs

@@ -72,11 +72,9 @@ def run(
     path = inputs[MODEL_PORT] / MODEL_FILE
     records: tuple[Record, ...] = ()
     chosen: list[Subject] = []
-    run_in_place = write_stand_in(
-        inputs[MODEL_PORT], context.scratch / "stand-in", config.optimizations
-    )
+    stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
     with OnnxRuntimeRunner(
-        run_in_place.model / MODEL_FILE, optimizations=config.optimizations, threads=context.threads
+        stand_in.model / MODEL_FILE, optimizations=config.optimizations, threads=context.threads
     ) as runner:
         unknown = _unknown_inputs(runner, samples)
         if not unknown:

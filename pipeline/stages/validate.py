@@ -75,11 +75,9 @@ def run(
         raise StageError(
             f"the reference is of {reference.index.samples} samples, there are {len(samples)}"
         )
-    run_in_place = write_stand_in(
-        inputs[MODEL_PORT], context.scratch / "stand-in", config.optimizations
-    )
+    stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
     with OnnxRuntimeRunner(
-        run_in_place.model / MODEL_FILE,
+        stand_in.model / MODEL_FILE,
         optimizations=config.optimizations,
         threads=config.threads or context.threads,
         spins=False,
@@ -114,7 +112,7 @@ def run(
             context.progress(done, len(samples), "samples")
         parity = recorder.finish(
             check.problems,
-            session=", ".join(filter(None, (runner.session, run_in_place.note))),
+            session=", ".join(filter(None, (runner.session, stand_in.note))),
             batch_size=config.batch_size,
             samples=len(samples),
         )

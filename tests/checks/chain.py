@@ -71,6 +71,7 @@ def make_chain(root: Path, checkpoint: Path) -> Chain:
     bench.run(SIMPLIFY, SimplifyConfig(), "simplify", model="export")
     bench.run(FUSE, FuseConfig(), "fuse", model="simplify")
     bench.run(CAST, CastConfig(), "cast", model="simplify")
+    bench.run(CAST, CastConfig(precision="bf16"), "cast-bf16", model="simplify")
     random_samples(root / "samples", 12, len(vocabulary()))
     lengths = PROFILE["sequence"][0], PROFILE["sequence"][2]
     probes = ProbesConfig(task=TASK, lengths=lengths)

@@ -25,7 +25,12 @@ FLOAT = {"arithmetic": "float32"}
 
 
 def compare(
-    chain: Chain, scratch: Path, model: Path, before: str = "fuse", **changes: Any
+    chain: Chain,
+    scratch: Path,
+    model: Path,
+    before: str = "fuse",
+    run_before: str = "all",
+    **changes: Any,
 ) -> dict[str, Any]:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -33,7 +38,7 @@ def compare(
         "against": before,
         "arithmetic": "quantized",
         "optimizations": "all",
-        "before": "all",
+        "before": run_before,
     }
     config = CompareLayersConfig(**(values | changes))
     inputs = chain.ports(model, "samples", "export") | {"before": chain.root / before}
@@ -97,6 +102,27 @@ def test_overflow_is_told_where_it_is_made(chain: Chain, tmp_path: Path) -> None
     assert behind
     assert all(row["noise"] is None for row in behind)  # all of it is spoilt ...
     assert all(row["added"] < facts["limit"] for row in behind)  # ... but not by these
+
+
+def test_a_bfloat16_graph_is_compared_rounded(chain: Chain, tmp_path: Path) -> None:
+    bfloat16 = {"arithmetic": "bfloat16", "optimizations": "disabled", "run_before": "disabled"}
+    good = chain.root / "cast-bf16"
+    facts = compare(chain, tmp_path / "good", good, "simplify", **bfloat16)
+    assert facts["first"] is None
+    assert max(row["noise"] for row in facts["layers"]) > 1e-3  # it is rounded
+    assert facts["unmatched"] < 0.3 * len(facts["layers"])
+
+    def shifted(graph: Graph) -> None:
+        (name,) = graph.find("layer.0.intermediate.dense.bias")
+        graph.change(name, lambda bias: (bias + 1).astype(bias.dtype))
+
+    model = chain.damaged("cast-bf16", tmp_path / "damaged", shifted)
+    facts = compare(chain, tmp_path / "bad", model, "simplify", **bfloat16)
+    rows = {row["name"]: row for row in facts["layers"]}
+    assert rows[facts["first"]]["layer"] == "encoder.layer.0.intermediate.dense"
+    # Quantised graphs may be made of it: then it is what values are compared with.
+    facts = compare(chain, tmp_path / "before", good, "cast-bf16", **bfloat16)
+    assert {row["noise"] for row in facts["layers"]} == {0.0}
 
 
 def test_without_scopes_layers_are_told_by_the_names_of_weights(

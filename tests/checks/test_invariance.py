@@ -27,11 +27,12 @@ ARITHMETIC: dict[str, Arithmetic] = {
     "export": "float32",
     "fuse": "float32",
     "cast": "float16",
+    "cast-bf16": "bfloat16",
     "dynamic": "quantized",
     "static": "quantized",
     "static-tensorrt": "quantized",
 }
-AS_WRITTEN = {"export", "cast", "static-tensorrt"}
+AS_WRITTEN = {"export", "cast", "cast-bf16", "static-tensorrt"}
 OUTPUT = "sentence_embedding"
 
 

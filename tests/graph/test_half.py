@@ -266,7 +266,7 @@ def run_bfloat16(
 ) -> tuple[np.ndarray, HalfCast]:
     """The first output in bfloat16, every result rounded to it; and what the cast did."""
     path, result = cast(model, directory / "bf16", BFLOAT16)
-    stand_in = write_stand_in(path.parent, directory / "stand-in")
+    stand_in = write_stand_in(path.parent, directory)
     return run_as_written(stand_in.model / "model.onnx", feeds)[0], result
 
 
