@@ -107,7 +107,7 @@ def _own_reason(layer: WeightedLayer, request: WeightOnlyRequest) -> str:
         return "it has no weight"
     if 0 in weight.const_value.shape:
         return "its weight has no elements"
-    inputs = int(weight.const_value.shape[input_axis(layer)])
+    inputs = weight.const_value.shape.numpy()[input_axis(layer)]
     size = request.block_size
     if size is not None and inputs % size:
         # ONNX and ONNX Runtime take a last block that is shorter; the parser of TensorRT does not.

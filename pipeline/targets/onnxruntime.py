@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: fp32, and INT8 with scales taken at run time or beforehand."""
+"""ONNX Runtime on the CPU: fp32, INT8 with scales taken at run time or beforehand, INT4 weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from pipeline.stages.quantize_static import (
     QUANTIZE_STATIC,
     OnnxRuntimeStaticOptions,
     QuantizeStaticConfig,
+)
+from pipeline.stages.quantize_weights import (
+    QUANTIZE_WEIGHTS,
+    QuantizeWeightsConfig,
+    WeightOnlyOptions,
 )
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
@@ -34,27 +39,31 @@ class StaticQuantization(CalibrateConfig, OnnxRuntimeStaticOptions, Repairable):
     mode: Literal["static"]
 
 
-Quantization = Annotated[DynamicQuantization | StaticQuantization, Field(discriminator="mode")]
+class WeightOnlyQuantization(WeightOnlyOptions):
+    """INT4 or INT8 weights and nothing else; ONNX Runtime picks the kernels when it loads them."""
+
+    mode: Literal["weight_only"]
+
+
+Quantization = Annotated[
+    DynamicQuantization | StaticQuantization | WeightOnlyQuantization, Field(discriminator="mode")
+]
 
 
 class OnnxRuntimeTarget(TargetBase):
     """A model for ONNX Runtime's CPU execution provider."""
 
     runtime: Literal["onnxruntime"]
-    precision: Literal["fp32", "int8"]
-    quantization: Quantization | None = Field(default=None, description="for int8")
+    precision: Literal["fp32", "int8", "int4"]
+    quantization: Quantization | None = Field(default=None, description="for int8 and int4")
     simplify: SimplifyConfig = SimplifyConfig()
     fuse: FuseConfig = FuseConfig()
 
     @model_validator(mode="after")
     def _quantization_fits_precision(self) -> Self:
-        if (self.precision == "int8") != (self.quantization is not None):
-            msg = (
-                "precision int8 needs `quantization: {mode: dynamic}` or `{mode: static}`"
-                if self.precision == "int8"
-                else f"precision {self.precision} takes no `quantization`"
-            )
-            raise ValueError(msg)
+        fault = _precision_fault(self.precision, self.quantization)
+        if fault:
+            raise ValueError(fault)
         return self
 
     def chain(self, builder: ChainBuilder) -> TargetChain:
@@ -94,9 +103,32 @@ class OnnxRuntimeTarget(TargetBase):
             return builder.add(QUANTIZE_STATIC, quantize, repaired, component=component)
         if options is None:
             raise ValueError("this target is not quantised")
+        if isinstance(options, WeightOnlyQuantization):
+            weights = QuantizeWeightsConfig(**options.model_dump(exclude={"mode"}))
+            return builder.add(QUANTIZE_WEIGHTS, weights, {"model": fused}, component=component)
         config = QuantizeDynamicConfig(**options.model_dump(exclude={"mode", *REPAIRABLE_KEYS}))
         repaired = add_repair(builder, component, options, config, {"model": fused}, "all")
         return builder.add(QUANTIZE_DYNAMIC, config, repaired, component=component)
+
+
+def _precision_fault(precision: str, quantization: Quantization | None) -> str:
+    """Why a precision and a quantisation do not fit each other; empty when they do."""
+    if precision == "fp32":
+        return "" if quantization is None else "precision fp32 takes no `quantization`"
+    if precision == "int4":
+        if isinstance(quantization, WeightOnlyQuantization) and quantization.bits == 4:
+            return ""
+        return (
+            "precision int4 needs `quantization: {mode: weight_only}` with `bits: 4`, its default"
+        )
+    if quantization is None:
+        return (
+            "precision int8 needs `quantization: {mode: dynamic}`, `{mode: static}` or "
+            "`{mode: weight_only, bits: 8}`"
+        )
+    if isinstance(quantization, WeightOnlyQuantization) and quantization.bits != 8:
+        return "precision int8 needs `bits: 8` with `mode: weight_only`"
+    return ""
 
 
 def _static_configs(options: StaticQuantization) -> tuple[CalibrateConfig, QuantizeStaticConfig]:
