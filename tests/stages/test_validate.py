@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from pipeline.errors import StageError
+from pipeline.graph.files import load_ir_model, save_ir_model
+from pipeline.graph.half import cast_to_half
+from pipeline.graph.half_rules import BFLOAT16
 from pipeline.parity.gates import judge_parity
 from pipeline.parity.types import Parity
 from pipeline.recipe.types import Bound, ParityGates
@@ -34,11 +37,19 @@ AS_PROBLEM = {
 AS_STAGE_FAILURE = {"batch_of_one_inside"}
 
 
-def _validate(tmp_path: Path, model: Path, *, batch_size: int = 4) -> Parity:
+def _validate(
+    tmp_path: Path,
+    model: Path,
+    *,
+    batch_size: int = 4,
+    optimizations: Literal["disabled", "all"] = "all",
+) -> Parity:
     data = write_samples(tmp_path / "data")
     output = tmp_path / "out"
     output.mkdir(parents=True)
-    config = ValidateConfig(task="feature-extraction", optimizations="all", batch_size=batch_size)
+    config = ValidateConfig(
+        task="feature-extraction", optimizations=optimizations, batch_size=batch_size
+    )
     inputs = {"model": model, "samples": data, "reference": data}
     context = RecordingContext(tmp_path)
     facts = VALIDATE.run(config, inputs, output, context)
@@ -124,6 +135,40 @@ def test_half_precision_outputs_are_compared(tmp_path: Path) -> None:
     assert parity.problems == ()
     assert _is_passed(parity)
     assert 0.0 < (parity.outputs[1].metrics.relative_l2 or 0.0) < 1e-3
+
+
+def _bfloat16(tmp_path: Path, fault: str = "") -> Path:
+    """A graph of the encoder in bfloat16."""
+    source = write_graph(tmp_path / "float32", *([fault] if fault else []))
+    model = load_ir_model(source / "model.onnx")
+    cast_to_half(model, BFLOAT16)
+    (tmp_path / "model").mkdir()
+    save_ir_model(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_bfloat16_graph_is_compared_and_the_session_says_how(tmp_path: Path) -> None:
+    parity = _validate(tmp_path, _bfloat16(tmp_path), optimizations="disabled")
+    assert parity.problems == ()
+    assert parity.session.endswith("disabled, bfloat16 computed in float32 and rounded")
+    for output in parity.outputs:
+        assert 2**-12 < (output.metrics.relative_l2 or 0.0) < 2**-7
+
+
+@pytest.mark.parametrize("fault", ["mask_ignored", "two_inputs_swapped", "wrong_pooling"])
+def test_a_broken_bfloat16_graph_is_far_away(tmp_path: Path, fault: str) -> None:
+    parity = _validate(tmp_path, _bfloat16(tmp_path, fault), optimizations="disabled")
+    assert max(output.metrics.relative_l2 or 0.0 for output in parity.outputs) > 0.05
+
+
+def test_bfloat16_for_users_of_onnx_runtime_is_refused_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"implementation for"):
+        _validate(tmp_path, _bfloat16(tmp_path), optimizations="all")
+
+
+def test_a_float32_graph_is_run_as_it_is(tmp_path: Path) -> None:
+    parity = _validate(tmp_path, write_graph(tmp_path / "model"), optimizations="disabled")
+    assert parity.session.endswith("optimizations disabled")
 
 
 def test_a_graph_that_cannot_be_fed_leaves_every_output_without_numbers(tmp_path: Path) -> None:
