@@ -45,11 +45,12 @@ if TYPE_CHECKING:
     from pipeline.checks.limits import CheckLimits
     from pipeline.data_source import DataSource
     from pipeline.hashing import JSON
-    from pipeline.recipe.types import DataSpec, QualityGates, Recipe, ShapeRange
+    from pipeline.recipe.types import DataSpec, QualityGates, Recipe
     from pipeline.source import Source
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.store import StageRecord
     from pipeline.targets.base import ModelLink, TargetChain
+    from pipeline.targets.shape_ranges import ShapeRange
     from pipeline.tasks import Modality, Task
 
 KEY_TAG = "convert/stage-key/1"
@@ -363,7 +364,8 @@ def _about(where: Where, *key_path: str | int) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        error.where = error.where or where(*key_path)
+        below = getattr(error, "key_path", ())  # of a target's own errors
+        error.where = error.where or where(*key_path, *below)
         raise
 
 

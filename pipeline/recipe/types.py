@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pipeline.checks.limits import CheckLimits
 from pipeline.stages.export import ExportOptions
 from pipeline.targets import AnyTarget
+from pipeline.targets.shape_ranges import Positive, ShapeRange
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 FACT_PATTERN = r"^[a-z][a-z0-9_]*$"
@@ -27,8 +28,6 @@ FactName = Annotated[str, StringConstraints(pattern=FACT_PATTERN)]
 
 Printable = Annotated[str, StringConstraints(pattern=PRINTABLE_PATTERN)]
 """Text on one line: not empty, no control characters."""
-
-Positive = Annotated[int, Field(ge=1)]
 
 ARTIFACT_FILES = (
     "manifest.json",
@@ -76,21 +75,6 @@ class ModelSpec(Strict):
     task: Printable = Field(
         description="The task, by its name or a synonym", examples=["feature-extraction"]
     )
-
-
-class ShapeRange(Strict):
-    """The smallest, the usual and the largest value of one named axis."""
-
-    min: Positive = Field(description="the smallest that must work")
-    opt: Positive = Field(description="the usual one; engines are fastest here")
-    max: Positive = Field(description="the largest that must work")
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> Self:
-        if not self.min <= self.opt <= self.max:
-            msg = f"min <= opt <= max does not hold: {self.min}, {self.opt}, {self.max}"
-            raise ValueError(msg)
-        return self
 
 
 class Shapes(Strict):

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from pipeline.targets.existing import ExistingTarget
 from pipeline.targets.onnxruntime import OnnxRuntimeTarget
+from pipeline.targets.tensorrt import TensorRTTarget
 from pipeline.targets.tensorrt_rtx import TensorRTRTXTarget
 
 AnyTarget = Annotated[
-    OnnxRuntimeTarget | TensorRTRTXTarget | ExistingTarget, Field(discriminator="runtime")
+    OnnxRuntimeTarget | TensorRTRTXTarget | TensorRTTarget | ExistingTarget,
+    Field(discriminator="runtime"),
 ]

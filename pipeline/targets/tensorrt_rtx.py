@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
+from pipeline.engines.module import TENSORRT_RTX
+from pipeline.engines.preflight import choose_engine
 from pipeline.engines.targets import check_target, require_builder
 from pipeline.environment import nvidia_driver_version
-from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
-from pipeline.stages.cast import CAST, CastConfig
+from pipeline.errors import EnvironmentMissing
 from pipeline.stages.engine import ENGINE, EngineConfig
-from pipeline.stages.quantize_static import (
-    QUANTIZE_STATIC,
-    QuantizeStaticConfig,
-    StaticOptions,
-)
-from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
-from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
-from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
+from pipeline.targets.engine_chain import EngineOrder, EngineTarget
 
 if TYPE_CHECKING:
-    from pipeline.parity.tolerances import Arithmetic
-    from pipeline.targets.base import ChainBuilder, NodeRef
+    from collections.abc import Mapping
 
-ComputeCapability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
+ComputeCapability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121", "portable"]
 
 
 def _without_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -35,107 +28,54 @@ def _without_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-class TensorRTStaticQuantization(CalibrateConfig, StaticOptions, Repairable):
-    """INT8 products with scales from `data.calibration`; all else stays fp16."""
-
-    mode: Literal["static"]
-
-
-class TensorRTRTXTarget(TargetBase):
+class TensorRTRTXTarget(EngineTarget):
     """One engine for each compute capability, with the ONNX graph it was built from."""
 
     runtime: Literal["tensorrt-rtx"]
-    precision: Literal["fp16", "int8"]
-    quantization: TensorRTStaticQuantization | None = Field(default=None, description="for int8")
     compute_capability: Annotated[
         tuple[ComputeCapability, ...], Field(min_length=1), AfterValidator(_without_repeats)
-    ]
-    simplify: SimplifyConfig = SimplifyConfig()
-    cast: CastConfig = CastConfig()
+    ] = Field(
+        description="GPU generations, one engine each; `portable` is one engine for all from sm80 on",
+        examples=[["sm89", "sm120"]],
+    )
 
-    @model_validator(mode="after")
-    def _quantization_fits_precision(self) -> Self:
-        if (self.precision == "int8") != (self.quantization is not None):
-            msg = (
-                "precision int8 needs `quantization: {mode: static}`"
-                if self.precision == "int8"
-                else f"precision {self.precision} takes no `quantization`"
-            )
-            raise ValueError(msg)
-        return self
+    def check(self) -> None:
+        """Every pair of precision and capability, the package, and what only a GPU can build.
 
-    def chain(self, builder: ChainBuilder) -> TargetChain:
-        """Export, simplify, cast, quantise when asked to, and one engine for each compute capability."""
-        for capability in self.compute_capability:
-            check_target(capability, self.precision)
+        Raises:
+            RecipeError: TensorRT-RTX does not build the precision for a capability.
+            EnvironmentMissing: it is not installed, or there is no driver and one is needed.
+        """
+        for target in self.compute_capability:
+            check_target(target, self.precision, is_weight_only=self.is_weight_only)
         require_builder()
-        models: dict[str, tuple[ModelLink, ...]] = {}
-        deliverables: dict[str, tuple[Deliverable, ...]] = {}
-        for component in builder.components:
-            exported = builder.exported(component)
-            simplified = builder.add(
-                SIMPLIFY, self.simplify, {"model": exported}, component=component
-            )
-            last = builder.add(CAST, self.cast, {"model": simplified}, component=component)
-            nodes = [exported, simplified, last]
-            arithmetic: list[Arithmetic] = ["float32", "float32", "float16"]
-            if self.quantization is not None:
-                last = _quantized(self.quantization, builder, component, nodes)
-                nodes.append(last)
-                arithmetic.append("quantized")
-            # The engine is strongly typed, so the graph as it is written is its nearest stand-in.
-            models[component] = tuple(
-                ModelLink(node=node, optimizations="disabled", arithmetic=kind)
-                for node, kind in zip(nodes, arithmetic, strict=True)
-            )
-            made = [Deliverable(node=last)]
-            for capability in self.compute_capability:
-                config = EngineConfig(
-                    compute_capability=capability,
-                    precision=self.precision,
-                    profiles=(dict(builder.profile),),
+        for name in ("refit", "strip_weights"):
+            if getattr(self, name) and not nvidia_driver_version():
+                raise EnvironmentMissing(
+                    f"`{name}` needs a GPU on the machine that builds, and this one has no NVIDIA "
+                    "driver: without one TensorRT-RTX fails to mark weights that can be exchanged, "
+                    "whatever the model",
+                    hint=f"build on a machine with a GPU, or leave `{name}` out",
                 )
-                engine = builder.add(
-                    ENGINE, config, {"model": last}, component=component, label=capability
-                )
-                renames = {
-                    "model.engine": f"model.{capability}.engine",
-                    "layers.json": f"model.{capability}.layers.json",
-                    "engine.json": f"model.{capability}.engine.json",
-                }
-                made.append(Deliverable(node=engine, renames=renames))
-            deliverables[component] = tuple(made)
-        return TargetChain(
-            models=models,
-            deliverables=deliverables,
-            not_run_reason=_not_run_reason(),
-            proxy="onnxruntime-cpu",
+
+    def orders(self, options: Mapping[str, Any]) -> tuple[EngineOrder, ...]:
+        """One engine for each compute capability."""
+        return tuple(
+            EngineOrder(
+                label=target,
+                stage=ENGINE,
+                config=EngineConfig(compute_capability=target, **options),
+                renames={
+                    "model.engine": f"model.{target}.engine",
+                    "layers.json": f"model.{target}.layers.json",
+                    "engine.json": f"model.{target}.engine.json",
+                },
+                ports={},
+            )
+            for target in self.compute_capability
         )
 
-
-def _quantized(
-    options: TensorRTStaticQuantization,
-    builder: ChainBuilder,
-    component: str,
-    nodes: list[NodeRef],
-) -> NodeRef:
-    """Quantise the cast graph, the last of `nodes`, with ranges of the simplified one before it."""
-    _, simplified, cast = nodes
-    fields = options.model_dump(exclude={"mode", *REPAIRABLE_KEYS})
-    calibrate = CalibrateConfig(
-        **{name: fields.pop(name) for name in CalibrateConfig.model_fields}
-    )
-    ports = {"model": simplified, "samples": builder.calibration_samples()}
-    ranges = builder.add(CALIBRATE, calibrate, ports, component=component)
-    quantize = QuantizeStaticConfig(
-        placement="tensorrt", activation_dtype="int8", quantize_embeddings=False, **fields
-    )
-    ports = {"model": cast, "ranges": ranges}
-    repaired = add_repair(builder, component, options, quantize, ports, "disabled")
-    return builder.add(QUANTIZE_STATIC, quantize, repaired, component=component)
-
-
-def _not_run_reason() -> str:
-    if not nvidia_driver_version():
-        return "this machine has no NVIDIA driver"
-    return "running engines is not part of this version"
+    def not_run_reason(self) -> str:
+        """Why none of the engines runs here."""
+        reason = choose_engine(TENSORRT_RTX, self.compute_capability).reason
+        return reason or "running engines is not part of this version"

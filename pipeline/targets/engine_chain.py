@@ -1,0 +1,327 @@
+"""What targets of both TensorRT runtimes share: their recipe keys, and the chain up to the engine."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import RecipeError
+from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
+from pipeline.stages.cast import CAST, CastConfig
+from pipeline.stages.fuse_attention import FUSE_ATTENTION, FuseAttentionConfig
+from pipeline.stages.quantize_static import (
+    QUANTIZE_STATIC,
+    QuantizeStaticConfig,
+    StaticOptions,
+)
+from pipeline.stages.quantize_weights import (
+    QUANTIZE_WEIGHTS,
+    QuantizeWeightsConfig,
+    WeightOnlyOptions,
+)
+from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
+from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
+from pipeline.targets.shape_ranges import ProfileShapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.parity.tolerances import Arithmetic
+    from pipeline.stages.base import AnyStage, StageConfig
+    from pipeline.targets.base import ChainBuilder, NodeRef, Ref
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
+_QUANTIZED: Mapping[str, Mapping[str, str]] = {
+    "int8": {"static": "{mode: static}", "weight_only": "{mode: weight_only, bits: 8}"},
+    "fp8": {"static": "{mode: static}"},
+    "int4": {"weight_only": "{mode: weight_only}"},
+}
+"""Precision -> modes of quantisation that give it, and how they are written; others take none."""
+_BITS = {"int8": 8, "int4": 4}
+
+
+class TensorRTStaticQuantization(CalibrateConfig, StaticOptions, Repairable):
+    """INT8 or FP8 products with scales from `data.calibration`; all else stays fp16."""
+
+    mode: Literal["static"]
+
+
+class TensorRTWeightOnlyQuantization(WeightOnlyOptions):
+    """Weights in 4 or 8 bits; products are fp16, and no calibration data is needed."""
+
+    mode: Literal["weight_only"]
+
+
+Quantization = Annotated[
+    TensorRTStaticQuantization | TensorRTWeightOnlyQuantization, Field(discriminator="mode")
+]
+
+
+class AtKey(RecipeError):
+    """A recipe error that knows where below its target it belongs.
+
+    Args:
+        message: What is wrong.
+        *key_path: Keys and indices from the target down.
+        where: Set by the plan, which knows the target's own place.
+        hint: What to do.
+    """
+
+    def __init__(
+        self, message: str, *key_path: str | int, where: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.key_path = key_path
+
+
+Ranges: TypeAlias = "dict[str, tuple[int, int, int]]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOrder:
+    """One engine of a target.
+
+    Attributes:
+        label: Tells engines of one target apart: `sm89`; empty when there is but one.
+        stage: Builds it.
+        config: For the stage.
+        renames: File of the stage's output -> its name in the artifact.
+        ports: What the stage reads beside the graph.
+    """
+
+    label: str
+    stage: AnyStage
+    config: StageConfig
+    renames: Mapping[str, str]
+    ports: Mapping[str, Ref]
+
+
+class EngineTarget(TargetBase):
+    """Recipe keys of every engine."""
+
+    precision: Precision = Field(
+        description="of the matrix products; around int8, fp8 and int4 all else is fp16"
+    )
+    quantization: Quantization | None = Field(
+        default=None,
+        description="for int8 (static or weight_only), fp8 (static) and int4 (weight_only)",
+    )
+    attention: Literal["products", "operator"] = Field(
+        default="products",
+        description="how attention is given to the builder: as the products it consists of, or as "
+        "the operator `Attention` of ONNX (opset 23)",
+    )
+    profiles: tuple[ProfileShapes, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="shapes that the engine is made for, inside of `shapes`; default: one profile, "
+        "the recipe's `shapes`",
+        examples=[
+            [{"batch": {"min": 1, "opt": 1, "max": 1}}, {"batch": {"min": 2, "opt": 8, "max": 32}}]
+        ],
+    )
+    workspace_mib: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="limit of the scratch memory of one layer, MiB; default: the GPU's memory",
+    )
+    refit: bool = Field(
+        default=False, description="let other weights be put into the engine; needs a GPU to build"
+    )
+    strip_weights: bool = Field(
+        default=False, description="write the engine without its weights; needs a GPU to build"
+    )
+    simplify: SimplifyConfig = SimplifyConfig()
+
+    @model_validator(mode="after")
+    def _quantization_fits_precision(self) -> Self:
+        modes = _QUANTIZED.get(self.precision, {})
+        mode = self.quantization.mode if self.quantization is not None else ""
+        if mode == "" and modes:
+            forms = " or ".join(f"`quantization: {form}`" for form in modes.values())
+            msg = f"precision {self.precision} needs {forms}"
+            raise ValueError(msg)
+        if mode and not modes:
+            msg = f"precision {self.precision} takes no `quantization`"
+            raise ValueError(msg)
+        if mode and mode not in modes:
+            forms = " or ".join(f"`quantization: {form}`" for form in modes.values())
+            msg = f"precision {self.precision} takes {forms}, not mode {mode}"
+            raise ValueError(msg)
+        options = self.quantization
+        if isinstance(options, TensorRTWeightOnlyQuantization):
+            bits = _BITS[self.precision]
+            if options.bits != bits:
+                msg = f"precision {self.precision} needs `bits: {bits}` in `quantization`"
+                raise ValueError(msg)
+        elif isinstance(options, TensorRTStaticQuantization) and self.precision == "fp8":
+            for name in sorted(REPAIRABLE_KEYS):
+                if getattr(options, name) is not None:
+                    msg = f"`{name}` tries layers in int8, and precision is fp8"
+                    raise ValueError(msg)
+        return self
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Whether weights alone have few bits."""
+        return isinstance(self.quantization, TensorRTWeightOnlyQuantization)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse what cannot be built here.
+
+        Raises:
+            RecipeError: the target cannot be, anywhere.
+            EnvironmentMissing: a package, a GPU or a driver is missing here.
+        """
+
+    @abstractmethod
+    def orders(self, options: Mapping[str, Any]) -> tuple[EngineOrder, ...]:
+        """The engines of one component, given the options that all of them share."""
+
+    @abstractmethod
+    def not_run_reason(self) -> str:
+        """Why no engine of this target can run on this machine; empty when one can."""
+
+    def chain(self, builder: ChainBuilder) -> TargetChain:
+        """Export, simplify, fuse attention, cast, quantise, and the engines.
+
+        Raises:
+            RecipeError: a pair of precision and target, or a profile, is impossible.
+            EnvironmentMissing: a package, a GPU or a driver is missing here.
+        """
+        profiles = self._profiles(builder)
+        self.check()
+        options = {
+            "precision": self.precision,
+            "is_weight_only": self.is_weight_only,
+            "profiles": profiles,
+            "workspace_mib": self.workspace_mib,
+            "refit": self.refit,
+            "strip_weights": self.strip_weights,
+        }
+        models: dict[str, tuple[ModelLink, ...]] = {}
+        deliverables: dict[str, tuple[Deliverable, ...]] = {}
+        for component in builder.components:
+            links = self._links(builder, component)
+            models[component] = tuple(links)
+            last = links[-1].node
+            made = [Deliverable(node=last)]
+            for order in self.orders(options):
+                engine = builder.add(
+                    order.stage,
+                    order.config,
+                    {"model": last, **order.ports},
+                    component=component,
+                    label=order.label,
+                )
+                made.append(Deliverable(node=engine, renames=order.renames))
+            deliverables[component] = tuple(made)
+        return TargetChain(
+            models=models,
+            deliverables=deliverables,
+            not_run_reason=self.not_run_reason(),
+            proxy="onnxruntime-cpu",
+        )
+
+    def _links(self, builder: ChainBuilder, component: str) -> list[ModelLink]:
+        """The graphs from export to the one that is built."""
+        links: list[ModelLink] = []
+
+        def add(node: NodeRef, arithmetic: Arithmetic) -> NodeRef:
+            # The engine is strongly typed, so the graph as it is written is its nearest stand-in.
+            links.append(ModelLink(node=node, optimizations="disabled", arithmetic=arithmetic))
+            return node
+
+        exported = add(builder.exported(component), "float32")
+        plain = add(
+            builder.add(SIMPLIFY, self.simplify, {"model": exported}, component=component),
+            "float32",
+        )
+        if self.attention == "operator":
+            fused = builder.add(
+                FUSE_ATTENTION, FuseAttentionConfig(), {"model": plain}, component=component
+            )
+            plain = add(fused, "float32")
+        if self.precision == "fp32":
+            return links
+        narrow = CastConfig(precision="bf16" if self.precision == "bf16" else "fp16")
+        cast = add(
+            builder.add(CAST, narrow, {"model": plain}, component=component),
+            "bfloat16" if self.precision == "bf16" else "float16",
+        )
+        options = self.quantization
+        if isinstance(options, TensorRTWeightOnlyQuantization):
+            config = QuantizeWeightsConfig(**options.model_dump(exclude={"mode"}))
+            quantized = builder.add(QUANTIZE_WEIGHTS, config, {"model": cast}, component=component)
+            add(quantized, "quantized")
+        elif options is not None:
+            add(
+                _quantized(options, self.precision, builder, component, (plain, cast)), "quantized"
+            )
+        return links
+
+    def _profiles(self, builder: ChainBuilder) -> tuple[Ranges, ...]:
+        """The ranges of every profile, each inside of the recipe's own."""
+        shapes = dict(builder.profile)
+        found: list[Ranges] = []
+        for number, profile in enumerate(self.profiles or ()):
+            for axis, extent in profile.given().items():
+                where = ("profiles", number, axis)
+                if axis not in shapes:
+                    raise AtKey(
+                        f"inputs of task `{builder.task_name}` have no axis `{axis}`",
+                        *where,
+                        hint=f"its axes are: {', '.join(shapes)}",
+                    )
+                smallest, _, largest = shapes[axis]
+                if extent.min < smallest or extent.max > largest:
+                    raise AtKey(
+                        f"{axis} goes from {extent.min} to {extent.max}, and `shapes.{axis}` from "
+                        f"{smallest} to {largest}",
+                        *where,
+                        hint="keep every profile inside of `shapes`, which is what is compared "
+                        "with the checkpoint",
+                    )
+            given = {axis: extent.sizes() for axis, extent in profile.given().items()}
+            ranges = {**shapes, **given}
+            if ranges in found:
+                raise AtKey(
+                    f"`profiles[{found.index(ranges)}]` has the same shapes",
+                    "profiles",
+                    number,
+                    hint="leave one of them out",
+                )
+            found.append(ranges)
+        return tuple(found) or (shapes,)
+
+
+def _quantized(
+    options: TensorRTStaticQuantization,
+    precision: Precision,
+    builder: ChainBuilder,
+    component: str,
+    graphs: tuple[NodeRef, NodeRef],
+) -> NodeRef:
+    """Quantise the cast graph, the second of two, with ranges of the float32 one before it."""
+    plain, cast = graphs
+    fields = options.model_dump(exclude={"mode", *REPAIRABLE_KEYS})
+    calibrate = CalibrateConfig(
+        **{name: fields.pop(name) for name in CalibrateConfig.model_fields}
+    )
+    ports = {"model": plain, "samples": builder.calibration_samples()}
+    ranges = builder.add(CALIBRATE, calibrate, ports, component=component)
+    narrow: Literal["float8", "int8"] = "float8" if precision == "fp8" else "int8"
+    quantize = QuantizeStaticConfig(
+        placement="tensorrt",
+        activation_dtype=narrow,
+        weight_dtype=narrow,
+        quantize_embeddings=False,
+        **fields,
+    )
+    ports = {"model": cast, "ranges": ranges}
+    repaired = add_repair(builder, component, options, quantize, ports, "disabled")
+    return builder.add(QUANTIZE_STATIC, quantize, repaired, component=component)

@@ -1,0 +1,60 @@
+"""Ranges of named axes, as recipes write them: for all inputs, and for one optimization profile."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ShapeRange(_Strict):
+    """The smallest, the usual and the largest value of one named axis."""
+
+    min: Positive = Field(description="the smallest that must work")
+    opt: Positive = Field(description="the usual one; engines are fastest here")
+    max: Positive = Field(description="the largest that must work")
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            msg = f"min <= opt <= max does not hold: {self.min}, {self.opt}, {self.max}"
+            raise ValueError(msg)
+        return self
+
+    def sizes(self) -> tuple[int, int, int]:
+        """As (min, opt, max)."""
+        return self.min, self.opt, self.max
+
+
+class ProfileShapes(_Strict):
+    """Shapes that an engine is made for; an axis that is left out has the range of `shapes`."""
+
+    batch: ShapeRange | None = Field(
+        default=None, description="samples at once", examples=[{"min": 1, "opt": 1, "max": 1}]
+    )
+    sequence: ShapeRange | None = Field(
+        default=None,
+        description="tokens of one text",
+        examples=[{"min": 8, "opt": 32, "max": 64}],
+    )
+    num_choices: ShapeRange | None = Field(
+        default=None, description="choices of one question; for multiple-choice"
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if not self.given():
+            msg = "a profile needs the range of at least one axis"
+            raise ValueError(msg)
+        return self
+
+    def given(self) -> dict[str, ShapeRange]:
+        """Axis -> its range, of those that are written."""
+        ranges = {axis: getattr(self, axis) for axis in type(self).model_fields}
+        return {axis: extent for axis, extent in ranges.items() if extent is not None}
