@@ -19,7 +19,7 @@ LAYERS = (
     ("__init__", "api"),
     ("build",),
     ("assemble",),
-    ("rejudging", "diffing"),
+    ("bundle", "rejudging", "diffing"),
     ("doctor", "drafting", "inspection", "verification"),
     ("listing", "package_checks", "store_trial"),
     ("publish", "run", "forecast", "resolving", "foreign_models"),

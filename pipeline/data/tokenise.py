@@ -138,6 +138,11 @@ class CheckpointTokenizer:
         known: int | None = None if named is None else self._tokenizer.token_to_id(named)
         return known
 
+    def as_json(self) -> str:
+        """The tokenizer as the text of a `tokenizer.json`."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str, pair: str | None = None) -> dict[str, NDArray[np.int64]]:
         """The inputs of one sample: int64 (sequence,) by input name, not padded.
 
