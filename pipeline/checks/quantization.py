@@ -27,6 +27,7 @@ floats besides have the same limits, by other rules (`pipeline.graph.weight_only
 |                       |                            | see `pipeline.calibration.fit`            |        |
 | `activation_clipping` | up to 0.01, or 0.3 where   | up to 0.7; a loss in dB says it better    | none   |
 |                       | many numbers lie at an end |                                           |        |
+| `unseen_values`       | 1.0 to 1.7                 | ranges of two tensors swapped: 28         | 4      |
 | `calibration_samples` | 32 and more                | 1                                         | 8      |
 """
 
@@ -116,6 +117,10 @@ class QuantizationLimits(Limits):
     activation_clipping: Number = Field(
         default=None, description="largest share of a tensor's numbers that are cut off"
     )
+    unseen_values: Number = Field(
+        default=4.0,
+        description="how many times as far the evaluation samples reach as calibration saw",
+    )
     calibration_samples: Annotated[int, Field(ge=1)] | None = Field(
         default=8, description="smallest number of samples that ranges may come from"
     )
@@ -132,6 +137,7 @@ _MEASURES: Final[Mapping[str, tuple[str, str]]] = {
     "activation_scales": ("a scale is not the one of its range", ""),
     "impossible_ranges": ("a range reaches beyond what calibration saw", ""),
     "activation_loss": ("a scale does not fit the evaluation samples", "dB"),
+    "unseen_values": ("calibration saw other numbers than the evaluation samples make", "times"),
     "activation_clipping": ("a scale cuts off too many numbers", ""),
 }
 """Kind of a measure -> (what is wrong when it is too large, its unit)."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.calibration.fit import Levels
     from pipeline.calibration.methods import Method, Range
-    from pipeline.calibration.ranges import Ranges
+    from pipeline.calibration.ranges import Ranges, TensorRange
     from pipeline.calibration.statistics import TensorStatistics
     from pipeline.data.sample_set import SampleSet
     from pipeline.graph.quantization_audit import Audit, AuditedActivation, AuditRow
@@ -305,6 +305,7 @@ def _fits(
     path = write_observed_model(inputs[FLOAT_PORT], inner, observed, is_float32=False)
     with OnnxRuntimeRunner(path, optimizations="disabled", threads=1) as original:
         whole, groups = _observe(config, original, samples, names, pool, context)
+    seen = {name: tensor for tensor in ranges.tensors for name in tensor.names}
     for each in looked_at:
         statistics = whole[each.tensor]
         if statistics is None or not each.scale > 0:
@@ -319,6 +320,8 @@ def _fits(
         parts = [group[each.tensor] for group in groups]
         usual = (_levels(each, found) for found in _usual(statistics, parts, ranges))
         fit = measure_fit(statistics.histogram.finish(), own, usual)
+        if each.tensor in seen:
+            yield _unseen(each, statistics, seen[each.tensor])
         yield AuditRow(
             kind="activation_loss",
             layer=each.layer,
@@ -332,6 +335,30 @@ def _fits(
             value=fit.clipped,
             detail=f"`{each.tensor}`",
         )
+
+
+_NOTABLE: Final = 0.25
+"""Share of a tensor's size above which one of its two ends says something."""
+
+
+def _unseen(
+    activation: AuditedActivation, statistics: TensorStatistics, seen: TensorRange
+) -> AuditRow:
+    """How many times as far the evaluation samples go as calibration saw, at either end."""
+    from pipeline.graph.quantization_audit import AuditRow
+
+    size = max(-statistics.low, statistics.high)
+    least = max(-seen.minimum, seen.maximum) * 0.01
+    ends = ((-statistics.low, -seen.minimum), (statistics.high, seen.maximum))
+    ratios = [found / max(known, least) for found, known in ends if found > _NOTABLE * size]
+    return AuditRow(
+        kind="unseen_values",
+        layer=activation.layer,
+        value=max(ratios, default=0.0) if least else None if size else 0.0,
+        detail=f"calibration saw `{activation.tensor}` from {seen.minimum:.4g} to "
+        f"{seen.maximum:.4g}, on the evaluation samples it is from {statistics.low:.4g} to "
+        f"{statistics.high:.4g}",
+    )
 
 
 _ENDS: Final = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -453,7 +480,7 @@ def _summary(rows: list[AuditRow]) -> JSON:
 
 CHECK_QUANTIZATION = Stage(
     name="check_quantization",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=200, memory_per_weight=4.2),
     config_type=CheckQuantizationConfig,
     run=run,

@@ -121,7 +121,7 @@ def test_a_good_graph_passes(bench: Workbench, form: str) -> None:
     wanted = {"missing_layers", "wrong_formats", "weight_error", "weight_step", "logits.noise"}
     if form != "dynamic":
         wanted |= {"activation_scales", "activation_loss", "impossible_ranges"}
-        wanted |= {"activation_clipping", "calibration_samples"}
+        wanted |= {"activation_clipping", "calibration_samples", "unseen_values"}
     if form == "onnxruntime":
         wanted |= {"bias_error"}
     assert set(results) == wanted | {"changed_constants", "changed_nodes"}
@@ -322,6 +322,24 @@ def test_ranges_that_no_method_makes_fail(bench: Workbench, form: str) -> None:
     _quantize(bench, form, "wide", ranges="wide-ranges")
     failed = _failed(_check(bench, form, "wide", ranges="wide-ranges"))
     assert set(failed) == {"impossible_ranges", "activation_loss"}
+
+
+@pytest.mark.parametrize("form", ["onnxruntime", "tensorrt"])
+def test_calibration_that_saw_other_numbers_fails(bench: Workbench, form: str) -> None:
+    """A tensor as calibration would have seen it behind a Relu; its width is nearly the same."""
+    for folder in bench.root.glob("seen*"):
+        shutil.rmtree(folder)
+    ranges = load_ranges(bench.root / "ranges")
+    first, *others = ranges.tensors
+    low = first.minimum * 0.05
+    other = first.model_copy(update={"minimum": low, "low": max(first.low, low)})
+    (bench.root / "seen-ranges").mkdir()
+    changed = ranges.model_copy(update={"tensors": (other, *others)})
+    save_ranges(changed, bench.root / "seen-ranges")
+    _quantize(bench, form, "seen", ranges="seen-ranges")
+    results = _check(bench, form, "seen", ranges="seen-ranges")
+    assert not results["unseen_values"].is_allowed
+    assert results["unseen_values"].measured == pytest.approx(20, rel=0.5)
 
 
 def test_no_tensor_with_infinite_numbers_is_judged_as_a_good_one(
