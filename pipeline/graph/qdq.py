@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
@@ -25,7 +26,13 @@ from pipeline.graph.fusions.matching import (
 from pipeline.graph.kept_float import find_kept_float
 from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
 from pipeline.graph.quantized_embeddings import quantize_embeddings
-from pipeline.graph.quantized_weights import WeightType, quantize_weight, rounded_scale
+from pipeline.graph.quantized_weights import (
+    FLOAT8,
+    FLOAT8_MAX,
+    WeightType,
+    quantize_weight,
+    rounded_scale,
+)
 from pipeline.graph.weighted_layers import (
     WeightedLayer,
     find_weighted_layers,
@@ -46,13 +53,18 @@ LARGEST_BIAS: Final = 2**30
 SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
 
 FIRST_OPSET_WITH_HALF: Final = 19
-"""QuantizeLinear takes float16 since then."""
+"""QuantizeLinear takes float16 and bfloat16, and gives float8, since then."""
 
 _NUMPY: Final[Mapping[ir.DataType, np.dtype[np.floating[Any]]]] = {
     ir.DataType.FLOAT: np.dtype(np.float32),
     ir.DataType.FLOAT16: np.dtype(np.float16),
+    ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
-_IR: Final = {"int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
+_IR: Final = {
+    "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
+    "float8": ir.DataType.FLOAT8E4M3FN,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +94,7 @@ def quantize_static(
     """Quantises the layers of a model's main graph in place.
 
     Args:
-        model: Opset 13 or later; 19 or later when it holds float16.
+        model: Opset 13 or later; 19 or later when it holds 16 bits, or float8 is asked for.
         placement: Where pairs go.
         ranges: Name of a value -> its range; the graph's own names, or those of values with the
             same numbers.
@@ -97,7 +109,7 @@ def quantize_static(
     reasons = static_reasons(layers, placement, options)
     record = LayerRecord(layers, reasons)
     chosen = [layer for layer in layers if layer not in reasons]
-    _require_opset(model, chosen)
+    _require_opset(model, chosen, options)
     # All ranges are found before the first edit, which takes values out of the graph.
     finder = _RangeFinder(model.graph, ranges)
     work = [finder.plan(layer, placement.operators[layer.node.op_type]) for layer in chosen]
@@ -156,13 +168,15 @@ def _bias_obstacle(layer: WeightedLayer) -> str:
     return "" if beta is None or beta.as_float() == 1.0 else "it scales its bias"
 
 
-def _require_opset(model: ir.Model, layers: Sequence[WeightedLayer]) -> None:
+def _require_opset(model: ir.Model, layers: Sequence[WeightedLayer], options: QdqOptions) -> None:
     opset = model.opset_imports[""]
-    if opset < FIRST_OPSET_WITH_HALF and any(
-        layer.weight is not None and layer.weight.dtype == ir.DataType.FLOAT16 for layer in layers
-    ):
+    kinds = {layer.weight.dtype for layer in layers if layer.weight is not None}
+    halves = [kind for kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) if kind in kinds]
+    if opset < FIRST_OPSET_WITH_HALF and (halves or options.weight_dtype == "float8"):
+        name = halves[0].name.lower() if halves else ""
+        what = f"{name} cannot be quantised" if name else "there is no float8"
         raise QuantizationError(
-            f"float16 cannot be quantised in opset {opset}, only since {FIRST_OPSET_WITH_HALF}",
+            f"{what} in opset {opset}, only since {FIRST_OPSET_WITH_HALF}",
             hint=f"set `export.opset` to {FIRST_OPSET_WITH_HALF} or more",
         )
 
@@ -405,13 +419,19 @@ def activation_scale(
     scale_dtype: np.dtype[np.floating[Any]],
     *,
     is_rectified: bool = False,
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.int8 | np.uint8]]:
+) -> tuple[NDArray[np.floating[Any]], NDArray[Any]]:
     """Scale and zero point of an activation, both of shape (); the scale is never zero.
 
-    int8: `magnitude / 127` and 0; rectified numbers, which have no negative ones among them, take
+    float8: `magnitude / 448` and 0, which is the largest number that it has. int8: `magnitude / 127` and 0; rectified numbers, which have no negative ones among them, take
     all 255 steps from the zero point -128. uint8: 255 steps from `low` to `high`, of which one is
     at 0.
     """
+    if dtype == "float8":
+        width = max(found.magnitude / FLOAT8_MAX, 0.0)
+        scale = rounded_scale(
+            np.array(width if width >= SMALLEST_NORMAL else 1 / FLOAT8_MAX), scale_dtype
+        )
+        return scale, np.zeros((), dtype=FLOAT8)
     is_symmetric = dtype == "int8" and not is_rectified
     width = found.magnitude / 127 if is_symmetric else (found.high - found.low) / 255
     # Of nothing but zeros, or nearly so, any scale would do for the numbers; but a bias is in units of

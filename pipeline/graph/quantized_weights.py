@@ -1,5 +1,7 @@
 """Matrices in 8 bits: `value = scale * (integer - zero_point)`, rounded half to even.
 
+With float8 there are floats in place of the integers, and the zero point is zero.
+
 Source: ONNX operators MatMulInteger and DequantizeLinear; ranges as `quantize_dynamic` of ONNX
 Runtime 1.31.1 has them, whose kernels are made for them.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import ml_dtypes
 import numpy as np
 
 if TYPE_CHECKING:
@@ -22,14 +25,22 @@ _RANGES: Final = {
 }
 """(type, bits) -> lowest and highest integer. int8 is symmetric: -128 is not used."""
 
+FLOAT8: Final = np.dtype(ml_dtypes.float8_e4m3fn)
+"""Four bits of exponent, three of mantissa, no infinity (Micikevicius et al., "FP8 Formats for Deep
+Learning", 2022; ONNX operator QuantizeLinear)."""
+
+FLOAT8_MAX: Final = 448.0
+"""Its largest number; what is quantised is cut there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightType:
     """How weights are stored.
 
     Attributes:
-        dtype: `int8` has its zero at 0; `uint8` has it where the values need it.
-        bits: 7 leaves the highest bit unused, so that no x86 CPU saturates.
+        dtype: `int8` has its zero at 0; `uint8` has it where the values need it; `float8` is
+            float8_e4m3fn.
+        bits: 7 leaves the highest bit unused, so that no x86 CPU saturates; 8 for float8.
     """
 
     dtype: Literal["int8", "uint8", "float8"]
@@ -41,14 +52,14 @@ class QuantizedWeight:
     """A weight in 8 bits.
 
     Attributes:
-        values: int8 or uint8, the shape of the weight.
+        values: int8, uint8 or float8_e4m3fn, the shape of the weight.
         scale: (channels,), or () when there is one for all; float32 unless asked for.
         zero_point: Of the type of `values` and the shape of `scale`.
     """
 
-    values: NDArray[np.int8 | np.uint8]
+    values: NDArray[Any]
     scale: NDArray[np.floating[Any]]
-    zero_point: NDArray[np.int8 | np.uint8]
+    zero_point: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +94,19 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """Quantise a weight of any shape.
 
-    The error of each value is at most half its scale (and what the scale loses in `scale_dtype`).
-    A channel of zeros gets the scale 1.
+    The error of each value is at most half its scale (and what the scale loses in `scale_dtype`);
+    in float8 at most a 16th of the value, or 2^-10 scales where that is more. A channel of zeros
+    gets the scale 1.
 
     Args:
-        weight: float32 or float16.
+        weight: float32, float16 or bfloat16.
         kind: Of the integers.
         axis: The axis with one scale for each index; None for one scale for all of it.
         scale_dtype: Type of the scales; the weight is quantised with the scales as rounded to it.
         least_scale: No scale is smaller; of shape (channels,), or () for one scale.
     """
+    if kind.dtype == "float8":
+        return _quantize_to_float8(weight, axis, scale_dtype)
     low, high = _RANGES[kind.dtype, kind.bits]
     numbers = weight.astype(np.float32, copy=False)
     others = None if axis is None else tuple(n for n in range(numbers.ndim) if n != axis)
@@ -121,19 +135,46 @@ def quantize_weight(
     )
 
 
+def _quantize_to_float8(
+    weight: NDArray[np.floating[Any]], axis: int | None, scale_dtype: np.dtype[np.floating[Any]]
+) -> QuantizedWeight:
+    """As `quantize_weight`: the largest number of a channel becomes 448."""
+    numbers = weight.astype(np.float32, copy=False)
+    others = None if axis is None else tuple(n for n in range(numbers.ndim) if n != axis)
+    width = (np.abs(numbers).max(axis=others, keepdims=True) / FLOAT8_MAX).astype(np.float32)
+    width = np.where(width < np.finfo(np.float32).tiny, np.float32(1), width)
+    stored = rounded_scale(width, scale_dtype)
+    ratios = (numbers / stored.astype(np.float32)).astype(np.float32)
+    shape = () if axis is None else (-1,)
+    return QuantizedWeight(
+        values=to_float8(ratios),
+        scale=stored.reshape(shape),
+        zero_point=np.zeros(stored.shape, dtype=FLOAT8).reshape(shape),
+    )
+
+
+def to_float8(numbers: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    """float8_e4m3fn, rounded to nearest, halves to even, and cut at 448."""
+    kept: NDArray[Any] = np.clip(numbers, -FLOAT8_MAX, FLOAT8_MAX)
+    return kept.astype(FLOAT8)
+
+
 def rounded_scale(
     scale: NDArray[np.floating[Any]], dtype: np.dtype[np.floating[Any]]
 ) -> NDArray[np.floating[Any]]:
     """Positive scales in another type; none becomes zero.
 
-    Those in float16 are rounded up: the small ones have few bits, and a scale that is too small
-    clips the largest numbers.
+    Those in 16 bits are rounded up: they have few bits, the small ones of float16 fewer still, and
+    a scale that is too small clips the largest numbers.
     """
     rounded = scale.astype(dtype)
-    if dtype == np.float16:
+    if dtype != np.float32:
         up = np.nextafter(rounded, dtype.type(np.inf))
         rounded = np.where(rounded.astype(np.float64) < scale, up, rounded)
-    return np.maximum(rounded, np.finfo(dtype).smallest_subnormal)
+    positive: NDArray[np.floating[Any]] = np.maximum(
+        rounded, ml_dtypes.finfo(dtype).smallest_subnormal
+    )
+    return positive
 
 
 def quantize_rows(table: NDArray[np.float32]) -> QuantizedRows:

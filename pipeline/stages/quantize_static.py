@@ -1,4 +1,4 @@
-"""Quantise a graph to 8 bits with ranges that were found beforehand, for one runtime.
+"""Quantise a graph to 8 bits, integers or float8_e4m3fn, with ranges that were found beforehand, for one runtime.
 
 Ports: `model` (the graph as that runtime gets it: fused for ONNX Runtime, cast to float16 for
 TensorRT), `ranges` (`ranges.json` of the simplified graph that it was made from) and, with a repair,
@@ -86,15 +86,12 @@ def run(
         StageError: when the port `repair` holds something else.
     """
     from pipeline.calibration.ranges import load_ranges
-    from pipeline.errors import StageError
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.qdq import QdqOptions, quantize_static
     from pipeline.graph.qdq_placements import PLACEMENTS
     from pipeline.graph.validity import require_valid
     from pipeline.stages.given_back import read_given_back, repair_facts
 
-    if config.activation_dtype == "float8":
-        raise StageError("float8 is not there yet")
     placement = PLACEMENTS[config.placement]
     _require_allowed(config, placement)
     ranges = load_ranges(inputs[RANGES_PORT])
@@ -128,6 +125,8 @@ def _require_allowed(config: QuantizeStaticConfig, placement: Placement) -> None
         faults.append(f"weight_dtype {config.weight_dtype}")
     if (config.activation_dtype == "float8") != (config.weight_dtype == "float8"):
         faults.append("float8 beside integers")
+    if config.weight_dtype == "float8" and config.reduce_range:
+        faults.append("reduce_range with float8")
     if config.quantize_embeddings and not placement.allows_embeddings:
         faults.append("quantize_embeddings")
     if faults:
