@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.recipe.types import Gates
     from pipeline.report.schema import NodeReport, Report, TargetReport
 
+BENCHMARKS = frozenset({"benchmark", "benchmark_engine"})
+"""Names of the stages that time a target."""
 NO_RESULT = frozenset({"failed", "skipped"})
 """States of a node that has no result in the report."""
 
@@ -218,7 +220,7 @@ def _check_results(
 def _has_failed_benchmark(report: Report, target: TargetReport) -> bool:
     names = node_names(report, target)
     return any(
-        node.stage == "benchmark" and node.name in names and node.state in NO_RESULT
+        node.stage in BENCHMARKS and node.name in names and node.state in NO_RESULT
         for node in report.nodes
     )
 

@@ -27,14 +27,15 @@ from pipeline.errors import RecipeError
 from pipeline.hashing import canonical_json, tagged_digest
 from pipeline.parity.quality.names import metric_names
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
-from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig
+from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE, BenchmarkConfig
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.noise_floor import NOISE_FLOOR, NoiseFloorConfig
 from pipeline.stages.probes import PROBES, ProbesConfig
 from pipeline.stages.reference import REFERENCE, ReferenceConfig
 from pipeline.stages.samples import SAMPLES, SamplesConfig
 from pipeline.stages.validate import VALIDATE, ValidateConfig
-from pipeline.targets.base import NodeRef, Ref, SourceRef
+from pipeline.stages.validate_engine import VALIDATE_ENGINE, ValidateEngineConfig
+from pipeline.targets.base import ModelLink, NodeRef, Ref, SourceRef
 from pipeline.tasks import check_task, find_task
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from pipeline.source import Source
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.store import StageRecord
-    from pipeline.targets.base import ModelLink, TargetChain
+    from pipeline.targets.base import DeviceRun, TargetChain
     from pipeline.targets.shape_ranges import ShapeRange
     from pipeline.tasks import Modality, Task
 
@@ -521,14 +522,17 @@ def _plan_target(
             found.append(
                 (link, builder.add(VALIDATE, config, inputs, component=component, label=label))
             )
+        if device := chain.device_runs.get(component):
+            found.append(_on_device(component, device, builder, recipe, measures))
         validations[component] = tuple(found)
         checks += _plan_checks(component, links, builder, task, gates.checks, measures)
         options = recipe.benchmark
-        if chain.runtime is not None and options is not None:
+        runtime = "tensorrt" if device else chain.runtime
+        if runtime is not None and options is not None:
             benchmark = BenchmarkConfig(
                 task=task.name,
                 component=component,
-                runtime=chain.runtime,
+                runtime=runtime,
                 axes=task.axes,
                 shapes=_benchmark_shapes(recipe, task),
                 launches=options.launches,
@@ -536,11 +540,11 @@ def _plan_target(
                 margin=gates.speed.margin if gates.speed else 0.05,
             )
             benchmarks[component] = builder.add(
-                BENCHMARK,
+                BENCHMARK_ENGINE if device else BENCHMARK,
                 benchmark,
                 {
                     "checkpoint": SourceRef("checkpoint"),
-                    "model": links[-1].node,
+                    "model": device.node if device else links[-1].node,
                     "samples": samples,
                 },
                 component=component,
@@ -552,6 +556,26 @@ def _plan_target(
         benchmarks=benchmarks,
         checks=tuple(checks),
     )
+
+
+def _on_device(
+    component: str, device: DeviceRun, builder: _Builder, recipe: Recipe, measures: _Measures
+) -> tuple[ModelLink, NodeRef]:
+    """The engine as the last link of its chain, and the node that compares it."""
+    config = ValidateEngineConfig(
+        task=builder.task_name,
+        runtime=device.runtime,
+        batch_size=max(recipe.shapes.batch.opt, device.smallest_batch),
+        smallest_batch=device.smallest_batch,
+    )
+    inputs: dict[str, Ref] = {
+        "model": device.node,
+        "samples": measures.samples,
+        "probes": measures.probes,
+        "reference": measures.references[component],
+    }
+    link = ModelLink(node=device.node, optimizations="disabled", arithmetic=device.arithmetic)
+    return link, builder.add(VALIDATE_ENGINE, config, inputs, component=component)
 
 
 def _plan_checks(

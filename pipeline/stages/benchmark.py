@@ -26,6 +26,7 @@ class BenchmarkConfig(StageConfig):
     """What is measured, and how carefully.
 
     Attributes:
+        runtime: What runs the candidate; an engine of either TensorRT is `tensorrt`.
         axes: Names of the model's free axes, as the task has them: `batch` first.
         shapes: For each shape the size of every axis; one that is given twice counts once.
         launches: Processes for each comparison. Twice as many where these leave it open.
@@ -35,7 +36,7 @@ class BenchmarkConfig(StageConfig):
 
     task: str
     component: str
-    runtime: Literal["onnxruntime"]
+    runtime: Literal["onnxruntime", "tensorrt"]
     axes: Annotated[tuple[str, ...], Field(min_length=1, max_length=3)]
     shapes: Annotated[tuple[tuple[Positive, ...], ...], Field(min_length=1)]
     launches: Annotated[int, Field(ge=3, le=50)]
@@ -95,3 +96,17 @@ BENCHMARK: Final = Stage(
     machine=("cpu_model", "cpu_flags", "cores"),
     is_exclusive=True,
 )
+
+BENCHMARK_ENGINE: Final = Stage(
+    name="benchmark_engine",
+    version=1,
+    footprint=Footprint(base_mib=900, memory_per_weight=4.0),
+    config_type=BenchmarkConfig,
+    run=run,
+    packages=("cuda-bindings", "numpy", "safetensors", "scipy", "torch", "transformers"),
+    extra="cuda",
+    optional_packages=("ml-dtypes", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    machine=("cpu_model", "cpu_flags", "cores", "gpu_name", "gpu_target", "nvidia_driver"),
+    is_exclusive=True,
+)
+"""The same, of an engine on this machine's GPU."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.stages.adopt import ADOPT
-from pipeline.stages.benchmark import BENCHMARK
+from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
 from pipeline.stages.check_cast import CHECK_CAST
@@ -32,6 +32,7 @@ from pipeline.stages.samples import SAMPLES
 from pipeline.stages.sensitivity import SENSITIVITY
 from pipeline.stages.simplify import SIMPLIFY
 from pipeline.stages.validate import VALIDATE
+from pipeline.stages.validate_engine import VALIDATE_ENGINE
 
 if TYPE_CHECKING:
     from pipeline.stages.base import AnyStage
@@ -56,6 +57,7 @@ STAGES: tuple[AnyStage, ...] = (
     ENGINE,
     ENGINE_TENSORRT,
     VALIDATE,
+    VALIDATE_ENGINE,
     INVARIANCE,
     HEADROOM,
     CHECK_COMPANIONS,
@@ -65,5 +67,6 @@ STAGES: tuple[AnyStage, ...] = (
     CHECK_REPAIR,
     COMPARE_LAYERS,
     BENCHMARK,
+    BENCHMARK_ENGINE,
 )
 """Every stage there is, in the order in which a chain may use them."""

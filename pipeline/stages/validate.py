@@ -12,11 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pipeline.data.batching import Batch
-    from pipeline.data.sample_set import SampleSet
     from pipeline.hashing import JSON
-    from pipeline.parity.types import Parity
-    from pipeline.runtimes.base import Array, Runner
     from pipeline.stages.base import StageContext
 
 PARITY_FILE = "parity.json"
@@ -58,23 +54,11 @@ def run(
         StageError: when ONNX Runtime cannot load or run the graph, or samples and reference do
             not belong together.
     """
-    from pipeline.data.batching import iter_batches
-    from pipeline.data.reference_set import PROBES_FOLDER, load_reference
-    from pipeline.data.sample_set import load_samples
-    from pipeline.errors import StageError
     from pipeline.graph.stand_in import write_stand_in
-    from pipeline.parity.compare import ParityRecorder, check_signature
-    from pipeline.parity.probes import with_probes
-    from pipeline.parity.quality.catalogue import meters_of
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
-    from pipeline.tasks import find_task
+    from pipeline.stages.parity_work import compare, load_pair, parity_facts
 
-    samples = load_samples(inputs[SAMPLES_PORT])
-    reference = load_reference(inputs[REFERENCE_PORT])
-    if reference.index.samples != len(samples):
-        raise StageError(
-            f"the reference is of {reference.index.samples} samples, there are {len(samples)}"
-        )
+    pair = load_pair(inputs[SAMPLES_PORT], inputs[REFERENCE_PORT])
     stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
     with OnnxRuntimeRunner(
         stand_in.model / MODEL_FILE,
@@ -82,46 +66,16 @@ def run(
         threads=config.threads or context.threads,
         spins=False,
     ) as runner:
-        outputs = tuple(
-            name
-            for name in reference.index.outputs
-            if config.outputs is None or name in config.outputs
-        )
-        check = check_signature(
-            runner.inputs,
-            runner.outputs,
-            sample_inputs=samples.index.inputs,
-            reference_inputs=reference.index.inputs,
-            reference_outputs=outputs,
-        )
-        task = find_task(config.task)
-        recorder = ParityRecorder(
-            outputs,
-            runner.outputs,
-            ranked=task.ranked,
-            meters=meters_of(task, outputs, samples.index.label_names),
-        )
-        names = [spec.name for spec in runner.inputs]
-        done = 0
-        for batch in iter_batches(samples, config.batch_size, names) if check.can_run else ():
-            candidate = _run_batch(runner, batch, samples)
-            expected = reference.read(batch.indices, recorder.outputs)
-            entries = [samples.entries[index] for index in batch.indices]
-            recorder.add_batch(entries, candidate, expected)
-            done += len(batch.indices)
-            context.progress(done, len(samples), "samples")
-        parity = recorder.finish(
-            check.problems,
+        parity = compare(
+            runner,
+            pair,
+            config,
+            probes=inputs.get(PROBES_PORT),
             session=", ".join(filter(None, (runner.session, stand_in.note))),
-            batch_size=config.batch_size,
-            samples=len(samples),
+            context=context,
         )
-        if PROBES_PORT in inputs and check.can_run:
-            probes = load_samples(inputs[PROBES_PORT])
-            expectations = load_reference(inputs[REFERENCE_PORT] / PROBES_FOLDER)
-            parity = with_probes(parity, runner, probes, expectations)
     (output / PARITY_FILE).write_text(f"{parity.model_dump_json(indent=1)}\n", encoding="utf-8")
-    return _facts(parity) | {"weights": _weights(inputs[MODEL_PORT] / MODEL_FILE)}
+    return parity_facts(parity) | {"weights": _weights(inputs[MODEL_PORT] / MODEL_FILE)}
 
 
 def _weights(model: Path) -> list[JSON]:
@@ -130,48 +84,6 @@ def _weights(model: Path) -> list[JSON]:
     from pipeline.graph.weights import weights_by_operator
 
     return list(weights_by_operator(load_graph_only(model)))
-
-
-def _run_batch(runner: Runner, batch: Batch, samples: SampleSet) -> dict[str, Array]:
-    """Run one batch; when that fails, find out whether it is the batch that is the trouble."""
-    from pipeline.errors import StageError
-
-    try:
-        return runner.run(batch.feeds)
-    except StageError as err:
-        (first,) = samples.read(batch.indices[:1])
-        alone = {name: first[name][None] for name in batch.feeds}
-        if len(batch.indices) == 1 or not _runs_alone(runner, alone):
-            raise
-        raise StageError(
-            f"{err.message} - it runs on one sample alone, so a batch of 1 is built into it",
-            where=err.where,
-            hint="look for a Reshape or Expand with a constant shape that holds the batch axis",
-        ) from err
-
-
-def _runs_alone(runner: Runner, feeds: Mapping[str, Array]) -> bool:
-    from pipeline.errors import StageError
-
-    try:
-        runner.run(feeds)
-    except StageError:
-        return False
-    return True
-
-
-def _facts(parity: Parity) -> dict[str, JSON]:
-    return {
-        "session": parity.session,
-        "samples": parity.samples_seen,
-        "batch_size": parity.batch_size,
-        "problems": list(parity.problems),
-        "outputs": {
-            output.name: output.metrics.model_dump(mode="json") for output in parity.outputs
-        },
-        "probes": len({probe.index for probe in parity.probes}),
-        "qualities": [quality.model_dump(mode="json") for quality in parity.qualities],
-    }
 
 
 VALIDATE = Stage(

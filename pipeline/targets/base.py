@@ -88,6 +88,23 @@ class Deliverable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRun:
+    """An engine that this machine's GPU runs, so that it is compared and timed itself.
+
+    Attributes:
+        node: The node that builds it.
+        runtime: What runs it.
+        arithmetic: The least exact numbers it computes with on purpose.
+        smallest_batch: The smallest batch that one of its profiles takes.
+    """
+
+    node: NodeRef
+    runtime: Literal["tensorrt-rtx", "tensorrt"]
+    arithmetic: Arithmetic
+    smallest_batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetChain:
     """The chain of one target, component by component.
 
@@ -101,6 +118,7 @@ class TargetChain:
             `onnxruntime-cpu`; empty when parity is measured on the target itself.
         precision: What a model that is checked computes with, in words; empty where the recipe
             says it.
+        device_runs: Component -> its engine that runs on this machine; empty when none does.
     """
 
     models: Mapping[str, tuple[ModelLink, ...]]
@@ -109,6 +127,7 @@ class TargetChain:
     not_run_reason: str = ""
     proxy: str = ""
     precision: str = ""
+    device_runs: Mapping[str, DeviceRun] = field(default_factory=dict)
 
 
 class ChainBuilder(Protocol):
