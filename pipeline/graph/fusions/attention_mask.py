@@ -66,11 +66,17 @@ class MaskBuilder:
     Args:
         editor: Of the graph.
         shapes: Of the graph.
+        has_heads: Operands and result are (batch, heads, length, size), in place of (batch,
+            length, heads * size).
     """
 
-    def __init__(self, editor: GraphEditor, shapes: SymbolicShapes) -> None:
+    def __init__(
+        self, editor: GraphEditor, shapes: SymbolicShapes, *, has_heads: bool = False
+    ) -> None:
         self._editor = editor
         self._shapes = shapes
+        self._has_heads = has_heads
+        self._length_axis = 2 if has_heads else 1
         self._made: dict[tuple[object, ...], ir.Value] = {}
 
     def bias(
@@ -81,12 +87,12 @@ class MaskBuilder:
 
         Args:
             scores: Holds the masks, one at least.
-            operands: Query and key, (batch, length, heads * size).
+            operands: Query and key.
             before: Where to insert.
             is_guarded: Whether infinite entries must become finite, see `zero_masked_rows`.
         """
         query, key = (self._shapes.of(operand) or () for operand in operands)
-        lengths = (query[1], key[1])
+        lengths = (query[self._length_axis], key[self._length_axis])
         value = self._additive(scores, before)
         if is_guarded:
             value = self._once(("finite", value), lambda: self._finite(value, before))
@@ -99,7 +105,7 @@ class MaskBuilder:
         )
 
     def zero_masked_rows(self, scores: Scores, result: ir.Value, before: ir.Node) -> ir.Value:
-        """Zeros where every key is masked with -infinity; `result` (batch, length, hidden) else."""
+        """Zeros where every key is masked with -infinity; `result` else."""
         mask = self._additive(scores, before)
         rows = self._once(("rows", mask), lambda: self._masked_rows(mask, before))
         zero = self._editor.float_scalar(0.0)
@@ -150,7 +156,8 @@ class MaskBuilder:
         lengths = [
             self._editor.insert(
                 before, "Shape", [operand], output=f"{operand.name}_length",
-                attributes={"start": 1, "end": 2}, dtype=ir.DataType.INT64,
+                attributes={"start": self._length_axis, "end": self._length_axis + 1},
+                dtype=ir.DataType.INT64,
             )
             for operand in operands
         ]  # fmt: skip
@@ -163,12 +170,12 @@ class MaskBuilder:
         )
 
     def _masked_rows(self, mask: ir.Value, before: ir.Node) -> ir.Value:
-        """Whether a row is masked in full: bool (batch|1, length|1, 1)."""
+        """Whether a row is masked in full: bool (batch|1, length|1, 1), with heads (.., 1, .., 1)."""
         highest = self._editor.insert(
             before, "ReduceMax", [mask, self._editor.integers((-1,))],
             output=f"{mask.name}_highest", attributes={"keepdims": 1},
         )  # fmt: skip
-        if len(self._shapes.of(mask) or ()) == 4:
+        if not self._has_heads and len(self._shapes.of(mask) or ()) == 4:
             highest = self._editor.insert(
                 before, "Squeeze", [highest, self._editor.integers((1,))],
                 output=f"{mask.name}_rows",
