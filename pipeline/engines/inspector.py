@@ -10,6 +10,7 @@ to 11.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engines.builder_log import LayerRow, TensorRow, find_onnx_nodes, parse_layers
@@ -34,6 +35,8 @@ _DTYPES = {
     "bool": "Bool",
 }
 """Words of the inspector, in lower case -> those of the builder's table."""
+_SEPARATORS = re.compile(r"[\x1e\x1f]")
+_NO_WORD = re.compile(r"\W+")
 _PRODUCTS = frozenset({"gemm", "matrixmultiply", "matrix_multiply", "fullyconnected"})
 
 
@@ -83,16 +86,17 @@ def _layer(layer: Mapping[str, Any]) -> LayerRow:
         constants=tuple(constants),
         outputs=tuple(_tensor(row) for row in layer["Outputs"]),
         tactic=str(layer.get("TacticName", "")),
-        onnx_nodes=find_onnx_nodes(str(layer.get("Metadata", "")).replace("\x1e", "")),
+        onnx_nodes=find_onnx_nodes(_SEPARATORS.sub("", str(layer.get("Metadata", "")))),
     )
 
 
 def _tensor(row: Mapping[str, Any]) -> TensorRow:
-    dims = tuple(int(dim) for dim in row["Dimensions"])
-    if "Datatype" in row:
-        return TensorRow(dims, _word(row["Datatype"]), str(row.get("Format", "")))
+    dims = tuple(int(dim) for dim in row.get("Dimensions", ()))
+    for key in ("Datatype", "DataType"):
+        if key in row:
+            return TensorRow(dims, _word(row[key]), str(row.get("Format", "")))
     both = str(row["Format/Datatype"])
-    words = both.replace("format", " ").replace("-", " ").split()
+    words = _NO_WORD.split(both)
     known = [_DTYPES[word.lower()] for word in words if word.lower() in _DTYPES]
     return TensorRow(dims, known[-1] if known else both, both)
 
