@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 OLDEST_PYTHON = (3, 11)
 TOOL_TIME_S = 20.0
 
-RUNTIMES = ("onnxruntime", "tensorrt-rtx")
+RUNTIMES = ("onnxruntime", "tensorrt-rtx", "tensorrt")
 """All runtimes that a target may have; a test holds this against the recipe's schema."""
 
 X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
@@ -224,22 +224,59 @@ def check_targets() -> Iterator[Check]:
             detail=error.message,
             hint=error.hint,
         )
+    yield _check_rtx()
+    yield _check_tensorrt()
+
+
+def _check_rtx() -> Check:
+    """TensorRT-RTX builds anywhere, and runs on the GPUs that it supports."""
     if find_package("tensorrt-rtx") is None:
-        yield Check(
+        return Check(
             area="targets",
             name="tensorrt-rtx",
             state="missing",
             detail="needs the package tensorrt-rtx, which is not installed; no GPU is needed",
             hint=f"pip install '{DISTRIBUTION}[rtx]'",
         )
-        return
-    run = "has a driver, but running engines is not part of this version"
-    if not nvidia_driver_version():
-        run = "cannot run them without an NVIDIA driver"
-    yield Check(
+    reason = _why_engines_do_not_run()
+    if not reason:
+        detail = "engines are built here; those for this machine's GPU are compared and timed too"
+        return Check(area="targets", name="tensorrt-rtx", state="ok", detail=detail)
+    return Check(
         area="targets",
         name="tensorrt-rtx",
         state="ok",
-        detail=f"engines are built here; this machine {run}: allow device_parity and speed not to run",
+        detail=f"engines are built here; this machine cannot run them{reason}: allow device_parity "
+        "and speed not to run",
         hint="gates: {allow_not_run: [device_parity, speed]}",
     )
+
+
+def _check_tensorrt() -> Check:
+    """Full TensorRT builds and runs on a GPU alone."""
+    area, name = "targets", "tensorrt"
+    if not nvidia_driver_version():
+        detail = "builds and runs on a GPU only, and this machine has no NVIDIA driver"
+        return Check(area=area, name=name, state="note", detail=detail)
+    if find_package("tensorrt") is None:
+        return Check(
+            area=area,
+            name=name,
+            state="missing",
+            detail="needs the package tensorrt, which is not installed",
+            hint=f"pip install '{DISTRIBUTION}[gpu,cuda]'",
+        )
+    detail = "engines are built, compared and timed on this machine's GPU"
+    return Check(area=area, name=name, state="ok", detail=detail)
+
+
+def _why_engines_do_not_run() -> str:
+    """Behind `cannot run them`; empty when they run."""
+    if not nvidia_driver_version():
+        return " without an NVIDIA driver"
+    from pipeline.engines.module import TENSORRT_RTX
+    from pipeline.engines.preflight import PORTABLE, choose_engine
+    from pipeline.engines.targets import COMPUTE_CAPABILITIES
+
+    reason = choose_engine(TENSORRT_RTX, (*COMPUTE_CAPABILITIES, PORTABLE)).reason
+    return f", because {reason}" if reason else ""

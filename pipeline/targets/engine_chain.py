@@ -23,13 +23,15 @@ from pipeline.stages.quantize_weights import (
     WeightOnlyOptions,
 )
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
-from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
+from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 from pipeline.targets.shape_ranges import ProfileShapes
+from pipeline.tasks import BATCH_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.engines.preflight import EngineChoice
     from pipeline.parity.tolerances import Arithmetic
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.targets.base import ChainBuilder, NodeRef, Ref
@@ -87,6 +89,7 @@ class EngineOrder:
 
     Attributes:
         label: Tells engines of one target apart: `sm89`; empty when there is but one.
+        runtime: What runs it.
         stage: Builds it.
         config: For the stage.
         renames: File of the stage's output -> its name in the artifact.
@@ -94,6 +97,7 @@ class EngineOrder:
     """
 
     label: str
+    runtime: Literal["tensorrt-rtx", "tensorrt"]
     stage: AnyStage
     config: StageConfig
     renames: Mapping[str, str]
@@ -183,8 +187,8 @@ class EngineTarget(TargetBase):
         """The engines of one component, given the options that all of them share."""
 
     @abstractmethod
-    def not_run_reason(self) -> str:
-        """Why no engine of this target can run on this machine; empty when one can."""
+    def choose(self) -> EngineChoice:
+        """Which engine of this target this machine can run, or why it can run none."""
 
     def chain(self, builder: ChainBuilder) -> TargetChain:
         """Export, simplify, fuse attention, cast, quantise, and the engines.
@@ -203,14 +207,18 @@ class EngineTarget(TargetBase):
             "refit": self.refit,
             "strip_weights": self.strip_weights,
         }
+        choice = self.choose()
         models: dict[str, tuple[ModelLink, ...]] = {}
         deliverables: dict[str, tuple[Deliverable, ...]] = {}
+        runs: dict[str, DeviceRun] = {}
+        orders: tuple[EngineOrder, ...] = ()
         for component in builder.components:
             links = self._links(builder, component)
             models[component] = tuple(links)
             last = links[-1].node
             made = [Deliverable(node=last)]
-            for order in self.orders(options):
+            orders = self.orders(options)
+            for order in orders:
                 engine = builder.add(
                     order.stage,
                     order.config,
@@ -219,12 +227,20 @@ class EngineTarget(TargetBase):
                     label=order.label,
                 )
                 made.append(Deliverable(node=engine, renames=order.renames))
+                if choice.target and order.label in {"", choice.target}:
+                    runs[component] = DeviceRun(
+                        node=engine,
+                        runtime=order.runtime,
+                        arithmetic=links[-1].arithmetic or "quantized",
+                        smallest_batch=min(ranges[BATCH_AXIS][0] for ranges in profiles),
+                    )
             deliverables[component] = tuple(made)
         return TargetChain(
             models=models,
             deliverables=deliverables,
-            not_run_reason=self.not_run_reason(),
-            proxy="onnxruntime-cpu",
+            not_run_reason=choice.reason or _not_run(orders, choice.target),
+            proxy="" if runs else "onnxruntime-cpu",
+            device_runs=runs,
         )
 
     def _links(self, builder: ChainBuilder, component: str) -> list[ModelLink]:
@@ -297,6 +313,17 @@ class EngineTarget(TargetBase):
                 )
             found.append(ranges)
         return tuple(found) or (shapes,)
+
+
+def _not_run(orders: tuple[EngineOrder, ...], target: str) -> str:
+    """Of a target with several engines: which of them wait for another GPU."""
+    others = [order.label for order in orders if order.label not in {"", target}]
+    if not others:
+        return ""
+    kind = "engine" if len(others) == 1 else "engines"
+    return f"of its engines this machine's GPU runs {target} alone; not run: {kind} for " + (
+        ", ".join(others)
+    )
 
 
 def _quantized(

@@ -20,6 +20,8 @@ from pipeline.targets.engine_chain import EngineOrder, EngineTarget
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.engines.preflight import EngineChoice
+
 
 class TensorRTTarget(EngineTarget):
     """One engine, with the ONNX graph it was built from."""
@@ -59,6 +61,7 @@ class TensorRTTarget(EngineTarget):
         return (
             EngineOrder(
                 label="",
+                runtime="tensorrt",
                 stage=ENGINE_TENSORRT,
                 config=TensorRTEngineConfig(
                     version_compatible=self.version_compatible,
@@ -75,10 +78,9 @@ class TensorRTTarget(EngineTarget):
             ),
         )
 
-    def not_run_reason(self) -> str:
-        """Why the engine does not run here, where it was built."""
-        reason = choose_engine(TENSORRT, (_gpu_target(),)).reason
-        return reason or "running engines is not part of this version"
+    def choose(self) -> EngineChoice:
+        """The engine runs here, where it was built, if anything does."""
+        return choose_engine(TENSORRT, (_gpu_target(),))
 
 
 def _gpu_target() -> str:

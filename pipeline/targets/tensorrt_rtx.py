@@ -17,6 +17,8 @@ from pipeline.targets.engine_chain import EngineOrder, EngineTarget
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.engines.preflight import EngineChoice
+
 ComputeCapability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121", "portable"]
 
 
@@ -63,6 +65,7 @@ class TensorRTRTXTarget(EngineTarget):
         return tuple(
             EngineOrder(
                 label=target,
+                runtime="tensorrt-rtx",
                 stage=ENGINE,
                 config=EngineConfig(compute_capability=target, **options),
                 renames={
@@ -75,7 +78,6 @@ class TensorRTRTXTarget(EngineTarget):
             for target in self.compute_capability
         )
 
-    def not_run_reason(self) -> str:
-        """Why none of the engines runs here."""
-        reason = choose_engine(TENSORRT_RTX, self.compute_capability).reason
-        return reason or "running engines is not part of this version"
+    def choose(self) -> EngineChoice:
+        """The engine for this machine's GPU, or the portable one."""
+        return choose_engine(TENSORRT_RTX, self.compute_capability)

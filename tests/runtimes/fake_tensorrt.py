@@ -12,6 +12,7 @@ import json
 import struct
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,7 @@ class FakeTensorRT(types.ModuleType):
 
     def __init__(self, cuda: FakeCuda, *, full: bool = False) -> None:
         super().__init__("tensorrt" if full else "tensorrt_rtx")
+        self.__spec__ = ModuleSpec(self.__name__, None)
         self.__version__ = ".".join(map(str, VERSION))
         self._cuda = cuda
         self._diagnostics = 0
