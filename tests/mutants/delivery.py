@@ -1,6 +1,8 @@
 """Faults of what was delivered or kept: files that changed after they were made.
 
-No gate can see them, for they come after it: digests do, in `convert verify` and in the store.
+No gate can see them, for they come after it: digests do, in `convert verify` and in the store. What lies
+beside the model is caught by `convert check` too, which knows no digests: as if the folder came from
+somebody else.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import pipeline
 from pipeline.planning import plan_status
 from pipeline.store import Store
 from pipeline.verification import verify_published
+from tests.cli.commands import run_convert
 from tests.mutants.models import find_model, plan_model
 from tests.mutants.trial import Outcome
 from tests.trained.cache import ensure_trained
@@ -65,6 +68,7 @@ class DeliveryFault:
 
 
 ARTIFACT_FAULTS: list[DeliveryFault] = []
+COMPANIONS: Final = frozenset({"config.json", "preprocessor_config.json", "tokenizer.json"})
 TEXTS: Final = ("snippets", "tokens")
 EVERY: Final = ("snippets", "digits", "tokens")
 
@@ -164,10 +168,30 @@ def try_deliveries(bench: Bench, model: str, names: Sequence[str] = ()) -> Itera
         shutil.copytree(good, copy)
         fault.apply(Delivered(root=copy, model=model))
         problems = verify_published(copy).problems
+        by = ["convert verify"]
+        if Path(fault.file).name in COMPANIONS:
+            by += _gates_of_check(bench, model, copy / "dynamic")
+            problems = problems if "companions" in by else ()
         shutil.rmtree(copy)
-        yield _outcome(fault.name, model, "convert verify", fault.file, problems, started)
+        yield _outcome(fault.name, model, by, fault.file, problems, started)
     if model in EVERY and _is_wanted("stale_cached_result", names):
         yield _stale_cached_result(bench, model)
+
+
+def _gates_of_check(bench: Bench, model: str, folder: Path) -> list[str]:
+    """Names of the gates that fail when the folder is checked as a model of unknown origin."""
+    # Away from its manifest, which would say more than a stranger's folder does.
+    alone = bench.root / "alone"
+    shutil.rmtree(alone, ignore_errors=True)
+    shutil.copytree(folder, alone)
+    recipe = bench.recipes / f"{model}-{'-'.join(TARGETS)}-0.yaml"
+    where = ["--output", bench.root / "checked", "--store", bench.store.root]
+    done = run_convert(
+        *("check", alone, "--recipe", recipe, "--like", "dynamic", "--json", *where),
+        cwd=bench.root,
+    )
+    report = json.loads(done.stdout)["report"]
+    return list(dict.fromkeys(g["gate"] for g in report["gates"] if not g["is_allowed"]))
 
 
 def _is_wanted(name: str, parts: Sequence[str]) -> bool:
@@ -202,7 +226,7 @@ def _stale_cached_result(bench: Bench, model: str) -> Outcome:
     again = {status.node.name: status for status in plan_status(plan, Store(copy))}
     problems = () if is_served else (f"fuse: {'; '.join(again['fuse'].reasons)}",)
     shutil.rmtree(copy)
-    return _outcome("stale_cached_result", model, "store", "fuse", problems, started)
+    return _outcome("stale_cached_result", model, ["store"], "fuse", problems, started)
 
 
 def _model(store: Path, tree: str) -> Path:
@@ -212,7 +236,7 @@ def _model(store: Path, tree: str) -> Path:
 
 
 def _outcome(
-    name: str, model: str, by: str, file: str, problems: tuple[str, ...], started: float
+    name: str, model: str, by: Sequence[str], file: str, problems: tuple[str, ...], started: float
 ) -> Outcome:
     first = next((problem for problem in problems if file in problem), "")
     return Outcome(
@@ -222,7 +246,7 @@ def _outcome(
         model=model,
         target="dynamic",
         is_caught=bool(problems),
-        caught_by=(by,) if problems else (),
+        caught_by=tuple(by) if problems else (),
         accused=file if first else "",
         layer="",
         is_attributed=bool(first),
