@@ -101,8 +101,21 @@ def diff_command(old: str, new: str, *, is_json: bool, **options: Any) -> int:
         document = {"exit_code": int(code), **found.model_dump(mode="json")}
         emit(json.dumps(document, indent=2))
     else:
-        emit(text.rstrip())
+        _show(text)
     return int(code)
+
+
+def _show(text: str) -> None:
+    """Markdown as it is into files and pipes; set for reading on a terminal."""
+    import sys
+
+    if not sys.stdout.isatty():
+        emit(text.rstrip())
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
 
 
 def _tell(done: int, total: int, target: str) -> None:
