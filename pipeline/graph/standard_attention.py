@@ -8,9 +8,9 @@ and V have their heads on an axis of their own, whatever was done to them before
 masks broadcast to the scores. Heads of K and V that were repeated for groups of Q's heads are given
 once. What stands around the operator stays: it writes (batch, heads, length, size).
 
-A mask goes in as it is, as numbers that are added, so that a row that is masked altogether gives what
-it gave before: the mean of the values for a finite mask, zeros for an infinite one behind a guard
-against NaN. Operators of the standard that fill with zeros there are not relied upon.
+A mask goes in as numbers that are added, none lower than -1e30, so that a row that is masked altogether
+gives what it gave before: the mean of the values for a finite mask, zeros for an infinite one behind
+a guard against NaN. What the operator itself makes of such rows changed after it was released.
 
 Source: `Attention` of ONNX opset 23, onnx 1.23.
 """

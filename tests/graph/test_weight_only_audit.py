@@ -83,7 +83,10 @@ def test_shared_weights_and_excluded_layers_have_no_faults() -> None:
 
 
 def _tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    found: onnx.TensorProto = next(
+        tensor for tensor in model.graph.initializer if tensor.name == name
+    )
+    return found
 
 
 def _edit(name: str, change: Callable[[np.ndarray], Any]) -> Damage:
@@ -211,7 +214,7 @@ def test_a_layer_that_was_left_float_is_found() -> None:
 
 def test_a_rounded_input_is_found() -> None:
     def damage(model: onnx.ModelProto) -> None:
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "step"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float32), "step"))
         nodes = [
             helper.make_node("QuantizeLinear", ["x", "step"], ["small"]),
             helper.make_node("DequantizeLinear", ["small", "step"], ["large"]),

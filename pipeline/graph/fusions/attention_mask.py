@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from pipeline.graph.fusions.attention_scores import LARGEST_FILL
 from pipeline.graph.fusions.dims import ONE, Shape
 from pipeline.graph.fusions.outcome import Refused
 
@@ -77,6 +78,9 @@ class MaskBuilder:
         self._shapes = shapes
         self._has_heads = has_heads
         self._length_axis = 2 if has_heads else 1
+        # ONNX Runtime's `Attention` takes the lowest float for infinite, and gives zeros for a row of
+        # it. Nothing else is lost: a fill this low swallows any score as well.
+        self._lowest = LARGEST_FILL if has_heads else LOWEST_FLOAT
         self._made: dict[tuple[object, ...], ir.Value] = {}
 
     def bias(
@@ -94,7 +98,7 @@ class MaskBuilder:
         query, key = (self._shapes.of(operand) or () for operand in operands)
         lengths = (query[self._length_axis], key[self._length_axis])
         value = self._additive(scores, before)
-        if is_guarded:
+        if is_guarded or self._has_heads:
             value = self._once(("finite", value), lambda: self._finite(value, before))
         shape = self._shapes.of(value) or ()
         if len(shape) == 4 and shape[2:] == lengths:
@@ -147,7 +151,7 @@ class MaskBuilder:
         )
 
     def _finite(self, mask: ir.Value, before: ir.Node) -> ir.Value:
-        lowest = self._editor.float_scalar(LOWEST_FLOAT)
+        lowest = self._editor.float_scalar(self._lowest)
         return self._editor.insert(before, "Max", [mask, lowest], output=f"{mask.name}_finite")
 
     def _expanded(
