@@ -45,6 +45,7 @@ from pipeline.graph.qdq import (
 )
 from pipeline.graph.quantization import QuantizationOptions, dynamic_reasons
 from pipeline.graph.quantized_embeddings import embedding_lookups
+from pipeline.graph.quantized_weights import FLOAT8
 from pipeline.graph.unquantized import unquantize
 from pipeline.graph.weighted_layers import find_weighted_layers, gemm_obstacle, value_classes
 
@@ -203,6 +204,10 @@ def audit_static(original: ir.Model, quantized: ir.Model, request: StaticRequest
         quantizes_embeddings=options.quantize_embeddings,
         reasons=static_reasons(layers, request.placement, options),
     )
+    if options.weight_dtype == "float8":
+        from pipeline.graph.float8_audit import Float8Auditor
+
+        return Float8Auditor(original, quantized, layers, asked, request).audit()
     return Auditor(original, quantized, layers, asked, request).audit()
 
 
@@ -220,7 +225,10 @@ class Asked:
 
 
 class Auditor:
-    """Compares two graphs; used once. `pipeline.graph.weight_only_audit` has other rules for weights."""
+    """Compares two graphs; used once.
+
+    `pipeline.graph.weight_only_audit` and `pipeline.graph.float8_audit` have other rules for weights.
+    """
 
     def __init__(
         self,
@@ -336,7 +344,7 @@ class Auditor:
     ) -> None:
         """Type, scales and zero points of a weight."""
         wrong = []
-        dtype = stored.values.dtype.name
+        dtype = _short_name(stored.values.dtype)
         if dtype != self._asked.weight_dtype:
             wrong.append(f"is {dtype}, not {self._asked.weight_dtype}")
         wanted = 1 if axis is None else content.shape[axis]
@@ -492,11 +500,11 @@ class Auditor:
         name = quantizer.tensor.name or ""
         layer = self._layer_of(quantizer)
         zero = quantizer.zero_point
-        dtype: EightBits = "uint8" if zero is None or zero.dtype == np.uint8 else "int8"
+        dtype = _kind_of(zero)
         wrong = []
         if quantizer.scale.size != 1 or (zero is not None and zero.size != 1):
             wrong.append(f"`{name}` has {quantizer.scale.size} scales")
-        if zero is not None and zero.dtype.name not in {"int8", "uint8"}:
+        if zero is not None and _short_name(zero.dtype) not in {"int8", "uint8", "float8"}:
             wrong.append(f"`{name}` is {zero.dtype.name}")
         if quantizer.halves_differ:
             wrong.append(f"`{name}` is dequantised with another scale or zero point")
@@ -508,7 +516,7 @@ class Auditor:
         if options is not None:
             if dtype != options.activation_dtype:
                 wrong.append(f"`{name}` is {dtype}, not {options.activation_dtype}")
-            if dtype == "int8" and zero_point and not is_rectified:
+            if dtype != "uint8" and zero_point and not (dtype == "int8" and is_rectified):
                 wrong.append(f"`{name}` has the zero point {zero_point}")
         if not scale > 0 or not np.isfinite(scale):
             wrong.append(f"`{name}` has the scale {scale:g}")
@@ -702,7 +710,19 @@ def _attributes(node: ir.Node) -> dict[str, str]:
     return {name: str(attribute.value) for name, attribute in node.attributes.items()}
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+def _short_name(dtype: np.dtype[Any]) -> str:
+    """As recipes and placements have it."""
+    return "float8" if dtype == FLOAT8 else dtype.name
+
+
+def _kind_of(zero_point: NDArray[Any] | None) -> EightBits:
+    """The type of a quantiser, which its zero point has."""
+    if zero_point is None or zero_point.dtype == np.uint8:
+        return "uint8"
+    return "float8" if zero_point.dtype == FLOAT8 else "int8"
+
+
+def blocks_of(shape: tuple[int, ...]) -> Iterator[slice]:
     """Parts of the first axis, each with a bounded number of elements."""
     row = int(np.prod(shape[1:], dtype=np.int64)) if shape else 1
     rows = max(1, _BLOCK // max(row, 1))
@@ -725,7 +745,7 @@ def _error_in_steps(
     except ValueError:
         return np.inf, ()
     worst, where = -1.0, (0,) * content.ndim
-    for part in _blocks(content.shape):
+    for part in blocks_of(content.shape):
         with np.errstate(all="ignore"):
             steps = content[part].astype(np.float32) / scale[part]
             steps -= stored.values[part].astype(np.float32) - zeros[part]

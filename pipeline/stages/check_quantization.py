@@ -314,7 +314,13 @@ def _fits(
             yield AuditRow(kind="activation_loss", layer=each.layer, value=None, detail=detail)
             continue
         low, high = _ENDS[each.dtype]
-        own = Levels(scale=each.scale, zero_point=each.zero_point, low=low, high=high)
+        own = Levels(
+            scale=each.scale,
+            zero_point=each.zero_point,
+            low=low,
+            high=high,
+            is_float8=each.dtype == "float8",
+        )
         if statistics.histogram is None or not statistics.count:
             continue
         parts = [group[each.tensor] for group in groups]
@@ -361,7 +367,7 @@ def _unseen(
     )
 
 
-_ENDS: Final = {"int8": (-128, 127), "uint8": (0, 255)}
+_ENDS: Final = {"int8": (-128, 127), "uint8": (0, 255), "float8": (-448, 448)}
 
 
 def _usual(
@@ -393,7 +399,13 @@ def _levels(activation: AuditedActivation, found: Range) -> Levels:
         found, activation.dtype, np.dtype(np.float32), is_rectified=activation.is_rectified
     )
     low, high = _ENDS[activation.dtype]
-    return Levels(scale=float(scale), zero_point=int(zero_point), low=low, high=high)
+    return Levels(
+        scale=float(scale),
+        zero_point=int(zero_point),
+        low=low,
+        high=high,
+        is_float8=activation.dtype == "float8",
+    )
 
 
 Observed = dict[str, "TensorStatistics | None"]

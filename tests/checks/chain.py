@@ -21,7 +21,7 @@ from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from tests.checkpoints import vocabulary
 from tests.mutants.surgery import Graph
 from tests.stages.test_calibrate import random_samples
-from tests.stages.test_quantize_static import ONNXRUNTIME, TENSORRT, Workbench
+from tests.stages.test_quantize_static import FLOAT8, ONNXRUNTIME, TENSORRT, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,4 +88,6 @@ def make_chain(root: Path, checkpoint: Path) -> Chain:
     bench.run(QUANTIZE_STATIC, config, "static", model="fuse", **ranges)
     config = QuantizeStaticConfig(**TENSORRT)
     bench.run(QUANTIZE_STATIC, config, "static-tensorrt", model="cast", **ranges)
+    config = QuantizeStaticConfig(**FLOAT8)
+    bench.run(QUANTIZE_STATIC, config, "static-float8", model="cast", **ranges)
     return Chain(root)

@@ -31,8 +31,9 @@ ARITHMETIC: dict[str, Arithmetic] = {
     "dynamic": "quantized",
     "static": "quantized",
     "static-tensorrt": "quantized",
+    "static-float8": "quantized",
 }
-AS_WRITTEN = {"export", "cast", "cast-bf16", "static-tensorrt"}
+AS_WRITTEN = {"export", "cast", "cast-bf16", "static-tensorrt", "static-float8"}
 OUTPUT = "sentence_embedding"
 
 

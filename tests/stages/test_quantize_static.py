@@ -35,6 +35,7 @@ TENSORRT: dict[str, Any] = {
     "activation_dtype": "int8",
     "quantize_embeddings": False,
 }
+FLOAT8: dict[str, Any] = TENSORRT | {"activation_dtype": "float8", "weight_dtype": "float8"}
 ONNXRUNTIME: dict[str, Any] = {"placement": "onnxruntime-cpu"}
 
 
