@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from pipeline.errors import EngineBuildError
 from pipeline.hashing import JSON, tagged_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
@@ -26,6 +30,8 @@ _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\].*?"
     r"Datatype: (?P<dtype>\w+), Format: (?P<format>.*?) \}"
 )
+_PROFILE = re.compile(r"\[profile (\d+)\]")
+_PROGRAM = re.compile(r"_myl(\d+)_\d+$")
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |\[|$|\s)")
 _INDEX_DTYPES = frozenset({"Bool", "Int32", "Int64"})
 _PRECISIONS = {
@@ -61,6 +67,7 @@ class LayerRow:
             matrix product specialised on the GPU), `shape_call`, `copy`, ...
         tactic: The kernel, or empty when it is chosen on the GPU.
         onnx_nodes: Names of the graph's nodes it computes, or takes part in.
+        profile: Number of the optimization profile it works for: each has layers of its own.
     """
 
     name: str
@@ -70,6 +77,7 @@ class LayerRow:
     outputs: tuple[TensorRow, ...]
     tactic: str
     onnx_nodes: tuple[str, ...]
+    profile: int = 0
 
     @property
     def weights(self) -> TensorRow | None:
@@ -136,7 +144,33 @@ def parse_layers(record: str) -> tuple[LayerRow, ...]:
         raise EngineBuildError(
             "the builder logged no table of layers, so nothing can be said of it"
         )
-    return tuple(_parse_layer(line) for line in lines[1:])
+    return assign_profiles([_parse_layer(line) for line in lines[1:]], lines[1:])
+
+
+def assign_profiles(layers: Sequence[LayerRow], texts: Sequence[str]) -> tuple[LayerRow, ...]:
+    """Say of every layer which optimization profile it is of.
+
+    Names of the graph have `[profile 1]` behind them in the layers of profile 1, and none in those
+    of profile 0. Names that TensorRT makes up have the number of their program instead (`_myl1_4`),
+    and some layers have no others: those are of the profile of their program.
+
+    Args:
+        layers: The table.
+        texts: Of each layer, all that was said of it.
+    """
+    marks = [_PROFILE.search(text) for text in texts]
+    programs = [_PROGRAM.search(layer.name) for layer in layers]
+    known = {
+        program[1]: int(mark[1])
+        for program, mark in zip(programs, marks, strict=True)
+        if program and mark
+    }
+    return tuple(
+        replace(
+            layer, profile=int(mark[1]) if mark else known.get(program[1] if program else "", 0)
+        )
+        for layer, mark, program in zip(layers, marks, programs, strict=True)
+    )
 
 
 def _parse_layer(line: str) -> LayerRow:
@@ -207,29 +241,39 @@ def count_gemm_kinds(layers: tuple[LayerRow, ...]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineMemory:
-    """Memory the engine takes on the GPU, in bytes, at the largest shapes of its profile."""
+    """Memory the engine takes on the GPU, in bytes, at the largest shapes.
+
+    Attributes:
+        weights_bytes: Of all weights.
+        activation_bytes: Of the profile that takes most.
+        scratch_bytes: Of the profile that takes most.
+        activations_by_profile: Of each profile, in their order.
+    """
 
     weights_bytes: int
     activation_bytes: int
     scratch_bytes: int
+    activations_by_profile: tuple[int, ...]
 
 
 def parse_memory(messages: tuple[str, ...]) -> EngineMemory:
-    """Find the builder's account of the engine's memory in its log.
+    """Find the builder's account of the engine's memory in its log: one of each profile.
 
     Raises:
         EngineBuildError: when a figure is not there.
     """
     text = "\n".join(messages)
 
-    def figure(label: str) -> int:
-        match = re.search(rf"{label}: (\d+) bytes", text)
-        if match is None:
+    def figures(label: str) -> tuple[int, ...]:
+        found = re.findall(rf"{label}: (\d+) bytes", text)
+        if not found:
             raise EngineBuildError(f"the builder's log does not give `{label}`")
-        return int(match[1])
+        return tuple(int(number) for number in found)
 
+    activations = figures("Total Activation Memory")
     return EngineMemory(
-        weights_bytes=figure("Total Weights Memory"),
-        activation_bytes=figure("Total Activation Memory"),
-        scratch_bytes=figure("Max Scratch Memory"),
+        weights_bytes=max(figures("Total Weights Memory")),
+        activation_bytes=max(activations),
+        scratch_bytes=max(figures("Max Scratch Memory")),
+        activations_by_profile=activations,
     )

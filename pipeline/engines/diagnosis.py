@@ -129,6 +129,8 @@ def build_failure(
         hint = "cast the graph to fp16 first: this compute capability has no FP32 matrix product"
     elif "HW-specific datatypes" in text:
         hint = "this compute capability lacks a type that the graph holds; take another precision"
+    elif "graph_jit.cpp" in text and "CUDA_SUCCESS" in text:
+        hint = "refit and strip_weights need a GPU on the machine that builds"
     elif "Attention operation was not supported by a dedicated kernel" in text:
         hint = "TensorRT has a kernel for `Attention` in fp16 and bf16 only: cast the graph first"
     return EngineBuildError(f"{what}\n{said}", hint=hint)

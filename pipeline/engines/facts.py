@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.engines.builder_log import count_gemm_kinds, count_layer_types, layer_fingerprint
@@ -59,69 +60,121 @@ def gemm_share(layers: Sequence[LayerRow], form: str) -> float | None:
     return sum(kinds[kind] for kind in _KINDS[form]) / kinds.total()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ProfileCounts:
+    """What is counted in the layers of one optimization profile."""
+
+    layers: tuple[LayerRow, ...]
+    fused: int
+    copies: int
+    share: float | None
+
+    def to_json(self) -> dict[str, JSON]:
+        """As it stands in the facts."""
+        return {
+            "layers": len(self.layers),
+            "layer_types": count_layer_types(self.layers),
+            "gemm_kinds": count_gemm_kinds(self.layers),
+            "fused_attention": self.fused,
+            "copy_layers": self.copies,
+        }
+
+
 def layer_facts(
     layers: tuple[LayerRow, ...],
     attentions: Sequence[tuple[str, ...]],
     precision: str,
     *,
-    activation_bytes: int,
+    memory: Sequence[int],
     is_weight_only: bool = False,
 ) -> dict[str, JSON]:
     """Counts, coverage and fingerprint of the engine's table.
 
-    Coverage, which recipes limit in `gates.coverage`: `fused_attention` and `{precision}_gemms` are
+    An engine holds the graph once for each optimization profile. Counts are those of the first
+    profile; with several, `by_profile` has those of each. Coverage, which recipes limit in
+    `gates.coverage`, is the worst of all profiles: `fused_attention` and `{precision}_gemms` are
     shares, `activation_memory_mib` is MiB at the largest shapes, `copy_layers` is a count.
 
     Args:
         layers: The engine's table.
         attentions: Names of the nodes of each attention of the graph.
         precision: What was asked for.
-        activation_bytes: What activations take at the largest shapes.
+        memory: What activations take at the largest shapes of each profile, bytes.
         is_weight_only: Of int8: the weights alone have 8 bits.
 
     Raises:
         EngineBuildError: when not one matrix product has the precision that was asked for: the
-            graph is another one than the recipe means.
+            graph is another one than the recipe means; when a profile has no layers.
     """
     form = WEIGHT_ONLY.get(precision, precision) if is_weight_only else precision
-    share = gemm_share(layers, form)
-    kinds = count_gemm_kinds(layers)
-    if share == 0:
+    profiles = [
+        _count([layer for layer in layers if layer.profile == number], attentions, form)
+        for number in range(len(memory))
+    ]
+    if not all(profile.layers for profile in profiles):
+        raise EngineBuildError(
+            f"the builder's table does not say which layers belong to which of {len(memory)} "
+            "profiles",
+            hint="this version of TensorRT is newer than what this program knows",
+        )
+    _require_precision(profiles, precision, is_weight_only=is_weight_only)
+    coverage: dict[str, JSON] = {
+        "activation_memory_mib": round(max(memory) / _MIB, 3),
+        "copy_layers": max(profile.copies for profile in profiles),
+    }
+    if attentions:
+        coverage["fused_attention"] = min(p.fused for p in profiles) / len(attentions)
+    shares = [profile.share for profile in profiles if profile.share is not None]
+    if shares:
+        coverage[f"{precision}_gemms"] = min(shares)
+    facts = {
+        **profiles[0].to_json(),
+        "attention_blocks": len(attentions),
+        "layer_fingerprint": layer_fingerprint(layers),
+        "coverage": coverage,
+    }
+    if len(profiles) > 1:
+        facts["by_profile"] = [
+            {**profile.to_json(), "activation_memory_bytes": size}
+            for profile, size in zip(profiles, memory, strict=True)
+        ]
+    return facts
+
+
+def _count(
+    layers: Sequence[LayerRow], attentions: Sequence[tuple[str, ...]], form: str
+) -> _ProfileCounts:
+    return _ProfileCounts(
+        layers=tuple(layers),
+        fused=fused_attentions(layers, attentions),
+        copies=sum(layer.is_copy for layer in layers),
+        share=gemm_share(layers, form),
+    )
+
+
+def _require_precision(
+    profiles: Sequence[_ProfileCounts], precision: str, *, is_weight_only: bool
+) -> None:
+    for profile in profiles:
+        if profile.share != 0:
+            continue
         what = f"{precision} weights were" if is_weight_only else f"precision {precision} was"
+        kinds = count_gemm_kinds(profile.layers)
         raise EngineBuildError(
             f"{what} asked for, and no matrix product of the engine has it: "
             + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
             hint=f"the graph that was given to the builder is not {precision}",
         )
-    fused = fused_attentions(layers, attentions)
-    copies = sum(layer.is_copy for layer in layers)
-    coverage: dict[str, JSON] = {
-        "activation_memory_mib": round(activation_bytes / _MIB, 3),
-        "copy_layers": copies,
-    }
-    if attentions:
-        coverage["fused_attention"] = fused / len(attentions)
-    if share is not None:
-        coverage[f"{precision}_gemms"] = share
-    return {
-        "layers": len(layers),
-        "layer_types": count_layer_types(layers),
-        "copy_layers": copies,
-        "gemm_kinds": kinds,
-        "attention_blocks": len(attentions),
-        "fused_attention": fused,
-        "layer_fingerprint": layer_fingerprint(layers),
-        "coverage": coverage,
-    }
 
 
 def short_row(layer: LayerRow) -> JSON:
     """One layer as a row of `layers.json`, and of `layer_rows` in the facts.
 
-    `name`, `type`, `precision` (see `LayerRow.precision`), `inputs` and `outputs` (types of the
+    `profile` (its number), `name`, `type`, `precision` (see `LayerRow.precision`), `inputs` and `outputs` (types of the
     tensors), `weights` (type, or null), `tactic` (the kernel) and `onnx_nodes`.
     """
     return {
+        "profile": layer.profile,
         "name": layer.name,
         "type": layer.type,
         "precision": layer.precision,

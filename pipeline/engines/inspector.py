@@ -13,7 +13,13 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engines.builder_log import LayerRow, TensorRow, find_onnx_nodes, parse_layers
+from pipeline.engines.builder_log import (
+    LayerRow,
+    TensorRow,
+    assign_profiles,
+    find_onnx_nodes,
+    parse_layers,
+)
 from pipeline.errors import EngineBuildError
 
 if TYPE_CHECKING:
@@ -64,7 +70,8 @@ def parse_inspection(text: str) -> tuple[LayerRow, ...]:
     try:
         document = json.loads(text)
         layers = document["Layers"]
-        return tuple(_layer(layer) for layer in layers)
+        texts = [json.dumps(layer) for layer in layers]
+        return assign_profiles([_layer(layer) for layer in layers], texts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineBuildError(
             f"what the engine inspector says has an unknown form: {text[:200]}",

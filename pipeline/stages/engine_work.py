@@ -7,9 +7,9 @@ Input `model`: a directory with `model.onnx` and, where there is any, its extern
 Facts, for the report and for gates: `runtime`, the version under the package's name,
 `compute_capability`, `precision`, `profiles` (`axes` and `inputs`, each with min, opt, max),
 `expected_inputs` and `expected_outputs` (`name`, `dtype`, `dims`), sizes in bytes, `layers`,
-`layer_types`, `gemm_kinds`, `copy_layers`, `attention_blocks`, `fused_attention`,
-`layer_fingerprint`, `coverage` (see `engines.facts.layer_facts`), `warnings`, and `layer_rows` (see
-`engines.facts.short_row`) for engines of up to 200 layers.
+`layer_types`, `gemm_kinds`, `copy_layers`, `attention_blocks`, `fused_attention`, `by_profile` for
+engines with several profiles, `layer_fingerprint`, `coverage` (see `engines.facts.layer_facts`),
+`warnings`, and `layer_rows` (see `engines.facts.short_row`) for engines of up to 200 layers.
 """
 
 from __future__ import annotations
@@ -189,6 +189,7 @@ def _facts(
     )
     from pipeline.engines.header import read_engine_header
     from pipeline.engines.inspector import engine_layers
+    from pipeline.errors import EngineBuildError
     from pipeline.hashing import sha256_file
 
     header = read_engine_header(built.path)
@@ -197,11 +198,17 @@ def _facts(
     memory = parse_memory(tuple(message for _, message in built.result.records))
     layers = engine_layers(built.result.layers, built.result.inspection)
     rows = [short_row(layer) for layer in layers]
+    if len(memory.activations_by_profile) != len(profiles):
+        raise EngineBuildError(
+            f"the builder's log gives the memory of {len(memory.activations_by_profile)} profiles, "
+            f"and the engine has {len(profiles)}",
+            hint=f"this version of {order.product} is newer than what this program knows",
+        )
     judged = layer_facts(
         layers,
         [block.nodes for block in graph.attentions],
         config.precision,
-        activation_bytes=memory.activation_bytes,
+        memory=memory.activations_by_profile,
         is_weight_only=config.is_weight_only,
     )
     facts = EngineFacts(

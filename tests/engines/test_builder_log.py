@@ -13,12 +13,18 @@ from pipeline.engines.builder_log import (
     parse_layers,
     parse_memory,
 )
+from pipeline.engines.facts import fused_attentions
 from pipeline.errors import EngineBuildError
 
 RECORDED = (Path(__file__).parent / "recorded" / "encoder_fp16_sm89.txt").read_text(
     encoding="utf-8"
 )
 """The table of `graphs.encoder()`, built with TensorRT-RTX 1.7.1.116."""
+
+TWO_PROFILES = (Path(__file__).parent / "recorded" / "two_profiles_fp16_sm89.txt").read_text(
+    encoding="utf-8"
+)
+"""The table of `forms.one_attention("fp16")` with the profiles (1, 8..16) and (1..4, 8..32)."""
 
 ROW = (
     "Name: {name}, LayerType: {type}, Inputs: [ {inputs}], Constants: [ {constants}], "
@@ -142,7 +148,47 @@ def test_memory_is_read_from_the_log_and_a_missing_figure_is_an_error() -> None:
         "Total Weights Memory: 30 bytes",
     )
     assert parse_memory(lines) == EngineMemory(
-        weights_bytes=30, activation_bytes=20, scratch_bytes=10
+        weights_bytes=30,
+        activation_bytes=20,
+        scratch_bytes=10,
+        activations_by_profile=(20,),
     )
     with pytest.raises(EngineBuildError, match="Total Weights Memory"):
         parse_memory(lines[:2])
+
+
+def test_memory_is_that_of_the_profile_that_takes_most() -> None:
+    lines = (
+        *("Max Scratch Memory: 10 bytes", "Total Activation Memory: 20 bytes"),
+        *("Max Scratch Memory: 40 bytes", "Total Activation Memory: 50 bytes"),
+        "Total Weights Memory: 30 bytes",
+    )
+    assert parse_memory(lines) == EngineMemory(
+        weights_bytes=30,
+        activation_bytes=50,
+        scratch_bytes=40,
+        activations_by_profile=(20, 50),
+    )
+
+
+def test_every_layer_of_an_engine_with_two_profiles_is_of_one_of_them() -> None:
+    layers = parse_layers(TWO_PROFILES)
+    first = [layer for layer in layers if layer.profile == 0]
+    second = [layer for layer in layers if layer.profile == 1]
+    assert (len(first), len(second)) == (8, 10)
+    for rows in (first, second):
+        assert count_gemm_kinds(tuple(rows)) == {"Half x Half": 2}
+        assert fused_attentions(rows, [("scores", "softmax", "context")]) == 1
+    # A fixed batch of one profile does not make it the other's.
+    assert all(layer.name.endswith(f"_myl1_{i}") for i, layer in enumerate(second))
+
+
+def test_layers_of_one_profile_are_all_of_it() -> None:
+    assert {layer.profile for layer in parse_layers(RECORDED)} == {0}
+
+
+def test_copies_are_known_by_their_type() -> None:
+    (copy,) = parse_layers(_row("copy", [_tensor("Half")], []))
+    (other,) = parse_layers(_row("kgen", [_tensor("Half")], []))
+    assert copy.is_copy
+    assert not other.is_copy

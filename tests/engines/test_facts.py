@@ -57,34 +57,32 @@ def test_the_share_of_gemms_counts_those_with_weights() -> None:
 
 def test_an_engine_without_one_gemm_of_the_precision_is_refused() -> None:
     with pytest.raises(EngineBuildError, match=r"fp16 was asked for.*: 1 Float x Float"):
-        layer_facts(
-            (_layer("gemm", dtype="Float", weights="Float"),), [], "fp16", activation_bytes=0
-        )
+        layer_facts((_layer("gemm", dtype="Float", weights="Float"),), [], "fp16", memory=(0,))
 
 
 def test_coverage_says_nothing_of_what_the_graph_does_not_have() -> None:
-    facts = layer_facts((_layer("kgen"),), [], "fp16", activation_bytes=3 << 19)
+    facts = layer_facts((_layer("kgen"),), [], "fp16", memory=(3 << 19,))
     assert facts["coverage"] == {"activation_memory_mib": 1.5, "copy_layers": 0}
 
 
 def test_copies_and_reformats_are_counted() -> None:
     layers = (_layer("copy"), _layer("Reformat"), _layer("kgen"))
-    facts = layer_facts(layers, [], "fp16", activation_bytes=0)
+    facts = layer_facts(layers, [], "fp16", memory=(0,))
     assert facts["copy_layers"] == facts["coverage"]["copy_layers"] == 2  # type: ignore[call-overload, index]
 
 
 def test_weights_alone_in_eight_bits_are_told_from_products_in_eight_bits() -> None:
     layers = (_layer("runtime_fusion", weights="Int8"),)
-    facts = layer_facts(layers, [], "int8", activation_bytes=0, is_weight_only=True)
+    facts = layer_facts(layers, [], "int8", memory=(0,), is_weight_only=True)
     assert facts["coverage"]["int8_gemms"] == 1  # type: ignore[call-overload, index]
     with pytest.raises(EngineBuildError, match=r"int8 was asked for.*: 1 Half x Int8"):
-        layer_facts(layers, [], "int8", activation_bytes=0)
+        layer_facts(layers, [], "int8", memory=(0,))
     with pytest.raises(EngineBuildError, match="int8 weights were asked for"):
         layer_facts(
             (_layer("gemm", dtype="Int8", weights="Int8"),),
             [],
             "int8",
-            activation_bytes=0,
+            memory=(0,),
             is_weight_only=True,
         )
 
@@ -104,3 +102,40 @@ def test_weights_alone_in_eight_bits_are_told_from_products_in_eight_bits() -> N
 def test_the_precision_of_a_layer_is_what_it_computes_in(layer: LayerRow, precision: str) -> None:
     assert layer.precision == precision
     assert short_row(layer)["precision"] == precision  # type: ignore[call-overload, index]
+
+
+def _in_profile(layer: LayerRow, number: int) -> LayerRow:
+    return replace(layer, profile=number)
+
+
+def test_counts_are_of_one_profile_and_coverage_is_of_the_worst() -> None:
+    half, full = _layer("gemm", weights="Half"), _layer("gemm", dtype="Float", weights="Float")
+    layers = (
+        *(half, half, _layer("kgen", *BLOCK)),
+        *(_in_profile(row, 1) for row in (half, full, _layer("copy"), _layer("gemm", "scores"))),
+    )
+    facts = layer_facts(layers, [BLOCK], "fp16", memory=(1 << 20, 3 << 20))
+    assert (facts["layers"], facts["fused_attention"], facts["copy_layers"]) == (3, 1, 0)
+    assert facts["coverage"] == {
+        "activation_memory_mib": 3.0,
+        "copy_layers": 1,
+        "fused_attention": 0.0,
+        "fp16_gemms": 0.5,
+    }
+    first, second = facts["by_profile"]  # type: ignore[misc, union-attr]
+    assert (first["fused_attention"], second["fused_attention"]) == (1, 0)  # type: ignore[index, call-overload]
+    assert second["activation_memory_bytes"] == 3 << 20  # type: ignore[index, call-overload]
+
+
+def test_a_profile_without_layers_means_that_the_table_was_not_understood() -> None:
+    with pytest.raises(EngineBuildError, match="which of 2 profiles"):
+        layer_facts((_layer("kgen"),), [], "fp16", memory=(1, 2))
+
+
+def test_one_profile_without_the_precision_is_enough_to_refuse() -> None:
+    layers = (
+        _layer("gemm", weights="Half"),
+        _in_profile(_layer("gemm", dtype="Float", weights="Float"), 1),
+    )
+    with pytest.raises(EngineBuildError, match="fp16 was asked for"):
+        layer_facts(layers, [], "fp16", memory=(1, 2))

@@ -15,11 +15,13 @@ from onnx import TensorProto, helper
 from pipeline.engines import targets
 from pipeline.engines.facts_file import facts_path, read_engine_facts, require_engine_of_facts
 from pipeline.engines.header import read_engine_header
-from pipeline.errors import EngineBuildError
+from pipeline.environment import nvidia_driver_version
+from pipeline.errors import EngineBuildError, ExitCode
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.engine import ENGINE, EngineConfig
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from tests.engines.forms import one_attention
 from tests.engines.graphs import HIDDEN, PROFILE, encoder, product, product_with_dead_input
 from tests.stages.context import RecordingContext
 
@@ -198,6 +200,98 @@ def test_a_constant_that_fp16_cannot_hold_is_a_warning_in_the_facts(tmp_path: Pa
     assert all("clip" in warning for warning in facts["warnings"])
 
 
+TWO_PROFILES = (
+    {"batch": (1, 1, 1), "sequence": (8, 8, 16)},
+    {"batch": (1, 2, 4), "sequence": (8, 16, 32)},
+)
+
+
+@pytest.fixture(scope="module")
+def built_for_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Facts, Path]:
+    return _run(encoder(2), tmp_path_factory.mktemp("two"), profiles=TWO_PROFILES)
+
+
+def test_an_engine_with_two_profiles_counts_each_of_them(
+    built: tuple[Facts, Path], built_for_two: tuple[Facts, Path]
+) -> None:
+    facts, output = built_for_two
+    first, second = facts["by_profile"]
+    assert first["fused_attention"] == second["fused_attention"] == facts["fused_attention"] == 2
+    assert first["activation_memory_bytes"] < second["activation_memory_bytes"]
+    assert facts["activation_memory_bytes"] == second["activation_memory_bytes"]
+    assert facts["coverage"]["fp16_gemms"] == 1.0
+    # The second profile is that of the engine with one.
+    assert second["gemm_kinds"] == built[0]["gemm_kinds"]
+    rows = facts["layer_rows"]
+    assert len([row for row in rows if row["profile"] == 1]) == second["layers"]
+    written = read_engine_facts(output / "engine.json")
+    assert [profile.axes["batch"] for profile in written.profiles] == [(1, 1, 1), (1, 2, 4)]
+    assert written.profiles[1].inputs["input_ids"] == ((1, 8), (2, 16), (4, 32))
+    assert facts["size_bytes"] > built[0]["size_bytes"]
+
+
+def test_profiles_that_a_graph_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    profiles = (
+        {"batch": (1, 2, 4), "sequence": (8, 8, 16)},
+        {"batch": (1, 2, 4), "sequence": (8, 16, 32)},
+    )
+    with pytest.raises(EngineBuildError, match=r"profiles 0 and 1 give .* the same shapes"):
+        _run(product(), tmp_path, profiles=profiles)
+
+
+@pytest.mark.parametrize("form", ["int8", "int8-weights", "fp8", "int4", "bf16"])
+def test_quantised_graphs_are_counted_in_their_own_precision(tmp_path: Path, form: str) -> None:
+    precision = form.removesuffix("-weights")
+    facts, _ = _run(
+        one_attention(form),
+        tmp_path,
+        precision=precision,
+        is_weight_only=form in {"int8-weights", "int4"},
+    )
+    assert facts["coverage"][f"{precision}_gemms"] == 1.0
+    assert facts["coverage"]["fused_attention"] == 1.0
+    computed = {row["precision"] for row in facts["layer_rows"] if row["weights"]}
+    assert computed == {precision if form in {"int8", "fp8", "bf16"} else "fp16"}
+
+
+def test_weights_in_int8_are_not_taken_for_products_in_int8(tmp_path: Path) -> None:
+    with pytest.raises(EngineBuildError, match=r"int8 was asked for, and no .*: 4 Half x Int8"):
+        _run(one_attention("int8-weights"), tmp_path, precision="int8")
+
+
+def test_attention_as_an_operator_falls_apart_in_fp32_and_is_fused_in_fp16(
+    tmp_path: Path,
+) -> None:
+    fused = {}
+    for form in ("fp32", "fp16"):
+        facts, _ = _run(one_attention(form, is_operator=True), tmp_path / form, precision=form)
+        fused[form] = facts["coverage"]["fused_attention"]
+    assert fused == {"fp32": 0.0, "fp16": 1.0}
+
+
+def test_a_portable_engine_is_for_everything_from_sm80_on(tmp_path: Path) -> None:
+    facts, output = _run(product(), tmp_path, compute_capability="portable")
+    header = read_engine_header(output / "model.engine")
+    assert header.compute_capabilities == ("sm80", "sm86", "sm89", "sm120", "sm121")
+    assert facts["compute_capability"] == read_engine_facts(output / "engine.json").target
+
+
+@pytest.mark.skipif(bool(nvidia_driver_version()), reason="it works where there is a GPU")
+@pytest.mark.parametrize("name", ["refit", "strip_weights"])
+def test_what_needs_a_gpu_fails_with_the_reason(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EngineBuildError, match="CUDA_SUCCESS") as caught:
+        _run(product(), tmp_path, **{name: True})
+    assert "need a GPU" in caught.value.hint
+
+
+def test_too_little_workspace_is_a_failed_stage_that_names_the_option(tmp_path: Path) -> None:
+    large = {"batch": (1, 8, 64), "sequence": (8, 32, 64)}
+    with pytest.raises(EngineBuildError, match=r"scratch memory.*\(1 MiB\)") as caught:
+        _run(encoder(1), tmp_path, profiles=(large,), workspace_mib=1)
+    assert "workspace_mib" in caught.value.hint
+    assert caught.value.exit_code is ExitCode.STAGE_FAILED
+
+
 @pytest.fixture(scope="module")
 def minilm_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real MiniLM through our own export, simplify and cast."""
@@ -238,6 +332,22 @@ def test_five_builds_of_minilm_are_the_same_bytes_with_six_fused_attentions(
         assert facts["activation_memory_bytes"] <= 150_000_000
     assert len(digests) == 1
     assert len(prints) == 1
+
+
+@pytest.mark.slow
+def test_five_builds_with_two_profiles_are_the_same_bytes(
+    minilm_fp16: Path, tmp_path: Path
+) -> None:
+    profiles = (
+        {"batch": (1, 1, 1), "sequence": (8, 32, 128)},
+        {"batch": (1, 8, 32), "sequence": (8, 128, 512)},
+    )
+    digests = set()
+    for index in range(5):
+        facts, output = _run(minilm_fp16, tmp_path / ("y" * (1 + 15 * index)), profiles=profiles)
+        digests.add(hashlib.sha256((output / "model.engine").read_bytes()).hexdigest())
+        assert [each["fused_attention"] for each in facts["by_profile"]] == [6, 6]
+    assert len(digests) == 1
 
 
 @pytest.mark.slow
