@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.checks.quantization import QuantizationLimits
 from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
 from pipeline.drafting.columns import ColumnOptions
@@ -351,6 +352,9 @@ def _find_missing(
     missing: dict[str, str] = {}
     first: EnvironmentMissing | None = None
     for candidate in layout.targets:
+        if candidate.needs_calibration and (few := _too_few_samples(layout)):
+            missing[candidate.name] = few
+            continue
         recipe = Recipe.model_validate_json(layout.probe(candidate))
         data = _resolve_probe(layout, recipe, here, memory)
         try:
@@ -363,6 +367,19 @@ def _find_missing(
     if first is not None and len(missing) == len(layout.targets):
         raise first
     return missing
+
+
+def _too_few_samples(layout: Layout) -> str:
+    """Why static INT8 would fail its check with the data there is; empty when it would not."""
+    least = QuantizationLimits().calibration_samples or 0
+    _, samples = layout.counts(has_calibration=True)
+    if samples >= least:
+        return ""
+    option = "--data" if layout.calibration is None else "--calibration"
+    return (
+        f"ranges need {least} calibration samples or more, and there would be {samples}: "
+        f"give more rows with {option}"
+    )
 
 
 def _resolve_probe(

@@ -173,12 +173,26 @@ def test_calibration_data_of_its_own_brings_static_quantisation(
     draft: Drafter, classifier: Path
 ) -> None:
     write_reviews(Path("reviews.jsonl"))
-    write_reviews(Path("more.jsonl"), 7)
+    write_reviews(Path("more.jsonl"), 9)
     recipe = draft(classifier, data="reviews.jsonl", calibration="more.jsonl").recipe
     assert recipe.data.calibration is not None
-    assert (recipe.data.calibration.samples, recipe.data.calibration.label) == (7, None)
+    assert (recipe.data.calibration.samples, recipe.data.calibration.label) == (9, None)
     assert recipe.data.evaluation.samples == 24
     assert "cpu-int8-static" in [target.name for target in recipe.targets]
+
+
+def test_too_few_samples_for_ranges_leave_static_quantisation_out(
+    draft: Drafter, classifier: Path
+) -> None:
+    """A recipe with it would be written, run, and fail the check of its calibration."""
+    write_reviews(Path("reviews.jsonl"))
+    write_reviews(Path("more.jsonl"), 7)
+    made = draft(classifier, data="reviews.jsonl", calibration="more.jsonl")
+    assert "cpu-int8-static" not in [target.name for target in made.recipe.targets]
+    assert (
+        "8 calibration samples or more, and there would be 7" in made.left_out["cpu-int8-static"]
+    )
+    assert "--calibration" in made.left_out["cpu-int8-static"]
 
 
 def test_what_stands_in_comments_works_too(draft: Drafter, classifier: Path) -> None:
