@@ -88,6 +88,8 @@ SIGNS = {
 
 FUSION_KEYS = ("fusions", "attention_layers", "coverage")
 ENGINE_KEYS = ("layer_types", "gemm_kinds", "layer_rows", "coverage")
+AMOUNTS = ("activation_memory_mib", "copy_layers")
+"""Coverage that is no share; the builder's figures have the same numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +308,11 @@ def _engine(engine: EngineReport) -> Engine:
         engine=engine,
         layer_types=facts.child("layer_types").numbers(),
         gemm_kinds=facts.child("gemm_kinds").numbers(),
-        coverage=facts.child("coverage").numbers(),
+        coverage=tuple(
+            (name, share)
+            for name, share in facts.child("coverage").numbers()
+            if name not in AMOUNTS
+        ),
         rows=facts.rows(known=ENGINE_KEYS),
         layers=_layer_table(facts.records("layer_rows")),
     )
@@ -316,7 +322,7 @@ def _layer_table(layers: tuple[Facts, ...]) -> LayerTable | None:
     if not layers:
         return None
     kept = layers[:MAX_LAYERS]
-    columns = tuple(dict.fromkeys(key for layer in kept for key in layer.values))[:8]
+    columns = tuple(dict.fromkeys(key for layer in kept for key in layer.values))[:10]
     rows = tuple(tuple(layer.cell(column) for column in columns) for layer in kept)
     return LayerTable(columns=columns, rows=rows, total=len(layers))
 
