@@ -19,6 +19,7 @@ from pipeline.environment import (
     MACHINE_FACTS,
     code_digest,
     cores,
+    find_package,
     platform_tag,
     python_tag,
     require_packages,
@@ -538,6 +539,7 @@ def _plan_target(
                 launches=options.launches,
                 threads=options.threads or cores(),
                 margin=gates.speed.margin if gates.speed else 0.05,
+                reference_device="cuda" if device and _torch_has_cuda() else "cpu",
             )
             benchmarks[component] = builder.add(
                 BENCHMARK_ENGINE if device else BENCHMARK,
@@ -556,6 +558,12 @@ def _plan_target(
         benchmarks=benchmarks,
         checks=tuple(checks),
     )
+
+
+def _torch_has_cuda() -> bool:
+    """By its version: wheels for the CPU say so, and those of the package index for Linux do not."""
+    torch = find_package("torch")
+    return torch is not None and not torch.version.endswith("+cpu")
 
 
 def _on_device(

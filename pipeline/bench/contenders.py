@@ -6,6 +6,7 @@ one of the two models, and only its library, is in the process.
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Callable
@@ -13,14 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from pipeline.stages.base import MODEL_FILE
+from pipeline.errors import StageError
+from pipeline.stages.base import ENGINE_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from pipeline.bench.feeds import Feeds
     from pipeline.bench.job import Contender, Runtime
+    from pipeline.runtimes.tensorrt import CallTimes
+    from pipeline.runtimes.torch_model import TorchComponent
 
 Call: TypeAlias = Callable[[], object]
 """One inference on inputs that are already where the runtime wants them."""
+TimedCall: TypeAlias = "Callable[[], CallTimes]"
+"""One inference, and how long each part of it took on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +38,15 @@ class Loaded:
         input_names: The inputs it takes.
         load_time_ns: From file to ready; the library was imported before.
         bind: Makes the callable that runs the model on given inputs, with all its outputs.
+        bind_timed: The same with a callable that tells the parts of each call; None where the
+            runtime cannot tell.
     """
 
     description: str
     input_names: tuple[str, ...]
     load_time_ns: int
     bind: Callable[[Feeds], Call]
+    bind_timed: Callable[[Feeds], TimedCall] | None = None
 
 
 def load_contender(contender: Contender, *, threads: int) -> Loaded:
@@ -77,6 +86,29 @@ def _load_onnxruntime(contender: Contender, threads: int) -> Loaded:
     )
 
 
+def _load_tensorrt(contender: Contender, threads: int) -> Loaded:
+    """An engine; its inputs lie in pinned memory, and a call brings them to the GPU and back."""
+    from pipeline.engines.header import read_engine_header
+    from pipeline.engines.preflight import MODULES
+    from pipeline.engines.vouching import vouched_digest
+    from pipeline.runtimes.tensorrt import TensorRTRunner
+
+    del threads  # the work is the GPU's
+    engine = Path(contender.path) / ENGINE_FILE
+    digest = vouched_digest(engine.parent)
+    importlib.import_module(MODULES[read_engine_header(engine).kind].import_name)
+    started = time.perf_counter_ns()
+    runner = TensorRTRunner(engine, sha256=digest).__enter__()  # until the launch ends
+    load_time_ns = time.perf_counter_ns() - started
+    return Loaded(
+        description=runner.session,
+        input_names=tuple(spec.name for spec in runner.inputs),
+        load_time_ns=load_time_ns,
+        bind=lambda feeds: runner.bind(feeds).run,
+        bind_timed=lambda feeds: runner.bind(feeds).run_timed,
+    )
+
+
 def _load_torch(contender: Contender, threads: int) -> Loaded:
     import torch
 
@@ -88,6 +120,8 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     import_torch_model(checkpoint)
     started = time.perf_counter_ns()
     loaded = load_torch_model(checkpoint, contender.task, contender.component)
+    if contender.device == "cuda":
+        return _on_cuda(loaded, started)
     load_time_ns = time.perf_counter_ns() - started
 
     def bind(feeds: Feeds) -> Call:
@@ -102,6 +136,35 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
 
     return Loaded(
         description=f"torch {torch.__version__} float32, eager mode",
+        input_names=loaded.input_names,
+        load_time_ns=load_time_ns,
+        bind=bind,
+    )
+
+
+def _on_cuda(loaded: TorchComponent, started: int) -> Loaded:
+    """The model on the GPU; a call brings pinned inputs there and outputs back, as an engine's does."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise StageError(f"torch {torch.__version__} cannot use this machine's GPU")
+    device = torch.device("cuda", 0)
+    module = loaded.module.to(device)
+    load_time_ns = time.perf_counter_ns() - started
+
+    def bind(feeds: Feeds) -> Call:
+        pinned = tuple(torch.from_numpy(feeds[name]).pin_memory() for name in loaded.input_names)
+
+        def call() -> object:
+            with torch.inference_mode():
+                tensors = (tensor.to(device, non_blocking=True) for tensor in pinned)
+                return [output.cpu() for output in module(*tensors)]  # waits for the GPU
+
+        return call
+
+    return Loaded(
+        description=f"torch {torch.__version__} float32, eager mode, "
+        f"{torch.cuda.get_device_name(device)}",
         input_names=loaded.input_names,
         load_time_ns=load_time_ns,
         bind=bind,
@@ -124,4 +187,5 @@ def import_torch_model(checkpoint: Path) -> None:
 _LOADERS: Final[dict[Runtime, Callable[[Contender, int], Loaded]]] = {
     "torch": _load_torch,
     "onnxruntime": _load_onnxruntime,
+    "tensorrt": _load_tensorrt,
 }

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
+
+from pydantic import Field
 
 from pipeline.bench.types import Shape, Shaped
 from pipeline.records import Frozen
 
+CPU_PROVIDER: Final = "CPUExecutionProvider"
 Role: TypeAlias = Literal["reference", "candidate"]
 ROLES: tuple[Role, Role] = ("reference", "candidate")
 
-Runtime: TypeAlias = Literal["torch", "onnxruntime"]
+Runtime: TypeAlias = Literal["torch", "onnxruntime", "tensorrt"]
 
 
 class Contender(Frozen):
-    """A model to load: `path` is a checkpoint directory for torch, else a directory with a graph."""
+    """A model to load.
+
+    Attributes:
+        path: A checkpoint directory for torch, else a directory with a graph or an engine.
+        device: Where torch computes; the other runtimes know it themselves.
+        provider: Of ONNX Runtime.
+        provider_options: For that provider; see `pipeline.runtimes.ort_providers`.
+    """
 
     runtime: Runtime
     path: str
     task: str = ""
     component: str = ""
+    device: Literal["cpu", "cuda"] = Field(default="cpu", exclude_if=lambda name: name == "cpu")
+    provider: str = Field(default=CPU_PROVIDER, exclude_if=lambda name: name == CPU_PROVIDER)
+    provider_options: dict[str, str] = Field(default_factory=dict, exclude_if=lambda d: not d)
 
 
 class LaunchJob(Frozen):
@@ -71,10 +84,24 @@ class PairRecord(Frozen):
     candidate_ns: tuple[int, ...]
 
 
+class DeviceRecord(Frozen):
+    """Parts of single calls of the candidate on a GPU, ms; see `pipeline.bench.types.DeviceTimes`."""
+
+    h2d_ms: tuple[float, ...]
+    compute_ms: tuple[float, ...]
+    d2h_ms: tuple[float, ...]
+    enqueue_ms: tuple[float, ...]
+
+
 class ShapeRecord(Shaped):
-    """All pairs of one shape, in the order they were measured."""
+    """All pairs of one shape, in the order they were measured.
+
+    Attributes:
+        device: Of a candidate that can tell; taken after the pairs, in calls of their own.
+    """
 
     pairs: tuple[PairRecord, ...]
+    device: DeviceRecord | None = Field(default=None, exclude_if=lambda record: record is None)
 
 
 class LaunchRecord(Frozen):

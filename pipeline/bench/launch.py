@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.bench.contenders import load_contender
 from pipeline.bench.feeds import SampleStream
 from pipeline.bench.job import (
+    DeviceRecord,
     LaunchJob,
     LaunchRecord,
     LoadRecord,
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.bench.contenders import Call, Loaded
+    from pipeline.bench.types import Shape
 
+WARM_UP_CALLS = 10
+DEVICE_CALLS = 100
+"""Enough for a 99th percentile of one launch to be the slowest call but one."""
 FARTHEST_START = 1 << 20
 """Inputs begin with a random sample below this one in the (endless) row of samples."""
 
@@ -74,6 +79,7 @@ def run_launch(job: LaunchJob) -> LaunchRecord:
                 seconds=job.seconds_per_shape,
                 random=random,
             ),
+            device=_device_parts(models["candidate"], samples, job.shapes[place], start),
         )
         for place in places
     }
@@ -107,6 +113,24 @@ def _measure(
     finally:
         gc.enable()
     return tuple(pairs)
+
+
+def _device_parts(
+    model: Loaded, samples: SampleStream, shape: Shape, start: int
+) -> DeviceRecord | None:
+    """The parts of single calls, where the runtime can tell; behind the pairs, which they would slow."""
+    if model.bind_timed is None:
+        return None
+    call = model.bind_timed(samples.cut(model.input_names, shape, start))
+    for _ in range(WARM_UP_CALLS):
+        call()
+    parts = [call() for _ in range(DEVICE_CALLS)]
+    return DeviceRecord(
+        h2d_ms=tuple(part.h2d_ms for part in parts),
+        compute_ms=tuple(part.compute_ms for part in parts),
+        d2h_ms=tuple(part.d2h_ms for part in parts),
+        enqueue_ms=tuple(part.enqueue_ms for part in parts),
+    )
 
 
 def _time_block(call: Call, count: int) -> tuple[int, ...]:

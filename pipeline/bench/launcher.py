@@ -16,8 +16,15 @@ from pipeline.errors import StageError
 if TYPE_CHECKING:
     from types import TracebackType
 
-INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
-"""Environment variables that a launch takes over: what finds programs and libraries, no settings."""
+INHERITED: Final = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "LANG",
+    "LC_ALL",
+    "CUDA_VISIBLE_DEVICES",
+)
+"""Environment variables that a launch takes over: what finds programs, libraries and the GPU."""
 
 LAST_LINES: Final = 20
 

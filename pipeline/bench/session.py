@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.bench.device import describe_device
 from pipeline.bench.job import Contender, Launch, LaunchJob, LaunchLog
 from pipeline.bench.launcher import Nursery, launch
 from pipeline.bench.schedule import shuffled_orders
@@ -13,7 +14,7 @@ from pipeline.bench.types import BenchmarkResult
 from pipeline.stages.base import model_size_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from pipeline.bench.job import LaunchRecord
@@ -39,13 +40,18 @@ def measure(
     folder.mkdir()
     checkpoint = inputs["checkpoint"].resolve()
     reference = Contender(
-        runtime="torch", path=str(checkpoint), task=config.task, component=config.component
+        runtime="torch",
+        path=str(checkpoint),
+        task=config.task,
+        component=config.component,
+        device=config.reference_device,
     )
     with Nursery(checkpoint, folder, config.threads) as nursery:
         session = _Session(
             config, reference, inputs, context.scratch, context.progress, nursery.launch
         )
         results, notes = _judge(config, session)
+    notes = (*notes, *_device_notes(results.values()))
     for note in notes:
         context.log(note)
     sizes = (
@@ -98,6 +104,15 @@ def _judge(
         session.launch_round(still_open)
         results |= session.judge(still_open)
     return results, tuple(notes)
+
+
+def _device_notes(results: Iterable[ShapeResult]) -> Iterator[str]:
+    """What a call on a GPU consists of, and what to be wary of."""
+    for result in results:
+        if result.device is not None:
+            yield f"{result.description}: {describe_device(result.device)} (medians)"
+            for warning in result.device.warnings:
+                yield f"{result.description}: {warning}"
 
 
 class _Session:

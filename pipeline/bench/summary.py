@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
+from pipeline.bench.device import summarise_device
 from pipeline.bench.statistics import (
     judge,
     log_mean_interval,
@@ -49,6 +50,7 @@ def summarise_shape(launches: Sequence[Launch], shape: Shape, *, margin: float) 
         noise_floor=floor,
         verdict=verdict,
         reason=reason,
+        device=summarise_device([record.device for record in versus if record.device is not None]),
     )
 
 

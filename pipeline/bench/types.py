@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self, TypeAlias
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.records import Frozen
 
@@ -65,6 +65,38 @@ class Shaped(Frozen):
         return ", ".join(f"{axis} {size}" for axis, size in pairs)
 
 
+class DevicePart(Frozen):
+    """One part of a call: medians over launches of each launch's own figure, ms.
+
+    Attributes:
+        coefficient_of_variation: Standard deviation over mean; a share such as 0.02.
+    """
+
+    median_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    coefficient_of_variation: float
+
+
+class DeviceTimes(Frozen):
+    """What a call on a GPU consists of, as `trtexec` reports it.
+
+    Attributes:
+        h2d: Copies of the inputs to the GPU, by CUDA events.
+        compute: The engine's own work on the GPU, by CUDA events.
+        d2h: Copies of the outputs back, by CUDA events.
+        enqueue: What the host needs to hand the work over, by its own clock.
+        warnings: Why the latency is not that of the GPU's work, or not to be relied on.
+    """
+
+    h2d: DevicePart
+    compute: DevicePart
+    d2h: DevicePart
+    enqueue: DevicePart
+    warnings: tuple[str, ...] = ()
+
+
 class ShapeResult(Shaped):
     """Reference and candidate at one shape, measured in the same launches.
 
@@ -75,6 +107,7 @@ class ShapeResult(Shaped):
         noise_floor: |speedup - 1| of the candidate against itself, the upper end of its interval.
         verdict: By margin; `inconclusive` when the interval crosses a margin.
         reason: One sentence: why this verdict.
+        device: Of a candidate that ran on a GPU: the parts of its calls.
     """
 
     reference: Timing
@@ -85,6 +118,7 @@ class ShapeResult(Shaped):
     noise_floor: float
     verdict: SpeedVerdict
     reason: str = ""
+    device: DeviceTimes | None = Field(default=None, exclude_if=lambda times: times is None)
 
 
 class BenchmarkResult(Frozen):

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 """Name of the graph in the output directory of every stage that makes an ONNX model."""
 
+ENGINE_FILE = "model.engine"
+"""Name of the engine in the output directory of every stage that makes one."""
+
 EXTERNAL_DATA_FILE = "model.onnx_data"
 """Name of its weights when they do not fit into one protobuf (Optimum's name)."""
 
 
 def model_size_bytes(directory: Path) -> int:
-    """Size of the model in a stage's output: the graph and, where they lie beside it, its weights."""
-    files = (directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE)
+    """Size of the model in a stage's output: the graph with its weights beside it, or the engine."""
+    files = (directory / name for name in (MODEL_FILE, EXTERNAL_DATA_FILE, ENGINE_FILE))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -28,6 +28,7 @@ class BenchmarkConfig(StageConfig):
     Attributes:
         runtime: What runs the candidate; an engine of either TensorRT is `tensorrt`.
         axes: Names of the model's free axes, as the task has them: `batch` first.
+        reference_device: Where torch computes.
         shapes: For each shape the size of every axis; one that is given twice counts once.
         launches: Processes for each comparison. Twice as many where these leave it open.
         margin: Share within which two speeds count as the same.
@@ -42,6 +43,9 @@ class BenchmarkConfig(StageConfig):
     launches: Annotated[int, Field(ge=3, le=50)]
     threads: Positive
     margin: Annotated[float, Field(gt=0, lt=1)]
+    reference_device: Literal["cpu", "cuda"] = Field(
+        default="cpu", exclude_if=lambda name: name == "cpu"
+    )
     seed: int = 0
     seconds_per_shape: Annotated[float, Field(gt=0)] = 1.0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field
 
-from pipeline.stages.base import Footprint, Stage, StageConfig
+from pipeline.stages.base import ENGINE_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pipeline.stages.base import StageContext
 
 PARITY_FILE = "parity.json"
-ENGINE_FILE = "model.engine"
 MODEL_PORT = "model"
 SAMPLES_PORT = "samples"
 REFERENCE_PORT = "reference"
@@ -58,8 +57,8 @@ def run(
         EnvironmentMissing: it cannot be loaded on this machine; the message says why.
         StageError: TensorRT refuses it, or samples and reference do not belong together.
     """
+    from pipeline.engines.vouching import vouched_digest
     from pipeline.runtimes.tensorrt import TensorRTRunner
-    from pipeline.stages.built_engine import vouched_digest
     from pipeline.stages.parity_work import compare, load_pair, parity_facts
 
     pair = load_pair(inputs[SAMPLES_PORT], inputs[REFERENCE_PORT])
