@@ -87,7 +87,7 @@ def run(
     audit = _audit(config, inputs, ranges, skeleton)
     rows = list(audit.rows)
     with ThreadPoolExecutor(max_workers=context.threads) as pool:
-        noise = _noise(config, inputs, samples, skeleton / MODEL_FILE, audit, pool)
+        noise = _noise(config, inputs, samples, skeleton, audit, pool)
         if ranges is not None:
             rows += _impossible_ranges(ranges, audit)
             rows += _fits(config, inputs, samples, audit, ranges, pool, context)
@@ -195,17 +195,22 @@ def _noise(
     audit: Audit,
     pool: ThreadPoolExecutor,
 ) -> list[dict[str, JSON]]:
-    """For each output the largest RMSE over its size, and on what; None when it is no number."""
+    """For each output the largest RMSE over its size, and on what; None when it is no number.
+
+    `skeleton` is a directory; a graph in bfloat16 is run as one that can be, made beside it.
+    """
     from pipeline.errors import PipelineError
+    from pipeline.graph.stand_in import write_stand_in
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
     feeds = _feeds(config, samples, inputs)
     # One thread a run: the last bits would depend on the number of cores otherwise.
-    plain = inputs[FLOAT_PORT] / MODEL_FILE
+    plain = write_stand_in(inputs[FLOAT_PORT], skeleton.parent).model / MODEL_FILE
     with OnnxRuntimeRunner(plain, optimizations="disabled", threads=1) as original:
         wanted = _run_all(original, feeds, pool)
     try:
-        with OnnxRuntimeRunner(skeleton, optimizations="disabled", threads=1) as made:
+        restored = write_stand_in(skeleton, skeleton.parent).model / MODEL_FILE
+        with OnnxRuntimeRunner(restored, optimizations="disabled", threads=1) as made:
             given = _run_all(made, feeds, pool)
     except PipelineError as err:
         # That it cannot be run is what was to be found out.
