@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.bundle.transformers_export import write_export_files
 from pipeline.checks.catalogue import CHECKS
 from pipeline.digest_memory import DigestMemory
 from pipeline.environment import code_digest, cores, installed_onnxruntime
@@ -398,6 +399,7 @@ def _publish(
     summary = render_terminal_summary(report)
     with draft_artifact(output, name) as draft:
         fill_draft(draft, files)
+        write_export_files(draft, report)
         (draft / "recipe.yaml").write_bytes(loaded.content)
         write_report(report, draft, recipe_places(loaded))
         directory = publish_draft(
