@@ -57,7 +57,7 @@ CHECK_CAST = Stage(
     footprint=Footprint(base_mib=120, memory_per_weight=1.7),
     config_type=CheckCastConfig,
     run=run,
-    packages=("numpy", "onnx", "onnx-ir"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
     preload=("pipeline.graph.files", "pipeline.graph.half_audit"),
 )
 """Ports `model` and `float` -> facts only."""

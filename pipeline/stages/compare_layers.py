@@ -193,7 +193,7 @@ COMPARE_LAYERS = Stage(
     footprint=Footprint(base_mib=700, memory_per_weight=4.0),
     config_type=CompareLayersConfig,
     run=run,
-    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
     extra="cpu",
     optional_packages=("torch", "transformers"),
     machine=("cpu_flags", "cores"),

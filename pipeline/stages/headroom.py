@@ -191,7 +191,7 @@ HEADROOM = Stage(
     footprint=Footprint(base_mib=160, memory_per_weight=4.7),
     config_type=HeadroomConfig,
     run=run,
-    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
     extra="cpu",
     # The last bits of an activation depend on the instruction set.
     machine=("cpu_flags",),

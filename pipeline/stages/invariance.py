@@ -177,7 +177,7 @@ INVARIANCE = Stage(
     footprint=Footprint(base_mib=150, memory_per_weight=2.8),
     config_type=InvarianceConfig,
     run=run,
-    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
     extra="cpu",
     machine=("cpu_flags", "cores"),
     preload=("numpy", "onnxruntime"),

@@ -89,7 +89,7 @@ QUANTIZE_DYNAMIC = Stage(
     config_type=QuantizeDynamicConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
     run=_run,
-    packages=("onnx", "onnx-ir", "numpy"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
     preload=("pipeline.graph.files", "pipeline.graph.quantization"),
 )
 """Ports `model` and, with a repair, `repair` -> `model.onnx` with 8-bit weights."""

@@ -144,7 +144,7 @@ QUANTIZE_STATIC = Stage(
     config_type=QuantizeStaticConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
     run=run,
-    packages=("onnx", "onnx-ir", "numpy"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
     preload=("pipeline.graph.files", "pipeline.graph.qdq", "pipeline.calibration.ranges"),
 )
 """Ports `model` and `ranges` -> `model.onnx` with quantise/dequantise pairs."""

@@ -295,7 +295,7 @@ REPAIR = Stage(
     footprint=Footprint(base_mib=170, memory_per_weight=3.0),
     config_type=RepairConfig,
     run=run,
-    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
     extra="cpu",
     # The last bits depend on the instruction set.
     machine=("cpu_flags",),
