@@ -167,16 +167,32 @@ def _require_precision(
         )
 
 
-def short_row(layer: LayerRow) -> JSON:
+def layer_role(layer: LayerRow, attentions: Sequence[tuple[str, ...]]) -> str:
+    """What a layer is for: `attention` (all of one), `product`, `copy` or `other`."""
+    nodes = set(layer.onnx_nodes)
+    if layer.type != "gemm" and any(nodes.issuperset(block) for block in attentions):
+        return "attention"
+    if layer.is_gemm:
+        return "product"
+    return "copy" if layer.is_copy else "other"
+
+
+def short_row(layer: LayerRow, attentions: Sequence[tuple[str, ...]]) -> JSON:
     """One layer as a row of `layers.json`, and of `layer_rows` in the facts.
 
-    `profile` (its number), `name`, `type`, `precision` (see `LayerRow.precision`), `inputs` and `outputs` (types of the
-    tensors), `weights` (type, or null), `tactic` (the kernel) and `onnx_nodes`.
+    `profile` (its number), `name`, `type`, `role` (see `layer_role`), `precision` (see
+    `LayerRow.precision`), `inputs` and `outputs` (types of the tensors), `weights` (type, or null),
+    `tactic` (the kernel) and `onnx_nodes`.
+
+    Args:
+        layer: The layer.
+        attentions: Names of the nodes of each attention of the graph.
     """
     return {
         "profile": layer.profile,
         "name": layer.name,
         "type": layer.type,
+        "role": layer_role(layer, attentions),
         "precision": layer.precision,
         "inputs": [row.dtype for row in layer.inputs],
         "weights": layer.weights.dtype if layer.weights else None,

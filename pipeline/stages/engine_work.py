@@ -146,7 +146,9 @@ def make_engine(
         hardware_compatibility=order.hardware_compatibility,
         keeps_timing_cache=order.keeps_timing_cache,
         timing_cache=order.timing_cache,
-        is_attention_decomposable=config.precision == "fp32",
+        # An `Attention` without a kernel (in float32, or with small heads) fails the build unless
+        # it may fall apart; where there is a kernel this changes nothing.
+        is_attention_decomposable=any(len(block.nodes) == 1 for block in graph.attentions),
     )
     built = build_engine(request, context.scratch)
     if order.runtime == "tensorrt-rtx" and not built.result.addresses_are_fixed:
@@ -197,7 +199,8 @@ def _facts(
     order.check_header(header)
     memory = parse_memory(tuple(message for _, message in built.result.records))
     layers = engine_layers(built.result.layers, built.result.inspection)
-    rows = [short_row(layer) for layer in layers]
+    attentions = [block.nodes for block in graph.attentions]
+    rows = [short_row(layer, attentions) for layer in layers]
     if len(memory.activations_by_profile) != len(profiles):
         raise EngineBuildError(
             f"the builder's log gives the memory of {len(memory.activations_by_profile)} profiles, "
@@ -206,7 +209,7 @@ def _facts(
         )
     judged = layer_facts(
         layers,
-        [block.nodes for block in graph.attentions],
+        attentions,
         config.precision,
         memory=memory.activations_by_profile,
         is_weight_only=config.is_weight_only,

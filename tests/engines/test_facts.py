@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 
 from pipeline.engines.builder_log import LayerRow, TensorRow
-from pipeline.engines.facts import fused_attentions, gemm_share, layer_facts, short_row
+from pipeline.engines.facts import (
+    fused_attentions,
+    gemm_share,
+    layer_facts,
+    layer_role,
+    short_row,
+)
 from pipeline.errors import EngineBuildError
 
 BLOCK = ("scores", "softmax", "context")
@@ -101,7 +107,23 @@ def test_weights_alone_in_eight_bits_are_told_from_products_in_eight_bits() -> N
 )
 def test_the_precision_of_a_layer_is_what_it_computes_in(layer: LayerRow, precision: str) -> None:
     assert layer.precision == precision
-    assert short_row(layer)["precision"] == precision  # type: ignore[call-overload, index]
+    assert short_row(layer, [])["precision"] == precision  # type: ignore[call-overload, index]
+
+
+@pytest.mark.parametrize(
+    ("layer", "role"),
+    [
+        (_layer("gemm", weights="Half"), "product"),
+        (replace(_layer("kgen"), onnx_nodes=("scores", "softmax", "values")), "attention"),
+        (replace(_layer("gemm"), onnx_nodes=("scores", "softmax", "values")), "product"),
+        (replace(_layer("kgen"), onnx_nodes=("scores", "softmax")), "other"),
+        (_layer("copy"), "copy"),
+    ],
+)
+def test_the_role_of_a_layer(layer: LayerRow, role: str) -> None:
+    attentions = [("scores", "softmax", "values")]
+    assert layer_role(layer, attentions) == role
+    assert short_row(layer, attentions)["role"] == role  # type: ignore[call-overload, index]
 
 
 def _in_profile(layer: LayerRow, number: int) -> LayerRow:
