@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from pipeline.engines.build import BuiltEngine, EngineRequest, build_engine
-from pipeline.engines.builder_log import count_gemm_kinds, parse_layers
+from pipeline.engines.builder_log import count_gemm_kinds, layer_fingerprint, parse_layers
 from pipeline.engines.facts import fused_attentions, gemm_share
 from pipeline.engines.header import read_engine_header
 from pipeline.engines.module import TENSORRT_RTX
@@ -61,7 +61,7 @@ def _build(form: str, target: str, root: Path, *, is_operator: bool) -> BuiltEng
         model=root / "in" / "model.onnx",
         compute_capabilities=() if target == PORTABLE else (target,),
         profiles=(SHAPES,),
-        is_attention_decomposable=form == "fp32",
+        is_attention_decomposable=is_operator,
     )
     return build_engine(request, root / "scratch")
 
@@ -138,6 +138,29 @@ def test_a_portable_engine_with_fp8_says_that_it_runs_where_there_is_none(
     built = _build("fp8", PORTABLE, tmp_path, is_operator=False)
     header = read_engine_header(built.path)
     assert {"sm80", "sm86"} <= set(header.compute_capabilities)
+
+
+@pytest.mark.parametrize("form", ["fp16", "bf16", "int4"])
+def test_leave_to_fall_apart_changes_nothing_where_attention_has_a_kernel(
+    tmp_path: Path, form: str
+) -> None:
+    prints = set()
+    for is_decomposable in (False, True):
+        root = tmp_path / str(is_decomposable)
+        (root / "in").mkdir(parents=True)
+        (root / "scratch").mkdir()
+        onnx.save(one_attention(form, is_operator=True), root / "in" / "model.onnx")
+        request = EngineRequest(
+            module=TENSORRT_RTX,
+            model=root / "in" / "model.onnx",
+            compute_capabilities=("sm89",),
+            profiles=(SHAPES,),
+            is_attention_decomposable=is_decomposable,
+        )
+        layers = parse_layers(build_engine(request, root / "scratch").result.layers)
+        assert fused_attentions(layers, [BLOCKS[True]]) == 1
+        prints.add(layer_fingerprint(layers))
+    assert len(prints) == 1
 
 
 def test_attention_in_float32_needs_leave_to_fall_apart(tmp_path: Path) -> None:
