@@ -107,7 +107,7 @@ class PinnedBuffer:
         size = count * dtype.itemsize
         if size > self.size_bytes:
             raise ValueError(f"{size} bytes do not fit into a buffer of {self.size_bytes}")
-        raw = (ctypes.c_byte * size).from_address(self.address)
+        raw = memoryview((ctypes.c_byte * size).from_address(self.address))
         return np.frombuffer(raw, dtype=dtype, count=count).reshape(shape)
 
     def close(self) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
+import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from pipeline.errors import EnvironmentMissing, StageError
 from pipeline.runtimes.base import ModelTensor, check_feeds
+from pipeline.runtimes.ort_providers import BEHIND, NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.runtimes.base import Array
 
+CPU = NAMES["cpu"]
 Optimizations: TypeAlias = Literal["disabled", "basic", "extended", "all"]
 
 _LEVELS = {
@@ -64,12 +70,15 @@ class OnnxRuntimeRunner:
         model: The graph's file; its external data lies beside it. Nothing is written there.
         provider: The one execution provider that is asked for. ONNX Runtime always adds its CPU
             provider behind it for nodes that the first one cannot run; it never replaces it here.
+            For every provider but the CPU's, inputs are kept in its own memory, bound once for
+            each shape, and outputs are made there.
         optimizations: ONNX Runtime's own graph optimisations: `disabled` runs the graph as it is
             written, `all` is what a user of ONNX Runtime gets by default.
         threads: Threads inside an operator; None leaves it to ONNX Runtime (all cores).
         spins: Idle threads wait in a loop, ONNX Runtime's default: quicker where nothing else runs.
             Where cores are shared they take the time of those that work: comparing MiniLM beside
             other stages took half as much CPU time again.
+        provider_options: For the provider, as strings; see `ort_providers.ProviderPlan`.
         is_frugal: Run each node as soon as its inputs are there. ONNX Runtime 1.31 runs side branches
             last otherwise, and keeps all values that they read until then.
     """
@@ -83,6 +92,7 @@ class OnnxRuntimeRunner:
         threads: int | None = None,
         spins: bool = True,
         is_frugal: bool = False,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         self._model = model
         self._provider = provider
@@ -90,6 +100,9 @@ class OnnxRuntimeRunner:
         self._threads = threads
         self._spins = spins
         self._is_frugal = is_frugal
+        self._provider_options = dict(provider_options or {})
+        self._binds = provider != CPU
+        self._bound: _Bound | None = None
         self._session: onnxruntime.InferenceSession | None = None
         self._inputs: tuple[ModelTensor, ...] = ()
         self._outputs: tuple[ModelTensor, ...] = ()
@@ -132,6 +145,7 @@ class OnnxRuntimeRunner:
         traceback: TracebackType | None,
     ) -> None:
         """Let go of the session and its memory."""
+        self._bound = None
         self._session = None
 
     def _load(self) -> onnxruntime.InferenceSession:
@@ -145,9 +159,19 @@ class OnnxRuntimeRunner:
         if self._is_frugal:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         try:
+            # Without `enable_fallback=0`, a provider that does not start is replaced.
             session = onnxruntime.InferenceSession(
-                str(self._model), sess_options=options, providers=[self._provider]
+                str(self._model),
+                sess_options=options,
+                providers=self._providers(),
+                enable_fallback=0,
             )
+        except (RuntimeError, ValueError) as err:
+            if self._provider == CPU:
+                raise
+            raise EnvironmentMissing(
+                f"{self._provider} did not start here: {_reason(err)}", where=self._model.name
+            ) from err
         except ERRORS as err:
             raise StageError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {_reason(err)}",
@@ -156,6 +180,17 @@ class OnnxRuntimeRunner:
         # Without this, a failing run is repeated on other providers.
         session.disable_fallback()
         return session
+
+    def _providers(self) -> list[tuple[str, dict[str, str]]]:
+        if self._provider != CPU:
+            # Finds CUDA's libraries where pip put them; what it does not find is told by the session.
+            with contextlib.redirect_stdout(io.StringIO()):
+                onnxruntime.preload_dlls()
+        wanted = [(self._provider, self._provider_options)]
+        if behind := BEHIND.get(self._provider):
+            device = self._provider_options.get("device_id", "0")
+            wanted.append((behind, {"device_id": device}))
+        return wanted
 
     @property
     def inputs(self) -> tuple[ModelTensor, ...]:
@@ -170,8 +205,10 @@ class OnnxRuntimeRunner:
     @property
     def session(self) -> str:
         """Such as `onnxruntime 1.31.1 CPUExecutionProvider, optimizations all`."""
+        behind = BEHIND.get(self._provider)
         return (
-            f"onnxruntime {onnxruntime.__version__} {self._provider}, "
+            f"onnxruntime {onnxruntime.__version__} {self._provider}"
+            f"{f' with {behind} behind it' if behind else ''}, "
             f"optimizations {self._optimizations}"
         )
 
@@ -198,14 +235,66 @@ class OnnxRuntimeRunner:
         check_feeds(self._inputs, feeds, self._model.name)
         names = [spec.name for spec in self._outputs] if names is None else list(names)
         try:
-            arrays = self._session.run(names, dict(feeds))
-        except ERRORS as err:
+            if self._binds:
+                arrays = self._run_bound(self._session, feeds, names)
+            else:
+                arrays = self._session.run(names, dict(feeds))
+        except (*ERRORS, RuntimeError) as err:  # bound runs raise the plain one
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise StageError(
                 f"ONNX Runtime cannot run the graph on {shapes}: {_reason(err)}",
                 where=self._model.name,
             ) from err
         return dict(zip(names, arrays, strict=True))
+
+    def _run_bound(
+        self, session: onnxruntime.InferenceSession, feeds: Mapping[str, Array], names: list[str]
+    ) -> list[Array]:
+        key = (tuple((name, array.shape) for name, array in feeds.items()), tuple(names))
+        if self._bound is None or self._bound.key != key:
+            self._bound = None  # gives the memory of the other shapes back first
+            self._bound = self._bind(session, feeds, key)
+        for name, value in self._bound.values.items():
+            value.update_inplace(np.ascontiguousarray(feeds[name]))
+        binding = self._bound.binding
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        arrays: list[Array] = binding.copy_outputs_to_cpu()
+        # On the CPU these share memory that the next run may use again.
+        return [array.copy() for array in arrays] if self._device()[0] == "cpu" else arrays
+
+    def _bind(
+        self,
+        session: onnxruntime.InferenceSession,
+        feeds: Mapping[str, Array],
+        key: tuple[object, tuple[str, ...]],
+    ) -> _Bound:
+        binding, (kind, number) = session.io_binding(), self._device()
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                array.shape, array.dtype, kind, number
+            )
+            for name, array in feeds.items()
+        }
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in key[1]:
+            binding.bind_output(name, kind, number)
+        return _Bound(key=key, binding=binding, values=values)
+
+    def _device(self) -> tuple[str, int]:
+        if self._provider == CPU:
+            return "cpu", 0
+        return "cuda", int(self._provider_options.get("device_id", "0"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bound:
+    """Buffers of one set of shapes: `values` are the inputs in the provider's memory."""
+
+    key: tuple[object, tuple[str, ...]]
+    binding: onnxruntime.IOBinding
+    values: Mapping[str, onnxruntime.OrtValue]
 
 
 def _spec(argument: onnxruntime.NodeArg) -> ModelTensor:
