@@ -57,6 +57,17 @@ class TensorRTWeightOnlyQuantization(WeightOnlyOptions):
 
     mode: Literal["weight_only"]
 
+    @model_validator(mode="after")
+    def _has_blocks(self) -> Self:
+        # Seen with RTX 1.7.1: a kernel of its own for each such weight, before a product of floats.
+        if self.bits == 4 and self.block_size is None:
+            msg = (
+                "bits 4 needs a `block_size` here: TensorRT has no product with 4-bit weights that "
+                "share one scale for each output, and writes them out as floats at every run"
+            )
+            raise ValueError(msg)
+        return self
+
 
 Quantization = Annotated[
     TensorRTStaticQuantization | TensorRTWeightOnlyQuantization, Field(discriminator="mode")
