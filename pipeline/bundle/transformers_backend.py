@@ -27,13 +27,13 @@ from transformers.exporters.runners.runner_onnx import OnnxModelRunner
 from transformers.utils import ModelOutput
 
 from pipeline.bundle.transformers_export import EXPORT_FILE, EXPORT_FORMAT
+from pipeline.bundle.verified import require_whole
 from pipeline.engines.facts_file import ENGINE_SUFFIX
 from pipeline.engines.header import read_engine_header
 from pipeline.engines.preflight import MODULES, choose_engine
 from pipeline.errors import ArtifactError, EnvironmentMissing
 from pipeline.hashing import sha256_file
 from pipeline.listing import is_artifact
-from pipeline.verification import verify_published
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,11 +110,7 @@ class ConvertExporter(HfExporter):  # type: ignore[misc]
                 where=str(path.parent),
                 hint=f"load it where it was published: artifacts/<name>/<version>/{path.parent.name}",
             )
-        problems = verify_published(artifact).problems
-        if problems:
-            raise ArtifactError(
-                f"the artifact is not what its manifest says: {problems[0]}", where=str(artifact)
-            )
+        require_whole(artifact)
         if path.suffix != ENGINE_SUFFIX:
             return TargetProgram(graph=path, engines={}, digests={})
         engines = {

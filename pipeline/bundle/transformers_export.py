@@ -82,7 +82,7 @@ def _document(
 ) -> dict[str, Any]:
     by_name = {spec.name: spec for spec in task.inputs}
     inputs = [by_name[name] for name in exported["inputs"] if name in by_name]
-    metadata = {
+    metadata: dict[str, Any] = {
         "architecture": _architecture(folder),
         "packages": dict(environment.get("packages", {})),
         "export_config": {"export_format": EXPORT_FORMAT, "runtime": target.runtime},
@@ -118,7 +118,7 @@ def output_spec(task: str, outputs: Sequence[str]) -> str:
     kind = f"{_MODULE}.{_OUTPUT_CLASSES[task]}"
     if SENTENCE_EMBEDDING in outputs:
         kind = "transformers.utils.generic.ModelOutput"
-    leaf = {"type": None, "context": None, "children_spec": []}
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
     spec = {
         "type": kind,
         "context": json.dumps(list(outputs)),

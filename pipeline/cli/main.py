@@ -46,6 +46,7 @@ def cli() -> None:
     convert diff OLD NEW             two versions side by side, with thresholds for CI
     convert inspect PATH             what a recipe, artifact, model or engine holds
     convert export-triton ARTIFACT DIR   a model repository for Triton Inference Server
+    convert export-epcontext ARTIFACT DIR   engines for ONNX Runtime's TensorRT providers
     convert doctor                   what is missing on this machine, and how to get it
     """  # noqa: D301 - \b is click's own
 
@@ -61,6 +62,9 @@ cli.add_command(LazyCommand("judge", "pipeline.cli.judge:judge_command"))
 cli.add_command(LazyCommand("diff", "pipeline.cli.diff:diff_command"))
 cli.add_command(LazyCommand("inspect", "pipeline.cli.inspect:inspect_command"))
 cli.add_command(LazyCommand("export-triton", "pipeline.cli.export_triton:export_triton_command"))
+cli.add_command(
+    LazyCommand("export-epcontext", "pipeline.cli.export_epcontext:export_epcontext_command")
+)
 cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 
 

@@ -15,6 +15,7 @@ LATE = (
     "check",
     "diff",
     "doctor",
+    "export-epcontext",
     "export-triton",
     "init",
     "inspect",
@@ -44,7 +45,18 @@ def test_every_example_stands_on_a_line_of_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["check", "doctor", "export-triton", "init", "inspect", "judge", "ls", "verify"]
+    "name",
+    [
+        "check",
+        "doctor",
+        "export-epcontext",
+        "export-triton",
+        "init",
+        "inspect",
+        "judge",
+        "ls",
+        "verify",
+    ],
 )
 def test_the_help_of_these_commands_lists_their_exit_codes(name: str) -> None:
     assert "Exit codes: 0 " in _help(name)

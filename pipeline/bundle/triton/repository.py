@@ -6,11 +6,11 @@ import json
 import re
 import shutil
 import struct
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from pipeline.bundle.placing import placed_whole
 from pipeline.bundle.triton.configs import (
     Batching,
     ensemble_config,
@@ -90,11 +90,13 @@ def export_triton(
     """
     if name is not None and not _NAME.fullmatch(name):
         raise RecipeError(f"`{name}` cannot be the name of a model: {_NAME.pattern}")
-    _require_free(directory, replace=replace)
-    source = read_artifact(artifact, targets)
-    draft = directory.absolute().parent / f".{directory.name}-{uuid.uuid4().hex}"
-    try:
-        draft.mkdir(parents=True)
+    with placed_whole(
+        directory,
+        replace=replace,
+        is_ours=lambda child: (child / CONFIG_FILE).is_file(),
+        what="model of Triton",
+    ) as draft:
+        source = read_artifact(artifact, targets)
         models, notes = _write(source, draft, name or source.name)
         problems = repository_problems(draft)
         if problems:
@@ -103,56 +105,12 @@ def export_triton(
                 where=str(artifact),
                 hint="this is a defect of convert, please report it",
             )
-        _put(draft, directory)
-    except OSError as error:
-        raise ArtifactError(
-            f"the repository cannot be written: {error.strerror or error}", where=str(directory)
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return TritonExport(
         directory=directory,
         artifact=f"{source.name}/{source.version}",
         models=models,
         notes=notes,
     )
-
-
-def _require_free(directory: Path, *, replace: bool) -> None:
-    """Nothing is lost: only an empty directory, or on request a repository, gives way.
-
-    Raises:
-        RecipeError: something else is there.
-    """
-    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise RecipeError(f"`{directory}` is there already, and is no directory")
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return
-    if not replace:
-        raise RecipeError(
-            f"`{directory}` is not empty", hint="name another one, or replace it with --force"
-        )
-    strange = [c.name for c in directory.iterdir() if not (c / CONFIG_FILE).is_file()]
-    if strange:
-        raise RecipeError(
-            f"`{directory}` is not replaced: `{strange[0]}` in it is no model of Triton",
-            hint="name another directory",
-        )
-
-
-def _put(draft: Path, directory: Path) -> None:
-    old = None
-    if directory.is_dir():
-        old = draft.with_name(f"{draft.name}-old")
-        directory.rename(old)
-    try:
-        draft.rename(directory)
-    except OSError:
-        if old is not None:
-            old.rename(directory)
-        raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.bundle.verified import require_passed
 from pipeline.engines.facts_file import (
     EngineFacts,
     facts_path,
@@ -16,11 +17,9 @@ from pipeline.engines.facts_file import (
 from pipeline.engines.header import read_engine_header
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.foreign_models import read_model
-from pipeline.listing import read_facts
 from pipeline.publish import read_manifest
 from pipeline.report import load_report
 from pipeline.tasks import find_task
-from pipeline.verification import verify_published
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,21 +142,7 @@ def read_artifact(directory: Path, targets: Sequence[str] = ()) -> ArtifactSourc
         RecipeError: it failed its gates, or has no such target.
         ArtifactError: it is damaged, or from another version of convert.
     """
-    problems = verify_published(directory).problems
-    if problems:
-        raise ArtifactError(
-            f"the artifact is not what its manifest says: {problems[0]}"
-            + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""),
-            where=str(directory),
-            hint="build it again; convert verify names every file",
-        )
-    facts = read_facts(directory)
-    if facts.verdict != "passed":
-        raise RecipeError(
-            f"`{facts.name}/{facts.version}` did not pass ({facts.verdict}: "
-            f"{'; '.join(facts.reasons) or 'no reason is given'}), and what failed is not served",
-            hint="build again until its gates hold, or change them: convert judge ARTIFACT",
-        )
+    facts = require_passed(directory)
     recipe = _read_recipe(read_manifest(directory), directory)
     known = {target.name: target for target in recipe.targets}
     for name in targets:
