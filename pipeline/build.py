@@ -275,7 +275,12 @@ def _diagnose(
 
     try:
         wider = build_plan(
-            plan.recipe, plan.source, plan.data, candidates=plan.candidates, diagnosed=targets
+            plan.recipe,
+            plan.source,
+            plan.data,
+            candidates=plan.candidates,
+            timing_caches=plan.timing_caches,
+            diagnosed=targets,
         )
         if options.has_forecast:
             statuses = plan_status(wider, store)

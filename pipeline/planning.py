@@ -28,7 +28,9 @@ from pipeline.errors import RecipeError
 from pipeline.hashing import canonical_json, tagged_digest
 from pipeline.parity.quality.names import metric_names
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
+from pipeline.source.files import link_files, require_untouched
 from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE, BenchmarkConfig
+from pipeline.stages.engine_work import TIMING_CACHE_FILE
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.noise_floor import NOISE_FLOOR, NoiseFloorConfig
 from pipeline.stages.probes import PROBES, ProbesConfig
@@ -37,6 +39,7 @@ from pipeline.stages.samples import SAMPLES, SamplesConfig
 from pipeline.stages.validate import VALIDATE, ValidateConfig
 from pipeline.stages.validate_engine import VALIDATE_ENGINE, ValidateEngineConfig
 from pipeline.targets.base import ModelLink, NodeRef, Ref, SourceRef
+from pipeline.targets.tensorrt import TIMING_CACHE_GROUP
 from pipeline.tasks import check_task, find_task
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from pipeline.hashing import JSON
     from pipeline.recipe.types import DataSpec, QualityGates, Recipe
     from pipeline.source import Source
+    from pipeline.source.files import SourceFile
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.store import StageRecord
     from pipeline.targets.base import DeviceRun, TargetChain
@@ -133,6 +137,7 @@ class Plan:
         samples: The node that prepares the evaluation samples.
         noise_floors: Component -> the node that measures the checkpoint's own noise.
         candidates: Target -> the model that it checks, of targets that check one.
+        timing_caches: Target -> the timings that its engine starts from, of targets that have them.
     """
 
     recipe: Recipe
@@ -144,12 +149,15 @@ class Plan:
     samples: NodeRef
     noise_floors: Mapping[str, NodeRef]
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
+    timing_caches: Mapping[str, SourceFile] = field(default_factory=dict)
 
     def group_content(self, group: str) -> JSON:
         """What is behind a `SourceRef`, for keys: the digest of data, of a checkpoint each file's."""
         if group.startswith(CANDIDATE_GROUP):
             candidate, kind = self._candidate(group)
             return {name: file.sha256 for name, file in candidate.group(kind).items()}
+        if group.startswith(TIMING_CACHE_GROUP):
+            return {name: file.sha256 for name, file in self._timing_cache(group).items()}
         use = _data_use(group)
         return self.data[use].digest() if use else dict(self.source.group_files(group))
 
@@ -159,6 +167,8 @@ class Plan:
         if group.startswith(CANDIDATE_GROUP):
             candidate, kind = self._candidate(group)
             candidate.materialise(kind, directory)
+        elif group.startswith(TIMING_CACHE_GROUP):
+            link_files(self._timing_cache(group), directory)
         elif use:
             self.data[use].materialise(directory)
         else:
@@ -167,6 +177,10 @@ class Plan:
     def _candidate(self, group: str) -> tuple[Candidate, str]:
         kind, _, target = group.removeprefix(CANDIDATE_GROUP).partition(":")
         return self.candidates[target], kind
+
+    def _timing_cache(self, group: str) -> dict[str, SourceFile]:
+        target = group.removeprefix(TIMING_CACHE_GROUP)
+        return {TIMING_CACHE_FILE: self.timing_caches[target]}
 
     def require_unchanged(self) -> None:
         """Check that nobody touched the files that were read since their digests were taken.
@@ -179,6 +193,10 @@ class Plan:
             data.require_unchanged()
         for candidate in self.candidates.values():
             candidate.require_unchanged()
+        for target, file in self.timing_caches.items():
+            require_untouched(
+                {file.path.name: file}, root=file.path.parent, what=target, doing="used"
+            )
 
     def children(self, index: int) -> Iterator[Node]:
         """The nodes that read this one directly."""
@@ -378,6 +396,7 @@ def build_plan(
     where: Where = _key_path,
     *,
     candidates: Mapping[str, Candidate] | None = None,
+    timing_caches: Mapping[str, SourceFile] | None = None,
     diagnosed: Collection[str] = (),
 ) -> Plan:
     """Lay out all the work of a recipe.
@@ -388,6 +407,7 @@ def build_plan(
         data: Use -> where its samples come from; one for each in the recipe's `data`.
         where: Key path -> position for messages, such as `LoadedRecipe.where`.
         candidates: Target -> the model that it checks; one for each target that checks one.
+        timing_caches: Target -> the timings that its engine starts from.
         diagnosed: Names of targets that failed: what explains it is added, behind all other nodes.
 
     Raises:
@@ -463,6 +483,7 @@ def build_plan(
         samples=samples,
         noise_floors=noise_floors,
         candidates=candidates or {},
+        timing_caches=timing_caches or {},
     )
 
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 from pipeline.candidates import Candidate, find_place, read_files
 from pipeline.data_source import resolve_data
 from pipeline.engines.header import read_engine_header
-from pipeline.errors import ArtifactError, RecipeError
+from pipeline.errors import ArtifactError, DigestMismatch, RecipeError
 from pipeline.foreign_models import read_model
 from pipeline.planning import build_plan
 from pipeline.publish import MANIFEST_FILE, verify_artifact
 from pipeline.source import resolve_source
+from pipeline.source.files import SourceFile
 from pipeline.stages.base import MODEL_FILE
 from pipeline.targets.existing import ExistingTarget
+from pipeline.targets.tensorrt import TensorRTTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.digest_memory import DigestMemory
     from pipeline.planning import Plan
     from pipeline.recipe import LoadedRecipe
+    from pipeline.targets.tensorrt import TimingCache
 
 
 ENGINE_SUFFIX = ".engine"
@@ -73,7 +76,47 @@ def resolve_plan(
         for place, target in enumerate(loaded.recipe.targets)
         if isinstance(target, ExistingTarget)
     }
-    return build_plan(loaded.recipe, source, data, loaded.where, candidates=candidates)
+    timing_caches = {
+        target.name: resolve_timing_cache(
+            target.timing_cache,
+            directory=loaded.directory("targets", place, "timing_cache", "file"),
+            memory=memory,
+            where=loaded.where("targets", place, "timing_cache"),
+        )
+        for place, target in enumerate(loaded.recipe.targets)
+        if isinstance(target, TensorRTTarget) and target.timing_cache is not None
+    }
+    return build_plan(
+        loaded.recipe,
+        source,
+        data,
+        loaded.where,
+        candidates=candidates,
+        timing_caches=timing_caches,
+    )
+
+
+def resolve_timing_cache(
+    asked: TimingCache, *, directory: Path, memory: DigestMemory, where: str
+) -> SourceFile:
+    """Find the timings of an earlier build, and hold them against the digest in the recipe.
+
+    Raises:
+        RecipeError: there is no such file.
+        DigestMismatch: it is another one.
+    """
+    path = (directory / Path(asked.file).expanduser()).resolve()
+    if not path.is_file():
+        raise RecipeError(f"there is no file `{asked.file}`", where=where)
+    file = SourceFile.of(path, memory)
+    if file.sha256 != asked.sha256:
+        raise DigestMismatch(
+            f"the digest of `{asked.file}` is {file.sha256}, and the recipe says {asked.sha256}",
+            where=where,
+            hint="write the digest of the file that is meant: with other timings TensorRT may "
+            "choose other kernels",
+        )
+    return file
 
 
 def resolve_candidate(

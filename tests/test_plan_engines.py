@@ -10,9 +10,17 @@ import pytest
 
 from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
-from pipeline.errors import EnvironmentMissing, ExitCode, RecipeError
+from pipeline.errors import (
+    ArtifactError,
+    DigestMismatch,
+    EnvironmentMissing,
+    ExitCode,
+    RecipeError,
+)
+from pipeline.hashing import sha256_bytes
 from pipeline.planning import Plan, build_plan
 from pipeline.recipe import load_recipe_file
+from pipeline.resolving import resolve_plan
 from pipeline.source import resolve_source
 from tests.recipes import RTX, write_recipe
 
@@ -263,9 +271,7 @@ def test_full_tensorrt_has_no_list_of_compute_capabilities(
         _plan(tmp_path, sentence_encoder, **FULL, compute_capability=["sm89"])
 
 
-def test_full_tensorrt_builds_one_engine_for_the_gpu_that_is_there(
-    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.engines import module
     from pipeline.environment import PackageFact
     from pipeline.gpu import Gpu, Machine
@@ -276,6 +282,54 @@ def test_full_tensorrt_builds_one_engine_for_the_gpu_that_is_there(
     monkeypatch.setattr("pipeline.targets.tensorrt.this_machine", lambda: machine)
     found = {"tensorrt": PackageFact("10.13.3.9", "0" * 64)}
     monkeypatch.setattr("pipeline.planning.require_packages", lambda _: found)
+
+
+def _resolved(tmp_path: Path, checkpoint: Path, **cache: Any) -> Plan:
+    written = write_recipe(
+        tmp_path / "recipe.yaml", checkpoint, targets=[{**FULL, "timing_cache": cache}]
+    )
+    memory = DigestMemory(tmp_path / "memory.json")
+    return resolve_plan(load_recipe_file(written), memory, note=print)
+
+
+def test_a_timing_cache_is_an_input_by_its_digest(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend_a_gpu(monkeypatch)
+    contents = {}
+    for name, content in (("a.cache", b"one"), ("b.cache", b"one"), ("c.cache", b"two")):
+        (tmp_path / name).write_bytes(content)
+        digest = sha256_bytes(content)
+        plan = _resolved(tmp_path, sentence_encoder, file=name, sha256=digest)
+        (engine,) = [node for node in plan.nodes if node.stage.name == "engine_tensorrt"]
+        group = engine.inputs["timing_cache"].group  # type: ignore[union-attr]
+        contents[name] = plan.group_content(group)
+        shown = tmp_path / f"shown-{name}"
+        shown.mkdir()
+        plan.materialise(group, shown)
+        assert (shown / "timing.cache").read_bytes() == content
+        plan.require_unchanged()
+    assert contents["a.cache"] == contents["b.cache"] != contents["c.cache"]
+    (tmp_path / "c.cache").write_bytes(b"six")
+    with pytest.raises(ArtifactError, match=r"`c.cache` changed while it was being used"):
+        plan.require_unchanged()
+
+
+def test_a_timing_cache_that_is_not_the_one_that_is_meant_is_refused(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    (tmp_path / "a.cache").write_bytes(b"one")
+    with pytest.raises(DigestMismatch, match="and the recipe says 0000") as caught:
+        _resolved(tmp_path, sentence_encoder, file="a.cache", sha256="0" * 64)
+    assert "recipe.yaml:" in caught.value.where
+    with pytest.raises(RecipeError, match=r"there is no file `b\.cache`"):
+        _resolved(tmp_path, sentence_encoder, file="b.cache", sha256="0" * 64)
+
+
+def test_full_tensorrt_builds_one_engine_for_the_gpu_that_is_there(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend_a_gpu(monkeypatch)
     plan = _plan(
         tmp_path,
         sentence_encoder,
