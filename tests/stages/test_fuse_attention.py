@@ -107,6 +107,36 @@ def test_every_attention_of_the_engine_is_one_kernel(
     assert fused_attentions(layers, blocks) == LAYERS
 
 
+def test_rotary_positions_stand_before_the_operator(tmp_path: Path) -> None:
+    """Which the operator of ONNX Runtime's own cannot follow: it splits the heads itself."""
+    from transformers import ModernBertConfig, ModernBertModel
+
+    config = ModernBertConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        local_attention=8,
+        global_attn_every_n_layers=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    checkpoint = save_model(ModernBertModel, config, tmp_path / "checkpoint", 0)
+    made = Workbench(tmp_path)
+    export = ExportConfig(task="feature-extraction", component="model")
+    made.run(EXPORT, export, "export", checkpoint=checkpoint)
+    made.run(SIMPLIFY, SimplifyConfig(), "simplify", model="export")
+    facts = made.run(FUSE_ATTENTION, FuseAttentionConfig(), "attention", model="simplify")
+    assert facts["attention_layers"] == {"found": 2, "fused": 2}
+    for old, new in zip(_run(made.model("simplify")), _run(made.model("attention")), strict=True):
+        np.testing.assert_allclose(new[:3], old[:3], rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_not_attention_stays_with_a_reason(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
