@@ -34,6 +34,7 @@ from pipeline.report.schema import (
     WorstSample,
 )
 from pipeline.stages.catalogue import STAGES
+from pipeline.stages.validate import VALIDATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -279,8 +280,9 @@ def _target_report(
 def _weights(results: Results, target: TargetPlan) -> Iterator[WeightPart]:
     """What the last model of each component is made of, as its validation found it."""
     for component, validations in target.validations.items():
-        graphs = [made for link, made in validations if link in target.chain.models[component]]
-        for validation in graphs[-1:]:  # an engine behind them says nothing of its weights
+        nodes = results.plan.nodes  # what ran on a device says nothing of weights
+        graphs = [made for _, made in validations if nodes[made.node].stage is VALIDATE]
+        for validation in graphs[-1:]:
             for part in results.facts(validation).get("weights", ()):
                 yield WeightPart(component=component, **part)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.recipe.types import Gates
     from pipeline.report.schema import NodeReport, Report, TargetReport
 
-BENCHMARKS = frozenset({"benchmark", "benchmark_engine"})
+BENCHMARKS = frozenset({"benchmark", "benchmark_engine", "benchmark_provider"})
 """Names of the stages that time a target."""
 NO_RESULT = frozenset({"failed", "skipped"})
 """States of a node that has no result in the report."""

@@ -29,7 +29,12 @@ from pipeline.hashing import canonical_json, tagged_digest
 from pipeline.parity.quality.names import metric_names
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
 from pipeline.source.files import link_files, require_untouched
-from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE, BenchmarkConfig
+from pipeline.stages.benchmark import (
+    BENCHMARK,
+    BENCHMARK_ENGINE,
+    BENCHMARK_PROVIDER,
+    BenchmarkConfig,
+)
 from pipeline.stages.engine_work import TIMING_CACHE_FILE
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.noise_floor import NOISE_FLOOR, NoiseFloorConfig
@@ -38,6 +43,7 @@ from pipeline.stages.reference import REFERENCE, ReferenceConfig
 from pipeline.stages.samples import SAMPLES, SamplesConfig
 from pipeline.stages.validate import VALIDATE, ValidateConfig
 from pipeline.stages.validate_engine import VALIDATE_ENGINE, ValidateEngineConfig
+from pipeline.stages.validate_provider import VALIDATE_PROVIDER, ValidateProviderConfig
 from pipeline.targets.base import ModelLink, NodeRef, Ref, SourceRef
 from pipeline.targets.tensorrt import TIMING_CACHE_GROUP
 from pipeline.tasks import check_task, find_task
@@ -549,7 +555,7 @@ def _plan_target(
         validations[component] = tuple(found)
         checks += _plan_checks(component, links, builder, task, gates.checks, measures)
         options = recipe.benchmark
-        runtime = "tensorrt" if device else chain.runtime
+        runtime = "tensorrt" if device and device.provider is None else chain.runtime
         if runtime is not None and options is not None:
             benchmark = BenchmarkConfig(
                 task=task.name,
@@ -561,14 +567,17 @@ def _plan_target(
                 threads=options.threads or cores(),
                 margin=gates.speed.margin if gates.speed else 0.05,
                 reference_device="cuda" if device and _torch_has_cuda() else "cpu",
+                provider=device.provider if device else None,
+                profile=dict(builder.profile) if device and device.provider else {},
             )
             benchmarks[component] = builder.add(
-                BENCHMARK_ENGINE if device else BENCHMARK,
+                _benchmark_stage(device),
                 benchmark,
                 {
                     "checkpoint": SourceRef("checkpoint"),
                     "model": device.node if device else links[-1].node,
                     "samples": samples,
+                    **({"cache": device.cache} if device and device.cache else {}),
                 },
                 component=component,
             )
@@ -581,6 +590,12 @@ def _plan_target(
     )
 
 
+def _benchmark_stage(device: DeviceRun | None) -> AnyStage:
+    if device is None:
+        return BENCHMARK
+    return BENCHMARK_ENGINE if device.provider is None else BENCHMARK_PROVIDER
+
+
 def _torch_has_cuda() -> bool:
     """By its version: wheels for the CPU say so, and those of the package index for Linux do not."""
     torch = find_package("torch")
@@ -590,21 +605,34 @@ def _torch_has_cuda() -> bool:
 def _on_device(
     component: str, device: DeviceRun, builder: _Builder, recipe: Recipe, measures: _Measures
 ) -> tuple[ModelLink, NodeRef]:
-    """The engine as the last link of its chain, and the node that compares it."""
-    config = ValidateEngineConfig(
-        task=builder.task_name,
-        runtime=device.runtime,
-        batch_size=max(recipe.shapes.batch.opt, device.smallest_batch),
-        smallest_batch=device.smallest_batch,
-    )
+    """What runs on the device as the last link of its chain, and the node that compares it."""
+    stage: AnyStage = VALIDATE_ENGINE
+    config: StageConfig
+    if device.provider is not None:
+        stage = VALIDATE_PROVIDER
+        config = ValidateProviderConfig(
+            task=builder.task_name,
+            plan=device.provider,
+            profile=dict(builder.profile),
+            batch_size=recipe.shapes.batch.opt,
+        )
+    else:
+        config = ValidateEngineConfig(
+            task=builder.task_name,
+            runtime="tensorrt" if device.runtime == "tensorrt" else "tensorrt-rtx",
+            batch_size=max(recipe.shapes.batch.opt, device.smallest_batch),
+            smallest_batch=device.smallest_batch,
+        )
     inputs: dict[str, Ref] = {
         "model": device.node,
         "samples": measures.samples,
         "probes": measures.probes,
         "reference": measures.references[component],
     }
+    if device.cache is not None:
+        inputs["cache"] = device.cache
     link = ModelLink(node=device.node, optimizations="disabled", arithmetic=device.arithmetic)
-    return link, builder.add(VALIDATE_ENGINE, config, inputs, component=component)
+    return link, builder.add(stage, config, inputs, component=component)
 
 
 def _plan_checks(

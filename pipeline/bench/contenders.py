@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from pipeline.bench.job import CPU_PROVIDER
 from pipeline.errors import StageError
 from pipeline.stages.base import ENGINE_FILE, MODEL_FILE
 
@@ -59,6 +60,8 @@ def load_contender(contender: Contender, *, threads: int) -> Loaded:
 
 
 def _load_onnxruntime(contender: Contender, threads: int) -> Loaded:
+    if contender.provider != CPU_PROVIDER:
+        return _load_provider(contender, threads)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -81,6 +84,30 @@ def _load_onnxruntime(contender: Contender, threads: int) -> Loaded:
     return Loaded(
         description=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
         input_names=tuple(item.name for item in session.get_inputs()),
+        load_time_ns=load_time_ns,
+        bind=bind,
+    )
+
+
+def _load_provider(contender: Contender, threads: int) -> Loaded:
+    """A provider for GPUs; a call brings the inputs to the GPU and the outputs back."""
+    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+
+    started = time.perf_counter_ns()
+    runner = OnnxRuntimeRunner(
+        Path(contender.path) / MODEL_FILE,
+        provider=contender.provider,
+        provider_options=contender.provider_options,
+        threads=threads,
+    ).__enter__()  # until the launch ends
+    load_time_ns = time.perf_counter_ns() - started
+
+    def bind(feeds: Feeds) -> Call:
+        return lambda: runner.run(feeds)
+
+    return Loaded(
+        description=runner.session,
+        input_names=tuple(spec.name for spec in runner.inputs),
         load_time_ns=load_time_ns,
         bind=bind,
     )

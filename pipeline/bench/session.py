@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ from pipeline.bench.launcher import Nursery, launch
 from pipeline.bench.schedule import shuffled_orders
 from pipeline.bench.summary import median_load_time_ms, median_peak_rss_mib, summarise_shape
 from pipeline.bench.types import BenchmarkResult
-from pipeline.stages.base import model_size_bytes
+from pipeline.stages.base import MODEL_FILE, model_size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -144,6 +145,7 @@ class _Session:
         self._inputs = inputs
         self._scratch = scratch
         self._progress = progress
+        self._candidate = _candidate(config, inputs, scratch)
         self._random = Random(config.seed)  # noqa: S311  (orders, not secrets)
 
     def launch_round(self, shapes: tuple[Shape, ...]) -> None:
@@ -152,7 +154,7 @@ class _Session:
         The two kinds take turns, so that both see the same machine.
         """
         config, count = self._config, self._config.launches
-        candidate = Contender(runtime=config.runtime, path=str(self._inputs["model"].resolve()))
+        candidate = self._candidate
         total = len(self.launches) + 2 * count
         orders = {kind: shuffled_orders(count, self._random) for kind in ("ab", "aa")}
         kinds: tuple[Literal["ab", "aa"], ...] = ("ab", "aa")
@@ -183,6 +185,24 @@ class _Session:
             shape: summarise_shape(self.launches, shape, margin=self._config.margin)
             for shape in shapes
         }
+
+
+def _candidate(config: BenchmarkConfig, inputs: Mapping[str, Path], scratch: Path) -> Contender:
+    model = inputs["model"].resolve()
+    if config.provider is None:
+        return Contender(runtime=config.runtime, path=str(model))
+    from pipeline.graph.input_shapes import profile_of_inputs
+
+    cache = scratch / "provider-cache"
+    if "cache" in inputs:  # the provider writes into it
+        shutil.copytree(inputs["cache"], cache)
+    shapes = profile_of_inputs(model / MODEL_FILE, config.profile)
+    return Contender(
+        runtime=config.runtime,
+        path=str(model),
+        provider=config.provider.name,
+        provider_options=config.provider.session_options(shapes, cache),
+    )
 
 
 def _result(

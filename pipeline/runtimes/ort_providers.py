@@ -8,13 +8,17 @@ TensorRT-ExecutionProvider.html.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.errors import EnvironmentMissing
+from pipeline.gpu import this_machine
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 Provider: TypeAlias = Literal["cpu", "cuda", "tensorrt"]
 NAMES: Final[dict[str, str]] = {
@@ -46,9 +50,9 @@ class ProviderOptions(BaseModel):
     device_id: Annotated[int, Field(ge=0)] = Field(
         default=0, description="number of the GPU; cuda and tensorrt"
     )
-    use_tf32: bool | None = Field(
-        default=None,
-        description="cuda: let float32 products be computed in TF32; ONNX Runtime's default is true",
+    use_tf32: bool = Field(
+        default=False,
+        description="cuda: let float32 products be computed in TF32, as ONNX Runtime does by itself",
     )
     cudnn_conv_algo_search: Literal["exhaustive", "heuristic", "default"] | None = Field(
         default=None, description="cuda: how kernels of convolutions are chosen"
@@ -158,3 +162,37 @@ def shapes_text(shapes: Mapping[str, Shape]) -> str:
 
 def _switch(value: bool | None) -> str | None:
     return None if value is None else str(int(value))
+
+
+def require_provider(provider: Literal["cuda", "tensorrt"]) -> None:
+    """Refuse a provider that cannot start here, before anything is made; imports nothing.
+
+    Raises:
+        EnvironmentMissing: this build of ONNX Runtime lacks it, or there is no GPU for it.
+    """
+    machine = this_machine()
+    if not _has_library(provider):
+        raise EnvironmentMissing(
+            f"provider {provider} is not in the ONNX Runtime that is installed here",
+            hint="pip uninstall -y onnxruntime, then pip install 'convert-pipeline[gpu]' on a "
+            "machine with an NVIDIA GPU",
+        )
+    if machine.gpu is None:
+        reason = (
+            f"the NVIDIA driver {machine.driver} shows none: {machine.trouble}"
+            if machine.driver
+            else "this machine has no NVIDIA driver"
+        )
+        raise EnvironmentMissing(
+            f"provider {provider} runs on a GPU, and {reason}",
+            hint="take `provider: cpu`, or a machine with a GPU",
+        )
+
+
+def _has_library(provider: str) -> bool:
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return False
+    name = f"onnxruntime_providers_{provider}"
+    capi = Path(spec.origin).parent / "capi"
+    return any((capi / file).is_file() for file in (f"lib{name}.so", f"{name}.dll"))

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.runtimes.ort_providers import ProviderPlan
 from pipeline.stages.base import Footprint, Stage, StageConfig
+from pipeline.stages.provider_engine import LIBRARIES, MACHINE
 from pipeline.tasks import BATCH_AXIS
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class BenchmarkConfig(StageConfig):
         runtime: What runs the candidate; an engine of either TensorRT is `tensorrt`.
         axes: Names of the model's free axes, as the task has them: `batch` first.
         reference_device: Where torch computes.
+        provider: Of ONNX Runtime, with its options; None: the CPU's.
+        profile: Axis name -> (min, opt, max), for a provider.
         shapes: For each shape the size of every axis; one that is given twice counts once.
         launches: Processes for each comparison. Twice as many where these leave it open.
         margin: Share within which two speeds count as the same.
@@ -45,6 +49,10 @@ class BenchmarkConfig(StageConfig):
     margin: Annotated[float, Field(gt=0, lt=1)]
     reference_device: Literal["cpu", "cuda"] = Field(
         default="cpu", exclude_if=lambda name: name == "cpu"
+    )
+    provider: ProviderPlan | None = Field(default=None, exclude_if=lambda plan: plan is None)
+    profile: dict[str, tuple[int, int, int]] = Field(
+        default_factory=dict, exclude_if=lambda ranges: not ranges
     )
     seed: int = 0
     seconds_per_shape: Annotated[float, Field(gt=0)] = 1.0
@@ -69,8 +77,8 @@ def run(
 
     Args:
         config: What to measure.
-        inputs: `checkpoint` (for torch), `model` (holds `model.onnx`) and `samples` (a sample
-            set).
+        inputs: `checkpoint` (for torch), `model` (holds `model.onnx`, or `model.engine`), `samples`
+            (a sample set) and, for TensorRT's provider, `cache`.
         output: Gets `benchmark.json` and `launches.json`.
         context: Progress counts launches.
 
@@ -110,7 +118,21 @@ BENCHMARK_ENGINE: Final = Stage(
     packages=("cuda-bindings", "numpy", "safetensors", "scipy", "torch", "transformers"),
     extra="cuda",
     optional_packages=("ml-dtypes", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
-    machine=("cpu_model", "cpu_flags", "cores", "gpu_name", "gpu_target", "nvidia_driver"),
+    machine=(*BENCHMARK.machine, *MACHINE),
     is_exclusive=True,
 )
 """The same, of an engine on this machine's GPU."""
+
+BENCHMARK_PROVIDER: Final = Stage(
+    name="benchmark_provider",
+    version=1,
+    footprint=Footprint(base_mib=1500, memory_per_weight=6.0),
+    config_type=BenchmarkConfig,
+    run=run,
+    packages=(*BENCHMARK.packages, "onnx", "onnx-ir"),
+    extra="gpu",
+    optional_packages=("tensorrt", *LIBRARIES),
+    machine=(*BENCHMARK.machine, *MACHINE),
+    is_exclusive=True,
+)
+"""The same, with one of ONNX Runtime's providers for GPUs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.stages.adopt import ADOPT
-from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE
+from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE, BENCHMARK_PROVIDER
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
 from pipeline.stages.check_cast import CHECK_CAST
@@ -23,6 +23,7 @@ from pipeline.stages.headroom import HEADROOM
 from pipeline.stages.invariance import INVARIANCE
 from pipeline.stages.noise_floor import NOISE_FLOOR
 from pipeline.stages.probes import PROBES
+from pipeline.stages.provider_engine import PROVIDER_ENGINE
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
 from pipeline.stages.quantize_static import QUANTIZE_STATIC
 from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS
@@ -33,6 +34,7 @@ from pipeline.stages.sensitivity import SENSITIVITY
 from pipeline.stages.simplify import SIMPLIFY
 from pipeline.stages.validate import VALIDATE
 from pipeline.stages.validate_engine import VALIDATE_ENGINE
+from pipeline.stages.validate_provider import VALIDATE_PROVIDER
 
 if TYPE_CHECKING:
     from pipeline.stages.base import AnyStage
@@ -58,6 +60,8 @@ STAGES: tuple[AnyStage, ...] = (
     ENGINE_TENSORRT,
     VALIDATE,
     VALIDATE_ENGINE,
+    PROVIDER_ENGINE,
+    VALIDATE_PROVIDER,
     INVARIANCE,
     HEADROOM,
     CHECK_COMPANIONS,
@@ -68,5 +72,6 @@ STAGES: tuple[AnyStage, ...] = (
     COMPARE_LAYERS,
     BENCHMARK,
     BENCHMARK_ENGINE,
+    BENCHMARK_PROVIDER,
 )
 """Every stage there is, in the order in which a chain may use them."""

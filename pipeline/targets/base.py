@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.candidates import Candidate
     from pipeline.parity.tolerances import Arithmetic
+    from pipeline.runtimes.ort_providers import ProviderPlan
     from pipeline.source import Source
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.tasks import Task
@@ -89,19 +90,24 @@ class Deliverable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRun:
-    """An engine that this machine's GPU runs, so that it is compared and timed itself.
+    """A model that this machine's GPU runs, so that it is compared and timed itself.
 
     Attributes:
-        node: The node that builds it.
+        node: The node that makes it.
         runtime: What runs it.
         arithmetic: The least exact numbers it computes with on purpose.
         smallest_batch: The smallest batch that one of its profiles takes.
+        provider: Of ONNX Runtime; None for engines.
+        cache: The node that builds what the provider needs to load the model; None where it needs
+            nothing.
     """
 
     node: NodeRef
-    runtime: Literal["tensorrt-rtx", "tensorrt"]
+    runtime: Literal["tensorrt-rtx", "tensorrt", "onnxruntime"]
     arithmetic: Arithmetic
     smallest_batch: int = 1
+    provider: ProviderPlan | None = None
+    cache: NodeRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +124,7 @@ class TargetChain:
             `onnxruntime-cpu`; empty when parity is measured on the target itself.
         precision: What a model that is checked computes with, in words; empty where the recipe
             says it.
-        device_runs: Component -> its engine that runs on this machine; empty when none does.
+        device_runs: Component -> its model that runs on this machine; empty when none does.
     """
 
     models: Mapping[str, tuple[ModelLink, ...]]

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: fp32, INT8 with scales taken at run time or beforehand, INT4 weights."""
+"""ONNX Runtime: on the CPU fp32, INT8 and INT4 weights; on GPUs, with their providers, fp32 and fp16."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.runtimes.ort_providers import (
+    Provider,
+    ProviderOptions,
+    ProviderPlan,
+    require_provider,
+)
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
+from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.fuse import FUSE, FuseConfig
+from pipeline.stages.provider_engine import PROVIDER_ENGINE, ProviderEngineConfig
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC, QuantizeDynamicConfig
 from pipeline.stages.quantize_static import (
     QUANTIZE_STATIC,
@@ -20,10 +28,11 @@ from pipeline.stages.quantize_weights import (
     WeightOnlyOptions,
 )
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
-from pipeline.targets.base import Deliverable, ModelLink, TargetBase, TargetChain
+from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 
 if TYPE_CHECKING:
+    from pipeline.parity.tolerances import Arithmetic
     from pipeline.targets.base import ChainBuilder, NodeRef
 
 
@@ -51,23 +60,37 @@ Quantization = Annotated[
 
 
 class OnnxRuntimeTarget(TargetBase):
-    """A model for ONNX Runtime's CPU execution provider."""
+    """A model for one of ONNX Runtime's execution providers."""
 
     runtime: Literal["onnxruntime"]
-    precision: Literal["fp32", "int8", "int4"]
+    precision: Literal["fp32", "fp16", "int8", "int4"]
     quantization: Quantization | None = Field(default=None, description="for int8 and int4")
+    provider: Provider = Field(
+        default="cpu",
+        description="what runs it: cpu, or on an NVIDIA GPU cuda or tensorrt (fp32 and fp16)",
+    )
+    provider_options: ProviderOptions | None = Field(
+        default=None, description="for provider cuda or tensorrt"
+    )
     simplify: SimplifyConfig = SimplifyConfig()
     fuse: FuseConfig = FuseConfig()
 
     @model_validator(mode="after")
     def _quantization_fits_precision(self) -> Self:
-        fault = _precision_fault(self.precision, self.quantization)
+        fault = _provider_fault(self) or _precision_fault(self.precision, self.quantization)
         if fault:
             raise ValueError(fault)
         return self
 
     def chain(self, builder: ChainBuilder) -> TargetChain:
-        """Export, simplify, fuse, and quantise when asked to."""
+        """Export, simplify, fuse, and quantise when asked to; for a GPU see `_device_chain`.
+
+        Raises:
+            EnvironmentMissing: this ONNX Runtime lacks the provider, or there is no GPU for it.
+        """
+        if self.provider != "cpu":
+            require_provider(self.provider)
+            return self._device_chain(builder, self.provider)
         models: dict[str, tuple[ModelLink, ...]] = {}
         deliverables: dict[str, tuple[Deliverable, ...]] = {}
         for component in builder.components:
@@ -88,6 +111,49 @@ class OnnxRuntimeTarget(TargetBase):
             models[component] = tuple(links)
             deliverables[component] = (Deliverable(node=last),)
         return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")
+
+    def _device_chain(
+        self, builder: ChainBuilder, provider: Literal["cuda", "tensorrt"]
+    ) -> TargetChain:
+        """Export, simplify, and cast for fp16; the providers fuse for themselves.
+
+        CUDA's takes fused operators in float32. The graphs are compared on the CPU as they are
+        made, and what is delivered once more with the provider itself.
+        """
+        plan = ProviderPlan(provider=provider, options=self.provider_options or ProviderOptions())
+        models: dict[str, tuple[ModelLink, ...]] = {}
+        deliverables: dict[str, tuple[Deliverable, ...]] = {}
+        runs: dict[str, DeviceRun] = {}
+        for component in builder.components:
+            exported = builder.exported(component)
+            last = builder.add(SIMPLIFY, self.simplify, {"model": exported}, component=component)
+            links = [
+                ModelLink(node=exported, optimizations="disabled", arithmetic="float32"),
+                ModelLink(node=last, optimizations="disabled", arithmetic="float32"),
+            ]
+            if self.precision == "fp16":
+                cast = CastConfig(precision="fp16")
+                last = builder.add(CAST, cast, {"model": last}, component=component)
+                links.append(ModelLink(node=last, optimizations="disabled", arithmetic="float16"))
+            elif provider == "cuda":
+                last = builder.add(FUSE, self.fuse, {"model": last}, component=component)
+                links.append(ModelLink(node=last, optimizations="all", arithmetic="float32"))
+            cache = None
+            if provider == "tensorrt":
+                built = ProviderEngineConfig(plan=plan, profile=dict(builder.profile))
+                cache = builder.add(PROVIDER_ENGINE, built, {"model": last}, component=component)
+            runs[component] = DeviceRun(
+                node=last,
+                runtime="onnxruntime",
+                arithmetic=_device_arithmetic(self.precision, plan),
+                provider=plan,
+                cache=cache,
+            )
+            models[component] = tuple(links)
+            deliverables[component] = (Deliverable(node=last),)
+        return TargetChain(
+            models=models, deliverables=deliverables, runtime="onnxruntime", device_runs=runs
+        )
 
     def _quantized(
         self, builder: ChainBuilder, component: str, simplified: NodeRef, fused: NodeRef
@@ -111,10 +177,41 @@ class OnnxRuntimeTarget(TargetBase):
         return builder.add(QUANTIZE_DYNAMIC, config, repaired, component=component)
 
 
+def _device_arithmetic(precision: str, plan: ProviderPlan) -> Arithmetic:
+    """TF32 has the 10 bits of float16 in its products; TensorRT takes it where it is quicker."""
+    is_exact = plan.provider == "cuda" and not plan.options.use_tf32
+    return "float32" if is_exact and precision == "fp32" else "float16"
+
+
+def _provider_fault(target: OnnxRuntimeTarget) -> str:
+    """Why a provider does not fit the rest of the target; empty when it does."""
+    provider, precision, options = target.provider, target.precision, target.provider_options
+    if provider == "cpu":
+        if options is not None:
+            return "`provider_options` are for `provider: cuda` or `provider: tensorrt`"
+        needs_gpu = "precision fp16 needs `provider: cuda` or `provider: tensorrt`"
+        return needs_gpu if precision == "fp16" else ""
+    if precision not in {"fp32", "fp16"}:
+        return (
+            f"provider {provider} takes precision fp32 or fp16: operators of {precision} "
+            "would run on the CPU in its place"
+        )
+    return "" if options is None else _options_fault(options, provider, precision)
+
+
+def _options_fault(options: ProviderOptions, provider: Provider, precision: str) -> str:
+    if foreign := options.foreign_to(provider):
+        names = ", ".join(f"`{name}`" for name in foreign)
+        return f"{names}: of no meaning to provider {provider}"
+    if options.trt_fp16_enable and precision == "fp16":
+        return "`trt_fp16_enable` lets TensorRT cast a float32 graph, and precision is fp16"
+    return ""
+
+
 def _precision_fault(precision: str, quantization: Quantization | None) -> str:
     """Why a precision and a quantisation do not fit each other; empty when they do."""
-    if precision == "fp32":
-        return "" if quantization is None else "precision fp32 takes no `quantization`"
+    if precision in {"fp32", "fp16"}:
+        return "" if quantization is None else f"precision {precision} takes no `quantization`"
     if precision == "int4":
         if isinstance(quantization, WeightOnlyQuantization) and quantization.bits == 4:
             return ""

@@ -81,7 +81,7 @@ def test_all_options_belong_to_a_provider() -> None:
 
 
 def test_nothing_is_told_that_nobody_asked_for() -> None:
-    assert _told("cuda") == {"device_id": "0"}
+    assert _told("cuda") == {"device_id": "0", "use_tf32": "0"}  # ONNX Runtime's own default is 1
     assert not {"trt_fp16_enable", "trt_timing_cache_enable"} & set(_told("tensorrt"))
 
 
