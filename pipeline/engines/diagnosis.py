@@ -104,7 +104,9 @@ def parser_failure(errors: Sequence[tuple[str, str, str, str]]) -> EngineBuildEr
     is_about_data = any("Failed to import initializer" in text for _, _, _, text in errors)
     return EngineBuildError(
         f"TensorRT's parser refuses {len(errors)} nodes of the graph\n" + "\n".join(lines),
-        hint="the graph's external data is missing or too short" if is_about_data else "",
+        hint="the graph's external data is missing or too short, or of a type TensorRT does not know"
+        if is_about_data
+        else "",
     )
 
 

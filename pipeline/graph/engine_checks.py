@@ -52,6 +52,10 @@ UNSUPPORTED_OPERATORS = frozenset({
 })  # fmt: skip
 """Operators of the standard domain that `OnnxParser.supports_operator` denies, and `NonZero`."""
 
+_FOREIGN_TYPES = frozenset({
+    TensorProto.UINT8, TensorProto.UINT4, TensorProto.UINT16, TensorProto.INT16,
+    TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ,
+})  # fmt: skip
 _ARITHMETIC = re.compile(r"[+*/()]| - ")
 """In the name of an axis: it is computed from others."""
 _SYMMETRIC = (
@@ -252,9 +256,10 @@ def _quantization_problem(
     zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
     kinds = {tensor.data_type for tensor in (quantized, zero_point) if tensor is not None}
     kinds |= {a.i for a in node.attribute if a.name == "output_dtype"}
-    if kinds & {TensorProto.UINT8, TensorProto.UINT4, TensorProto.UINT16, TensorProto.INT16}:
-        names = ", ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(kinds))
-        return f"TensorRT quantises to signed int8, fp8 and int4 only, not to {names}", _SYMMETRIC
+    if foreign := kinds & _FOREIGN_TYPES:
+        names = ", ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(foreign))
+        what = "TensorRT quantises to signed int8, to fp8 (float8e4m3fn) and to int4 only, not to "
+        return what + names, _SYMMETRIC
     if len(node.input) > 2 and node.input[2] and zero_point is None:
         return "its zero point is not a constant, so it may not be 0", _SYMMETRIC
     if zero_point is not None and np.any(

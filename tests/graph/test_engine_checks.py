@@ -148,6 +148,8 @@ def test_symmetric_int8_weights_are_fine(tmp_path: Path) -> None:
         (helper.make_tensor("z", TensorProto.INT8, [], [3]), TensorProto.INT8, "is not 0"),
         (helper.make_tensor("z", TensorProto.UINT8, [], [0]), TensorProto.UINT8, "not to uint8"),
         (None, TensorProto.UINT8, "not to uint8"),
+        (None, TensorProto.UINT4, "not to uint4"),
+        (None, TensorProto.FLOAT8E5M2, "not to float8e5m2"),
         (helper.make_tensor("x", TensorProto.INT8, [], [0]), TensorProto.INT8, "not a constant"),
         (None, TensorProto.INT32, "int32 bias"),
     ],
