@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import QuantizationError, StageError
 from pipeline.graph.blockwise import LARGEST, quantize_blocks
+from pipeline.graph.files import load_ir_model, save_ir_model
 from pipeline.graph.opsets import CHANGED, means_the_same, raise_opset
 from pipeline.graph.quantization_result import QuantizationResult
 from pipeline.graph.validity import require_valid
@@ -159,6 +160,23 @@ def test_four_bits_take_half_a_byte_each_and_a_scale_for_each_block() -> None:
     assert model.ir_version >= 10
     (node,) = [each for each in model.graph.node if each.input[0] == "second_quantized"]
     assert {each.name: each.i for each in node.attribute} == {"axis": 1, "block_size": 32}
+
+
+def test_weights_may_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """As those of large models do, two integers to a byte."""
+    model = ir.serde.deserialize_model(parse(LAYERS, WEIGHTS))
+    quantize_weights(model, request())
+    inline = write(tmp_path / "inline", ir.serde.serialize_model(model))
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    save_ir_model(model, apart, inline_limit_bytes=0)
+    assert (apart / "model.onnx_data").stat().st_size < 2 * (64 * 96 + 48 * 96) * 5 // 8
+    feeds = {"x": random(5, 64, seed=6)}
+    np.testing.assert_array_equal(run(apart / "model.onnx", feeds)[0], run(inline, feeds)[0])
+    again = quantize_blocks(WEIGHTS["first"], axis=0, bits=4, block_size=32, method="rtn")
+    stored = load_ir_model(apart / "model.onnx").graph.initializers["first_quantized"].const_value
+    assert stored is not None
+    np.testing.assert_array_equal(stored.numpy(), again.values)
 
 
 def test_the_scale_has_the_type_of_the_graph() -> None:
