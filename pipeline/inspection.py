@@ -19,7 +19,7 @@ from pipeline.engines.facts_file import (
 )
 from pipeline.engines.header import EngineHeader, read_engine_header
 from pipeline.engines.preflight import loading_problem
-from pipeline.engines.targets import COMPUTE_CAPABILITIES
+from pipeline.engines.targets import TARGETS, capability_mask
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.foreign_models import read_model
 from pipeline.hashing import sha256_bytes
@@ -156,12 +156,13 @@ def _require_same(header: EngineHeader, facts: EngineFacts, path: Path) -> None:
         ArtifactError: they are of different engines.
     """
     pairs = [("runtime", header.kind, facts.runtime), ("version", header.version, facts.version)]
-    if facts.target in COMPUTE_CAPABILITIES and header.kind == "tensorrt-rtx":
-        pairs.append(("target", " ".join(header.compute_capabilities), facts.target))
-    for what, found, stated in pairs:
-        if found != stated:
+    if facts.target in TARGETS and header.kind == "tensorrt-rtx":
+        stated = f"{capability_mask(facts.target):#x}"
+        pairs.append(("target mask", f"{header.capability_mask:#x}", stated))
+    for what, found, said in pairs:
+        if found != said:
             raise ArtifactError(
-                f"the engine's header says {what} {found}, and {facts_path(path).name} says {stated}",
+                f"the engine's header says {what} {found}, and {facts_path(path).name} says {said}",
                 where=path.name,
                 hint="the two are not of one build: build the target again",
             )

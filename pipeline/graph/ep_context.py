@@ -30,6 +30,10 @@ _PORTABLE: Final = "80+"
 """How the providers name an engine for all GPUs from Ampere on."""
 
 
+_NUMPY_NAMES: Final = {"float32": "FLOAT", "float64": "DOUBLE"}
+"""Element types that numpy and ONNX name differently."""
+
+
 class EngineTensor(Protocol):
     """An input or output of an engine, such as `facts_file.TensorFacts`."""
 
@@ -39,7 +43,7 @@ class EngineTensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """ONNX's name of the element type in lower case."""
+        """The element type as ONNX names it in lower case, or as numpy does."""
 
     @property
     def dims(self) -> tuple[int | str | None, ...]:
@@ -143,7 +147,8 @@ def require_ep_context(path: Path, runtime: str = "tensorrt-rtx") -> None:
 
 def _value(tensor: EngineTensor, path: Path) -> onnx.ValueInfoProto:
     try:
-        dtype = TensorProto.DataType.Value(tensor.dtype.upper())
+        onnx_name = _NUMPY_NAMES.get(tensor.dtype, tensor.dtype.upper())
+        dtype = TensorProto.DataType.Value(onnx_name)
     except ValueError as error:
         raise ArtifactError(
             f"`{tensor.name}` is {tensor.dtype}, which ONNX does not have", where=path.name

@@ -207,7 +207,8 @@ def test_an_engine_is_shown_with_the_facts_beside_it(tmp_path: Path) -> None:
     [
         ({"version": "1.6.0.9"}, "header says version 1.7.1.116, and model.sm89.engine.json says"),
         ({"runtime": "tensorrt"}, "header says runtime tensorrt-rtx"),
-        ({"target": "sm120"}, "header says target sm89"),
+        ({"target": "sm120"}, "header says target mask 0x8, and model.sm89.engine.json says 0x10"),
+        ({"target": "portable"}, "says 0x7e"),
         ({"sha256": "0" * 64}, "digest is"),
         ({"size_bytes": 99}, "has 100 bytes, and its facts say 99"),
     ],

@@ -26,10 +26,12 @@ DTYPES: Final = {
     "float16": "TYPE_FP16",
     "bfloat16": "TYPE_BF16",
     "float": "TYPE_FP32",
+    "float32": "TYPE_FP32",
     "double": "TYPE_FP64",
+    "float64": "TYPE_FP64",
     "string": "TYPE_STRING",
 }
-"""ONNX's name of an element type -> Triton's."""
+"""Name of an element type, ONNX's or numpy's -> Triton's."""
 
 Kind = Literal["KIND_CPU", "KIND_GPU"]
 NO_OPTIMIZATIONS: Final = 2
