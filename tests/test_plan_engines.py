@@ -342,3 +342,23 @@ def test_full_tensorrt_builds_one_engine_for_the_gpu_that_is_there(
     assert set(engine.stage.machine) >= {"gpu_target", "nvidia_driver"}
     (made,) = plan.targets[0].chain.deliverables.values()
     assert made[1].renames["model.engine"] == "model.sm90.engine"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {**RTX, "precision": "int8", "quantization": {"mode": "weight_only", "bits": 8}},
+        {**RTX, "precision": "int4", "quantization": {"mode": "weight_only"}},
+        {**RTX, "precision": "fp8", "quantization": STATIC, "attention": "operator"},
+        {**RTX, "profiles": [{"batch": {"min": 1, "opt": 1, "max": 1}}], "workspace_mib": 8},
+        {**FULL, "timing_cache": {"file": "a.cache", "sha256": "0" * 64}},
+    ],
+)
+def test_a_recipe_in_a_report_is_read_again_as_it_was(
+    tmp_path: Path, sentence_encoder: Path, target: dict[str, Any]
+) -> None:
+    loaded = load_recipe_file(
+        write_recipe(tmp_path / "recipe.yaml", sentence_encoder, targets=[target])
+    )
+    written = loaded.recipe.model_dump_json()
+    assert type(loaded.recipe).model_validate_json(written) == loaded.recipe
