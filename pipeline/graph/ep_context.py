@@ -103,7 +103,9 @@ def write_ep_context(
         [tensor.name for tensor in outputs],
         name=engine.stem,
         domain=_DOMAIN,
-        **{name: value for name, value in attributes.items() if value != ""},
+    )
+    node.attribute.extend(
+        helper.make_attribute(name, value) for name, value in attributes.items() if value != ""
     )
     graph = helper.make_graph(
         [node],
