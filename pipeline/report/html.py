@@ -18,6 +18,7 @@ from pipeline.report.charts import clipped, error_charts, size_bars, speed_chart
 from pipeline.report.checks import case_table, shown_checks
 from pipeline.report.dag import picture
 from pipeline.report.distributions import spreads
+from pipeline.report.engines import engines_of
 from pipeline.report.facts import Facts
 from pipeline.report.gate_groups import gate_groups
 from pipeline.report.links import find_links
@@ -59,14 +60,11 @@ if TYPE_CHECKING:
     from pipeline.report.checks import ShownCheck
     from pipeline.report.distributions import Spread
     from pipeline.report.noise import StageNoise
-    from pipeline.report.schema import EngineReport, NodeReport, Report
+    from pipeline.report.schema import NodeReport, Report
     from pipeline.report.spec_parts import Spec
 
 MAX_ROWS = 1000
 """Of one table; the page says how many it leaves out."""
-
-MAX_LAYERS = 400
-"""Of one engine."""
 
 MAX_BROKEN_ROWS = 30
 """Gates that do not hold and are not folded."""
@@ -87,9 +85,6 @@ SIGNS = {
 """Shown beside every verdict and state, so that colour is never the only sign."""
 
 FUSION_KEYS = ("fusions", "attention_layers", "coverage")
-ENGINE_KEYS = ("layer_types", "gemm_kinds", "layer_rows", "coverage")
-AMOUNTS = ("activation_memory_mib", "copy_layers")
-"""Coverage that is no share; the builder's figures have the same numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,27 +104,6 @@ class Fusions:
     attention: str
     coverage: tuple[tuple[str, float], ...]
     patterns: tuple[Pattern, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerTable:
-    """An engine's layers as the builder told them: columns of unknown names."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    total: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """One engine, read from its facts."""
-
-    engine: EngineReport
-    layer_types: tuple[tuple[str, float], ...]
-    gemm_kinds: tuple[tuple[str, float], ...]
-    coverage: tuple[tuple[str, float], ...]
-    rows: tuple[tuple[str, str], ...]
-    layers: LayerTable | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +151,7 @@ def render_html(report: Report) -> str:
         sample_sizes=tuple(_lengths(shown)),
         picture=picture(shown.nodes),
         fusions=tuple(found for node in shown.nodes if (found := _fusions(node))),
-        engines=tuple(_engine(engine) for target in shown.targets for engine in target.engines),
+        engines=engines_of(shown),
         facts=tuple(other for node in shown.nodes if (other := _other_facts(shown, node))),
         environment=Facts(shown.environment).rows(),
         source=Facts(shown.source).rows(),
@@ -300,31 +274,6 @@ def _fusions(node: NodeReport) -> Fusions | None:
         coverage=facts.child("coverage").numbers(),
         patterns=patterns,
     )
-
-
-def _engine(engine: EngineReport) -> Engine:
-    facts = Facts(engine.facts)
-    return Engine(
-        engine=engine,
-        layer_types=facts.child("layer_types").numbers(),
-        gemm_kinds=facts.child("gemm_kinds").numbers(),
-        coverage=tuple(
-            (name, share)
-            for name, share in facts.child("coverage").numbers()
-            if name not in AMOUNTS
-        ),
-        rows=facts.rows(known=ENGINE_KEYS),
-        layers=_layer_table(facts.records("layer_rows")),
-    )
-
-
-def _layer_table(layers: tuple[Facts, ...]) -> LayerTable | None:
-    if not layers:
-        return None
-    kept = layers[:MAX_LAYERS]
-    columns = tuple(dict.fromkeys(key for layer in kept for key in layer.values))[:10]
-    rows = tuple(tuple(layer.cell(column) for column in columns) for layer in kept)
-    return LayerTable(columns=columns, rows=rows, total=len(layers))
 
 
 def _other_facts(report: Report, node: NodeReport) -> NodeFacts | None:

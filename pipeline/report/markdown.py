@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.report import figures
 from pipeline.report.charts import clipped
 from pipeline.report.distributions import spreads
+from pipeline.report.engines import engines_of
 from pipeline.report.facts import Facts
 from pipeline.report.markdown_evidence import (
     check_sections,
@@ -61,6 +62,7 @@ def render_markdown(report: Report) -> str:
         _spreads(report),
         *check_sections(shown),
         _latency(shown),
+        _engines(shown),
         _fusions(shown),
         _worst_samples(shown),
         _plan(shown),
@@ -282,6 +284,19 @@ def _latency(report: Report) -> Section | None:
         *("A/A floor>", "Margin>", "Verdict"),
     )
     return table("Speed (median and 95 % interval)", columns, rows, folded=True)
+
+
+def _engines(report: Report) -> Section | None:
+    rows = [
+        (
+            code(engine.target),
+            code(engine.engine.compute_capability),
+            figures.size(engine.engine.size_bytes),
+            escape("; ".join(engine.headline)),
+        )
+        for engine in engines_of(report)
+    ]
+    return table("Engines", ("Target", "For", "Size>", "The builder says"), rows, folded=True)
 
 
 def _fusions(report: Report) -> Section | None:

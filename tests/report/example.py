@@ -158,7 +158,7 @@ def side_files(target: str) -> tuple[FileEntry, ...]:
 
 
 def engine_facts(capability: str, scale: float) -> dict[str, Any]:
-    kinds = ("gemm", "fused_attention", "pointwise", "normalization")
+    kinds = (("gemm", "product"), ("kgen", "attention"), ("kgen", "other"), ("copy", "copy"))
     return {
         "tensorrt_rtx": "1.7.1.36",
         "compute_capability": capability,
@@ -166,13 +166,31 @@ def engine_facts(capability: str, scale: float) -> dict[str, Any]:
         "weights_bytes": int(43.3 * MIB),
         "activation_memory_bytes": int(61.5 * MIB),
         "layers": 59,
-        "layer_types": {"gemm": 36, "fused_attention": 6, "normalization": 13, "myelin": 4},
+        "layer_types": {"gemm": 36, "kgen": 19, "copy": 4},
         "gemm_kinds": {"Half x Half": 36},
+        "attention_blocks": 6,
         "fused_attention": 6,
+        "copy_layers": 4,
+        "profiles": [
+            {
+                "axes": {"batch": [1, 8, 32], "sequence": [8, 128, 512]},
+                "inputs": {"input_ids": [[1, 8], [8, 128], [32, 512]]},
+            }
+        ],
+        "expected_inputs": [
+            {"name": "input_ids", "dtype": "int64", "dims": ["batch", "sequence"]}
+        ],
         "layer_fingerprint": digest(capability),
         "coverage": {"fused_attention": 1.0, "fp16_gemms": 1.0},
         "layer_rows": [
-            {"name": f"layer_{i}_{kinds[i % 4]}", "type": kinds[i % 4], "inputs": ["Half", "Half"]}
+            {
+                "profile": 0,
+                "name": f"layer_{i}_{kinds[i % 4][0]}",
+                "type": kinds[i % 4][0],
+                "role": kinds[i % 4][1],
+                "precision": "fp32" if i % 8 == 6 else "fp16",
+                "inputs": ["Half", "Half"],
+            }
             for i in range(24)
         ],
     }
