@@ -23,7 +23,7 @@ _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>.*?), "
     r"(?:Constants: (?P<constants>.*?), )?Outputs: (?P<outputs>.*?), "
     r"(?:TacticName: (?P<tactic>.*?)|ParameterType: .*?), "
-    r"StreamId: (?P<stream>\d+), Metadata: ?(?P<metadata>.*)"
+    r"StreamId: (?P<stream>\d+), (?:EventId: \d+, )?Metadata: ?(?P<metadata>.*)"
 )
 """A layer that only brings sizes to the GPU has parameters in place of constants and a tactic."""
 _TENSOR = re.compile(

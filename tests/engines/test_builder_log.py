@@ -192,3 +192,13 @@ def test_copies_are_known_by_their_type() -> None:
     (other,) = parse_layers(_row("kgen", [_tensor("Half")], []))
     assert copy.is_copy
     assert not other.is_copy
+
+
+@pytest.mark.parametrize("kind", ["signal", "wait"])
+def test_a_layer_between_two_streams_is_read(kind: str) -> None:
+    """As the builder wrote it of MiniLM with 4-bit weights, TensorRT-RTX 1.7.1."""
+    (layer,) = parse_layers(
+        f"Layers:\nName: __mye79155_myl0_2, LayerType: {kind}, Inputs: [], Constants: [], "
+        "Outputs: [], TacticName: , StreamId: 0, EventId: 1, Metadata: "
+    )
+    assert (layer.type, layer.inputs, layer.precision) == (kind, (), "")
