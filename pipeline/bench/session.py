@@ -191,7 +191,7 @@ def _candidate(config: BenchmarkConfig, inputs: Mapping[str, Path], scratch: Pat
     model = inputs["model"].resolve()
     if config.provider is None:
         return Contender(runtime=config.runtime, path=str(model))
-    from pipeline.graph.input_shapes import profile_of_inputs
+    from pipeline.runtimes.ort_profile import profile_of_inputs
 
     cache = scratch / "provider-cache"
     if "cache" in inputs:  # the provider writes into it

@@ -129,7 +129,7 @@ BENCHMARK_PROVIDER: Final = Stage(
     footprint=Footprint(base_mib=1500, memory_per_weight=6.0),
     config_type=BenchmarkConfig,
     run=run,
-    packages=(*BENCHMARK.packages, "onnx", "onnx-ir"),
+    packages=BENCHMARK.packages,
     extra="gpu",
     optional_packages=("tensorrt", *LIBRARIES),
     machine=(*BENCHMARK.machine, *MACHINE),

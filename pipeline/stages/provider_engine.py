@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.stages.base import StageContext
 
 MACHINE = ("gpu_name", "gpu_target", "nvidia_driver")
-PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
+PACKAGES = ("numpy", "onnxruntime")
 LIBRARIES = ("nvidia-cublas", "nvidia-cuda-runtime", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 """What the providers load from pip's packages, where it is there; the rest is the system's."""
 
@@ -48,8 +48,8 @@ def run(
     import numpy as np
 
     from pipeline.errors import StageError
-    from pipeline.graph.input_shapes import profile_of_inputs
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+    from pipeline.runtimes.ort_profile import profile_of_inputs
     from pipeline.runtimes.ort_providers import ENGINE_CACHE
 
     model = inputs["model"] / MODEL_FILE

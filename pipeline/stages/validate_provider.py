@@ -57,8 +57,8 @@ def run(
     """
     import shutil
 
-    from pipeline.graph.input_shapes import profile_of_inputs
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+    from pipeline.runtimes.ort_profile import profile_of_inputs
     from pipeline.stages.parity_work import compare, load_pair, parity_facts
 
     pair = load_pair(inputs[SAMPLES_PORT], inputs[REFERENCE_PORT])
@@ -96,5 +96,5 @@ VALIDATE_PROVIDER = Stage(
     extra="gpu",
     optional_packages=("tensorrt", *LIBRARIES),
     machine=MACHINE,
-    preload=("numpy", "onnx"),
+    preload=("numpy",),
 )
