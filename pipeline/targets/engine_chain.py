@@ -47,7 +47,12 @@ _BITS = {"int8": 8, "int4": 4}
 
 
 class TensorRTStaticQuantization(CalibrateConfig, StaticOptions, Repairable):
-    """INT8 or FP8 products with scales from `data.calibration`; all else stays fp16."""
+    """INT8 or FP8 products with scales from `data.calibration`; all else stays fp16.
+
+    For FP8 `method` is `minmax` unless it is said: float8 has small numbers beside large ones, and cutting
+    the large ones off costs more than it gains. MiniLM, relative error over real sentences: minmax
+    0.093, percentile 0.094, mse 0.136 (INT8 with mse 0.220).
+    """
 
     mode: Literal["static"]
 
@@ -150,6 +155,20 @@ class EngineTarget(TargetBase):
         default=False, description="write the engine without its weights; needs a GPU to build"
     )
     simplify: SimplifyConfig = SimplifyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_method(cls, data: Any) -> Any:
+        """The ranges of FP8 hold all that was seen unless it is said otherwise."""
+        options = data.get("quantization") if isinstance(data, dict) else None
+        if (
+            isinstance(options, dict)
+            and (data.get("precision"), options.get("mode")) == ("fp8", "static")
+            and "method" not in options
+            and "percentile" not in options
+        ):
+            return {**data, "quantization": {**options, "method": "minmax"}}
+        return data
 
     @model_validator(mode="after")
     def _quantization_fits_precision(self) -> Self:
