@@ -244,11 +244,16 @@ def test_a_cache_is_copied_before_the_provider_writes_into_it(
     kept.mkdir(parents=True)
     (kept / "a.engine").write_bytes(b"engine")
     before = sha256_file(kept / "a.engine")
+    for path in (kept / "a.engine", kept, tmp_path / "kept"):  # as in the store
+        path.chmod(0o555 if path.is_dir() else 0o444)
     _validate(tmp_path, provider="tensorrt", cache=tmp_path / "kept")
     cache = Path(told[0]["trt_engine_cache_path"])
     assert cache.is_relative_to(tmp_path / "scratch")
     assert (cache / "a.engine").read_bytes() == b"engine"
     assert sha256_file(kept / "a.engine") == before
+    for path in (tmp_path / "kept", kept):
+        path.chmod(0o755)
+    assert all(path.stat().st_mode & 0o200 for path in (cache, cache / "a.engine"))
     assert told[0]["trt_profile_max_shapes"].startswith("input_ids:8x64,attention_mask:8x64,")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
@@ -192,10 +191,11 @@ def _candidate(config: BenchmarkConfig, inputs: Mapping[str, Path], scratch: Pat
     if config.provider is None:
         return Contender(runtime=config.runtime, path=str(model))
     from pipeline.runtimes.ort_profile import profile_of_inputs
+    from pipeline.runtimes.ort_providers import copy_cache
 
     cache = scratch / "provider-cache"
     if "cache" in inputs:  # the provider writes into it
-        shutil.copytree(inputs["cache"], cache)
+        copy_cache(inputs["cache"], cache)
     shapes = profile_of_inputs(model / MODEL_FILE, config.profile)
     return Contender(
         runtime=config.runtime,

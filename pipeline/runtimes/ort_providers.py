@@ -9,6 +9,7 @@ TensorRT-ExecutionProvider.html.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
@@ -162,6 +163,15 @@ def shapes_text(shapes: Mapping[str, Shape]) -> str:
 
 def _switch(value: bool | None) -> str | None:
     return None if value is None else str(int(value))
+
+
+def copy_cache(kept: Path, to: Path) -> None:
+    """Copy a provider's cache, so that it can be written to: the store's own files cannot."""
+    for file in kept.rglob("*"):
+        if file.is_file():
+            target = to / file.relative_to(kept)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def require_provider(provider: Literal["cuda", "tensorrt"]) -> None:

@@ -55,17 +55,16 @@ def run(
         EnvironmentMissing: the provider does not start here.
         StageError: ONNX Runtime cannot load or run the graph.
     """
-    import shutil
-
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
     from pipeline.runtimes.ort_profile import profile_of_inputs
+    from pipeline.runtimes.ort_providers import copy_cache
     from pipeline.stages.parity_work import compare, load_pair, parity_facts
 
     pair = load_pair(inputs[SAMPLES_PORT], inputs[REFERENCE_PORT])
     model = inputs[MODEL_PORT] / MODEL_FILE
     cache = context.scratch / "cache"
     if CACHE_PORT in inputs:  # the provider writes into it
-        shutil.copytree(inputs[CACHE_PORT], cache)
+        copy_cache(inputs[CACHE_PORT], cache)
     options = config.plan.session_options(profile_of_inputs(model, config.profile), cache)
     with OnnxRuntimeRunner(
         model,
