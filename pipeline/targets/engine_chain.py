@@ -22,6 +22,7 @@ from pipeline.stages.quantize_weights import (
     QuantizeWeightsConfig,
     WeightOnlyOptions,
 )
+from pipeline.stages.shrink_masks import SHRINK_MASKS, ShrinkMasksConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
@@ -156,20 +157,6 @@ class EngineTarget(TargetBase):
     )
     simplify: SimplifyConfig = SimplifyConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_method(cls, data: Any) -> Any:
-        """The ranges of FP8 hold all that was seen unless it is said otherwise."""
-        options = data.get("quantization") if isinstance(data, dict) else None
-        if (
-            isinstance(options, dict)
-            and (data.get("precision"), options.get("mode")) == ("fp8", "static")
-            and "method" not in options
-            and "percentile" not in options
-        ):
-            return {**data, "quantization": {**options, "method": "minmax"}}
-        return data
-
     @model_validator(mode="after")
     def _quantization_fits_precision(self) -> Self:
         modes = _QUANTIZED.get(self.precision, {})
@@ -198,6 +185,22 @@ class EngineTarget(TargetBase):
                     raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _ranges_fit_precision(self) -> Self:
+        """The ranges of fp8 hold all that was seen unless it is said; this is then written down."""
+        options = self.quantization
+        if (
+            self.precision == "fp8"
+            and isinstance(options, TensorRTStaticQuantization)
+            and "method" not in options.model_fields_set
+        ):
+            # Frozen for everyone else. Before validation it would be another language: a validator of
+            # raw input turns JSON into Python, where lists are no tuples.
+            object.__setattr__(
+                self, "quantization", options.model_copy(update={"method": "minmax"})
+            )
+        return self
+
     @property
     def is_weight_only(self) -> bool:
         """Whether weights alone have few bits."""
@@ -221,7 +224,7 @@ class EngineTarget(TargetBase):
         """Which engine of this target this machine can run, or why it can run none."""
 
     def chain(self, builder: ChainBuilder) -> TargetChain:
-        """Export, simplify, fuse attention, cast, quantise, and the engines.
+        """Export, simplify, shrink masks, fuse attention, cast, quantise, and the engines.
 
         Raises:
             RecipeError: a pair of precision and target, or a profile, is impossible.
@@ -283,15 +286,23 @@ class EngineTarget(TargetBase):
             return node
 
         exported = add(builder.exported(component), "float32")
-        plain = add(
+        simplified = add(
             builder.add(SIMPLIFY, self.simplify, {"model": exported}, component=component),
+            "float32",
+        )
+        # Ranges are those of the simplified graph, so that every target of one recipe shares them.
+        calibrated = simplified
+        plain = add(
+            builder.add(
+                SHRINK_MASKS, ShrinkMasksConfig(), {"model": simplified}, component=component
+            ),
             "float32",
         )
         if self.attention == "operator":
             fused = builder.add(
                 FUSE_ATTENTION, FuseAttentionConfig(), {"model": plain}, component=component
             )
-            plain = add(fused, "float32")
+            plain = calibrated = add(fused, "float32")
         if self.precision == "fp32":
             return links
         narrow = CastConfig(precision="bf16" if self.precision == "bf16" else "fp16")
@@ -305,9 +316,8 @@ class EngineTarget(TargetBase):
             quantized = builder.add(QUANTIZE_WEIGHTS, config, {"model": cast}, component=component)
             add(quantized, "quantized")
         elif options is not None:
-            add(
-                _quantized(options, self.precision, builder, component, (plain, cast)), "quantized"
-            )
+            graphs = (calibrated, cast)
+            add(_quantized(options, self.precision, builder, component, graphs), "quantized")
         return links
 
     def _profiles(self, builder: ChainBuilder) -> tuple[Ranges, ...]:
@@ -363,13 +373,13 @@ def _quantized(
     component: str,
     graphs: tuple[NodeRef, NodeRef],
 ) -> NodeRef:
-    """Quantise the cast graph, the second of two, with ranges of the float32 one before it."""
-    plain, cast = graphs
+    """Quantise the cast graph, the second of two, with ranges of the float32 one, the first."""
+    calibrated, cast = graphs
     fields = options.model_dump(exclude={"mode", *REPAIRABLE_KEYS})
     calibrate = CalibrateConfig(
         **{name: fields.pop(name) for name in CalibrateConfig.model_fields}
     )
-    ports = {"model": plain, "samples": builder.calibration_samples()}
+    ports = {"model": calibrated, "samples": builder.calibration_samples()}
     ranges = builder.add(CALIBRATE, calibrate, ports, component=component)
     narrow: Literal["float8", "int8"] = "float8" if precision == "fp8" else "int8"
     quantize = QuantizeStaticConfig(

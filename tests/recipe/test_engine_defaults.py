@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,15 +12,15 @@ from pipeline.targets.tensorrt_rtx import TensorRTRTXTarget
 
 
 def _target(precision: str, **quantization: Any) -> TensorRTRTXTarget:
-    return TensorRTRTXTarget.model_validate(
-        {
-            "name": "rtx",
-            "runtime": "tensorrt-rtx",
-            "precision": precision,
-            "compute_capability": ("sm89",),
-            "quantization": {"mode": "static", **quantization},
-        }
-    )
+    """As it is read from a recipe."""
+    document = {
+        "name": "rtx",
+        "runtime": "tensorrt-rtx",
+        "precision": precision,
+        "compute_capability": ["sm89"],
+        "quantization": {"mode": "static", **quantization},
+    }
+    return TensorRTRTXTarget.model_validate_json(json.dumps(document))
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,14 @@ def _target(precision: str, **quantization: Any) -> TensorRTRTXTarget:
 def test_ranges_of_fp8_hold_everything_unless_it_is_said_otherwise(
     precision: str, said: dict[str, Any], method: str
 ) -> None:
-    options = _target(precision, **said).quantization
+    target = _target(precision, **said)
+    options = target.quantization
     assert options is not None
     assert options.mode == "static"
     assert options.method == method
     # What is written down means the same when it is read again.
-    assert options.model_dump()["method"] == method
+    again = TensorRTRTXTarget.model_validate_json(target.model_dump_json(exclude_none=True))
+    assert again == target
 
 
 def test_a_percentile_needs_its_method_for_fp8_too() -> None:
