@@ -33,7 +33,7 @@ class CheckLimits(Limits):
     )
     cast: CastLimits | None = Field(
         default=CastLimits(),
-        description="graph and numbers in float16 against the float32 ones, exactly",
+        description="graph and numbers in 16 bits against the float32 ones, exactly",
     )
     headroom: HeadroomLimits | None = Field(
         default=HeadroomLimits(),

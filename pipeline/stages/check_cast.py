@@ -1,6 +1,6 @@
-"""Compare a graph in float16 with the float32 graph it was cast from, exactly.
+"""Compare a graph in float16 or bfloat16 with the float32 graph it was cast from, exactly.
 
-Ports: `model` (float16) and `float` (what it was cast from). Facts only.
+Ports: `model` (16 bits) and `float` (what it was cast from). Facts only.
 """
 
 from __future__ import annotations
