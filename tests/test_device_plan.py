@@ -53,7 +53,7 @@ def test_the_engine_of_this_gpu_is_compared_and_timed(
     _, target = plan.targets
     assert (target.chain.proxy, target.chain.not_run_reason) == ("", "")
     *graphs, (link, check) = target.validations["model"]
-    assert [plan.nodes[made.node].stage.name for _, made in graphs] == ["validate"] * 3
+    assert [plan.nodes[made.node].stage.name for _, made in graphs] == ["validate"] * 4
     compared, engine = plan.nodes[check.node], plan.nodes[link.node.node]
     assert (compared.stage.name, engine.stage.name) == ("validate_engine", "engine")
     assert (compared.config.runtime, compared.config.batch_size) == ("tensorrt-rtx", 2)

@@ -31,6 +31,7 @@ from pipeline.stages.reference import REFERENCE
 from pipeline.stages.repair import REPAIR
 from pipeline.stages.samples import SAMPLES
 from pipeline.stages.sensitivity import SENSITIVITY
+from pipeline.stages.shrink_masks import SHRINK_MASKS
 from pipeline.stages.simplify import SIMPLIFY
 from pipeline.stages.validate import VALIDATE
 from pipeline.stages.validate_engine import VALIDATE_ENGINE
@@ -48,6 +49,7 @@ STAGES: tuple[AnyStage, ...] = (
     ADOPT,
     SIMPLIFY,
     FUSE,
+    SHRINK_MASKS,
     FUSE_ATTENTION,
     CALIBRATE,
     SENSITIVITY,
