@@ -3,8 +3,8 @@
 The noise of float16 is a thousand times that of float32, and hides small faults: a GELU of tanh for
 one of erf (2.8e-4 on a ViT whose float16 has 6.5e-4), a matrix that is 2 % off, weights that went through
 bfloat16. So everything must be as it was, and every number the float32 one, rounded once: both
-counts are 0 for good casts of MiniLM and four trained models, and for each of these faults are not. The
-noise of bfloat16 is eight times that of float16, and what is said of the one holds for the other.
+counts are 0 for good casts of MiniLM and four trained models, and for each of these faults are not. So
+they are for bfloat16, whose noise is eight times that of float16 (MiniLM and a small encoder).
 """
 
 from __future__ import annotations
