@@ -283,6 +283,33 @@ def test_an_engine_of_another_build_than_its_facts_is_not_served(
         export_triton(served, tmp_path / "models")
 
 
+def test_a_provider_is_told_what_it_was_told_when_it_was_measured(
+    artifact: Path, tmp_path: Path
+) -> None:
+    def change(folder: Path, document: dict[str, Any]) -> None:
+        first, second = document["recipe"]["targets"]
+        first |= {"provider": "cuda", "provider_options": None}
+        second |= {
+            "provider": "tensorrt",
+            "provider_options": {"trt_fp16_enable": True, "workspace_mib": 64},
+        }
+
+    export_triton(remake(artifact, tmp_path / "a", change), tmp_path / "models")
+    cuda = config(tmp_path / "models", "tiny-cpu-fp32")
+    assert cuda.instance_group[0].kind == 1  # KIND_GPU
+    (accelerator,) = cuda.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "cuda"
+    assert dict(accelerator.parameters)["use_tf32"] == "0"
+    assert "device_id" not in accelerator.parameters
+    tensorrt = config(tmp_path / "models", "tiny-cpu-int8")
+    (accelerator,) = tensorrt.optimization.execution_accelerators.gpu_execution_accelerator
+    told = dict(accelerator.parameters)
+    assert accelerator.name == "tensorrt"
+    assert (told["precision_mode"], told["max_workspace_size_bytes"]) == ("FP16", str(64 << 20))
+    assert "input_ids:2x8" in told["trt_profile_opt_shapes"]
+    assert not [name for name in told if "path" in name]
+
+
 # --- weights beside the graph ---------------------------------------------------------------
 
 

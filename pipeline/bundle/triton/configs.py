@@ -93,7 +93,8 @@ class ModelSpec:
         engines: Compute capability such as `8.9` -> file; for TensorRT.
         profiles: Numbers of the optimization profiles; for TensorRT.
         parameters: The backend's own.
-        accelerator: An execution accelerator of ONNX Runtime on a GPU, such as `tensorrt`.
+        accelerator: The provider of ONNX Runtime on a GPU, such as `tensorrt`; empty on the CPU.
+        accelerator_options: The provider's own.
         runs_as_written: ONNX Runtime's graph optimisations stay off.
     """
 
@@ -108,6 +109,7 @@ class ModelSpec:
     profiles: int = 1
     parameters: Mapping[str, str] = field(default_factory=dict)
     accelerator: str = ""
+    accelerator_options: Mapping[str, str] = field(default_factory=dict)
     runs_as_written: bool = False
 
 
@@ -142,9 +144,10 @@ def model_config(spec: ModelSpec) -> Message:
     if spec.runs_as_written:
         optimization["graph"] = {"level": NO_OPTIMIZATIONS}
     if spec.accelerator:
-        optimization["execution_accelerators"] = {
-            "gpu_execution_accelerator": [{"name": spec.accelerator}]
-        }
+        accelerator: dict[str, Value] = {"name": spec.accelerator}
+        if spec.accelerator_options:
+            accelerator["parameters"] = map_entries(dict(sorted(spec.accelerator_options.items())))
+        optimization["execution_accelerators"] = {"gpu_execution_accelerator": [accelerator]}
     if optimization:
         config["optimization"] = optimization
     if spec.engines:

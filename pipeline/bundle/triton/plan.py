@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pipeline.bundle.triton.configs import (
@@ -14,6 +15,7 @@ from pipeline.bundle.triton.configs import (
     dtype_name,
 )
 from pipeline.errors import ArtifactError
+from pipeline.runtimes.ort_providers import ProviderOptions, ProviderPlan
 from pipeline.tasks import BATCH_AXIS, SEQUENCE_AXIS
 
 if TYPE_CHECKING:
@@ -27,6 +29,15 @@ DEFAULT_DELAY_US: Final = 1000
 _DELAY_SHARE: Final = 0.1
 """Of the median time of one sample: waiting for company costs at most that much."""
 _MAX_DELAY_US: Final = 5000
+_NOT_SERVED: Final = frozenset(
+    {
+        "device_id",
+        "trt_engine_cache_enable",
+        "trt_engine_cache_path",
+        "trt_timing_cache_enable",
+        "trt_timing_cache_path",
+    }
+)
 _TARGET: Final = re.compile(r"sm([0-9]+)([0-9])")
 
 
@@ -111,10 +122,48 @@ def _graph_spec(
         batching=_batching(source, target, source.batch.max if is_batching else 0),
         warm_ups=tuple(_warm_ups(source, is_batching=is_batching)),
         parameters={} if threads is None else {"intra_op_thread_count": str(threads)},
-        accelerator="tensorrt" if provider == "tensorrt" else "",
+        accelerator="" if provider == "cpu" else provider,
+        accelerator_options=_provider_options(source, target),
         # The graph of an engine was compared with the checkpoint as it is written.
         runs_as_written=of_engines,
     )
+
+
+def _provider_options(source: ArtifactSource, target: TargetSource) -> dict[str, str]:
+    """What the provider was told when it was measured, under the names that Triton has for it.
+
+    Left out are the number of the GPU, which is the server's to choose, and directories of here.
+    Source: the table in onnxruntime_backend's README.
+    """
+    provider = target.declaration.provider
+    if provider == "cpu":
+        return {}
+    plan = ProviderPlan(
+        provider=provider, options=target.declaration.provider_options or ProviderOptions()
+    )
+    inputs = [(tensor.name, tensor.shape) for tensor in target.graph.inputs]
+    ranges = {BATCH_AXIS: source.batch, **source.sizes}
+    if provider == "tensorrt" and not all(
+        isinstance(dim, int) or dim in ranges for _, shape in inputs for dim in shape
+    ):
+        raise ArtifactError(
+            "an input has an axis that the recipe gives no size", where=target.declaration.name
+        )
+    profile = {
+        name: tuple(
+            tuple(dim if isinstance(dim, int) else getattr(ranges[dim], which) for dim in shape)
+            for which in ("min", "opt", "max")
+        )
+        for name, shape in inputs
+        if provider == "tensorrt"
+    }
+    told = plan.session_options(profile, Path())
+    made = {name: value for name, value in told.items() if name not in _NOT_SERVED}
+    if made.pop("trt_fp16_enable", "0") == "1":
+        made["precision_mode"] = "FP16"
+    if "trt_max_workspace_size" in made:
+        made["max_workspace_size_bytes"] = made.pop("trt_max_workspace_size")
+    return made
 
 
 def _engine_spec(source: ArtifactSource, target: TargetSource, name: str) -> ModelSpec:

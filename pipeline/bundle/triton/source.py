@@ -19,6 +19,7 @@ from pipeline.errors import ArtifactError, RecipeError
 from pipeline.foreign_models import read_model
 from pipeline.publish import read_manifest
 from pipeline.report import load_report
+from pipeline.runtimes.ort_providers import Provider, ProviderOptions
 from pipeline.tasks import find_task
 
 if TYPE_CHECKING:
@@ -67,12 +68,13 @@ class _Benchmark(_Part):
 
 
 class TargetDeclaration(_Part):
-    """One target, as the recipe declares it; `provider` is ONNX Runtime's."""
+    """One target, as the recipe declares it; the provider is ONNX Runtime's."""
 
     name: str
     runtime: str
     precision: str = ""
-    provider: str = "cpu"
+    provider: Provider = "cpu"
+    provider_options: ProviderOptions | None = None
 
 
 class _Recipe(_Part):
