@@ -17,7 +17,7 @@ from pipeline.engines.targets import COMPUTE_CAPABILITIES
 from pipeline.environment import is_importable
 from pipeline.errors import ArtifactError, DigestMismatch, EnvironmentMissing
 from pipeline.gpu import this_machine
-from pipeline.hashing import sha256_file
+from pipeline.hashing import sha256_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +124,7 @@ def loading_problem(
     return _wrong_gpu(module, machine.gpu, header, facts) or _missing_package(module)
 
 
-def require_loadable(engine: Path, *, sha256: str, machine: Machine | None = None) -> None:
+def require_loadable(engine: Path, *, sha256: str, machine: Machine | None = None) -> bytes:
     """Hold a file against the digest that a manifest states, then against this machine.
 
     TensorRT runs code that is in an engine, so one whose digest nobody vouches for is never given
@@ -135,33 +135,21 @@ def require_loadable(engine: Path, *, sha256: str, machine: Machine | None = Non
         sha256: Its digest, from a manifest that verifies or from the stage that has just made it.
         machine: Whose GPU; None: this one.
 
+    Returns:
+        The file's content: what is loaded must be what was checked, whatever becomes of the file.
+
     Raises:
         DigestMismatch: it is another file.
         ArtifactError: it is damaged, or of another kind.
         EnvironmentMissing: it cannot be loaded here; the message says why.
     """
-    require_digest(engine, sha256)
-    if reason := loading_problem(engine, machine=machine):
-        raise EnvironmentMissing(
-            f"the engine cannot be loaded here: {reason}",
-            where=engine.name,
-            hint=_hint(reason),
-        )
-
-
-def require_digest(engine: Path, sha256: str) -> None:
-    """Hold a file against its digest.
-
-    Raises:
-        DigestMismatch: it is another file.
-        ArtifactError: it cannot be read.
-    """
     try:
-        digest = sha256_file(engine)
+        content = engine.read_bytes()
     except OSError as error:
         raise ArtifactError(
             f"the engine cannot be read: {error.strerror}", where=engine.name
         ) from error
+    digest = sha256_bytes(content)
     if digest != sha256:
         raise DigestMismatch(
             f"the engine's digest is {digest}, and {sha256 or 'none'} is vouched for: it is not "
@@ -169,6 +157,13 @@ def require_digest(engine: Path, sha256: str) -> None:
             where=engine.name,
             hint="convert verify ARTIFACT says which files were changed",
         )
+    if reason := loading_problem(engine, machine=machine):
+        raise EnvironmentMissing(
+            f"the engine cannot be loaded here: {reason}",
+            where=engine.name,
+            hint=_hint(reason),
+        )
+    return content
 
 
 def describe_diagnostics(bits: int) -> str:

@@ -20,9 +20,8 @@ import numpy as np
 from pipeline.engines.facts_file import facts_path, read_engine_facts
 from pipeline.engines.header import read_engine_header
 from pipeline.engines.preflight import MODULES, describe_diagnostics, require_loadable
-from pipeline.errors import DigestMismatch, EnvironmentMissing, StageError
+from pipeline.errors import EnvironmentMissing, StageError
 from pipeline.gpu import this_machine
-from pipeline.hashing import sha256_bytes
 from pipeline.runtimes.base import FeedError, ModelTensor, check_feeds
 from pipeline.runtimes.cuda_memory import Cuda, DeviceBuffer, Event, PinnedBuffer, Stream
 
@@ -142,11 +141,8 @@ class TensorRTRunner:
             StageError: TensorRT refuses it; with its own reasons.
         """
         started = time.perf_counter()
-        require_loadable(self._path, sha256=self._sha256)
+        plan = require_loadable(self._path, sha256=self._sha256)
         kind = read_engine_header(self._path).kind
-        plan = self._path.read_bytes()
-        if sha256_bytes(plan) != self._sha256:  # what is given to TensorRT is what was checked
-            raise DigestMismatch("the engine was changed while it was read", where=self._path.name)
         with ExitStack() as resources:
             # Let go of in reverse: the engine before the stream, all before the process ends.
             resources.callback(self._drop)

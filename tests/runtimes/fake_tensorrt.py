@@ -156,7 +156,9 @@ class IRuntimeConfig:
 
 
 class FakeTensorRT(types.ModuleType):
-    """The module. `diagnostics` and `refuses` make the runtime refuse; `breaks` what is run.
+    """The module. `_diagnostics` and `_refuses` make the runtime refuse; `_breaks` what is run.
+
+    `_plan` stands for what is in the engine, so that a real one can be "loaded".
 
     Attributes:
         configs: Of TensorRT-RTX: those that execution contexts were made with.
@@ -171,6 +173,7 @@ class FakeTensorRT(types.ModuleType):
         self._diagnostics = 0
         self._refuses = ""
         self._breaks = ""
+        self._plan: dict[str, Any] | None = None
         self._configs: list[IRuntimeConfig] = []
         self._selected: list[int] = []
         self._runs = 0
@@ -200,7 +203,9 @@ class Runtime:
             self._logger.log(Severity.ERROR, self._module._refuses)
             return None
         kind = ICudaEngine if not isinstance(self, RTXRuntime) else RTXEngine
-        return kind(self._module, self._logger, json.loads(plan[HEADER_BYTES:]))
+        return kind(
+            self._module, self._logger, self._module._plan or json.loads(plan[HEADER_BYTES:])
+        )
 
 
 class RTXRuntime(Runtime):

@@ -82,7 +82,7 @@ def test_the_real_runtime_says_no_in_our_words(
     if nvidia_driver_version():
         pytest.skip("this machine has a driver")
     cuda = FakeCuda().install(monkeypatch)
-    monkeypatch.setattr(runner_module, "require_loadable", lambda _engine, **_: None)
+    monkeypatch.setattr(runner_module, "require_loadable", lambda path, **_: path.read_bytes())
     monkeypatch.setattr(runner_module, "_LOGGERS", {})
     runner = TensorRTRunner(engine, sha256=sha256_file(engine))
     with pytest.raises(EnvironmentMissing, match="TensorRT cannot run this engine here"), runner:
