@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from pipeline.bundle.triton.configs import (
     Batching,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.bundle.triton.configs import Kind
     from pipeline.bundle.triton.source import ArtifactSource, EngineFile, TargetSource
+    from pipeline.graph.model_facts import TensorFacts
 
 TOKEN_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 DEFAULT_DELAY_US: Final = 1000
@@ -141,22 +142,16 @@ def _provider_options(source: ArtifactSource, target: TargetSource) -> dict[str,
     plan = ProviderPlan(
         provider=provider, options=target.declaration.provider_options or ProviderOptions()
     )
-    inputs = [(tensor.name, tensor.shape) for tensor in target.graph.inputs]
-    ranges = {BATCH_AXIS: source.batch, **source.sizes}
-    if provider == "tensorrt" and not all(
-        isinstance(dim, int) or dim in ranges for _, shape in inputs for dim in shape
-    ):
-        raise ArtifactError(
-            "an input has an axis that the recipe gives no size", where=target.declaration.name
-        )
-    profile = {
-        name: tuple(
-            tuple(dim if isinstance(dim, int) else getattr(ranges[dim], which) for dim in shape)
-            for which in ("min", "opt", "max")
-        )
-        for name, shape in inputs
-        if provider == "tensorrt"
-    }
+    profile = {}
+    if provider == "tensorrt":
+        profile = {
+            tensor.name: (
+                _sized(source, tensor, "min"),
+                _sized(source, tensor, "opt"),
+                _sized(source, tensor, "max"),
+            )
+            for tensor in target.graph.inputs
+        }
     told = plan.session_options(profile, Path())
     made = {name: value for name, value in told.items() if name not in _NOT_SERVED}
     if made.pop("trt_fp16_enable", "0") == "1":
@@ -164,6 +159,19 @@ def _provider_options(source: ArtifactSource, target: TargetSource) -> dict[str,
     if "trt_max_workspace_size" in made:
         made["max_workspace_size_bytes"] = made.pop("trt_max_workspace_size")
     return made
+
+
+def _sized(
+    source: ArtifactSource, tensor: TensorFacts, which: Literal["min", "opt", "max"]
+) -> tuple[int, ...]:
+    """An input's shape at one of the recipe's sizes."""
+    ranges = {BATCH_AXIS: source.batch, **source.sizes}
+    sizes: list[int] = []
+    for dim in tensor.shape:
+        if isinstance(dim, str) and dim not in ranges:
+            raise ArtifactError(f"axis `{dim}` of input `{tensor.name}` has no size in the recipe")
+        sizes.append(dim if isinstance(dim, int) else getattr(ranges[dim], which))
+    return tuple(sizes)
 
 
 def _engine_spec(source: ArtifactSource, target: TargetSource, name: str) -> ModelSpec:
