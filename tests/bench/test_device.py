@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import onnxruntime
 import pytest
 
+from pipeline.bench.contenders import _on_cuda
 from pipeline.bench.device import describe_device, percentile, summarise_device, variation
 from pipeline.bench.job import Contender, DeviceRecord, LaunchJob, LaunchRecord
 from pipeline.bench.launch import DEVICE_CALLS, run_launch
+from pipeline.bench.session import _candidate, _device_notes
 from pipeline.bench.types import ShapeResult
-from pipeline.errors import ArtifactError, DigestMismatch
+from pipeline.errors import ArtifactError, DigestMismatch, EnvironmentMissing, StageError
 from pipeline.manifest import scan_directory
+from pipeline.runtimes.ort_providers import ProviderPlan
+from pipeline.stages.benchmark import BenchmarkConfig
 from tests.bench.models import write_graph, write_samples
 from tests.runtimes.devices import install_device
 from tests.runtimes.fake_cuda import MS_PER_BYTE
 from tests.runtimes.fake_tensorrt import COMPUTE_MS, write_engine
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def _record(**parts: list[float]) -> DeviceRecord:
@@ -154,3 +158,68 @@ def test_records_of_the_cpu_are_written_as_before(tmp_path: Path) -> None:
         "component",
     }
     assert "device" not in ShapeResult.model_construct(device=None).model_dump()
+
+
+# --- a provider of ONNX Runtime as a contender ----------------------------------------------
+
+
+def _config(**changes: Any) -> BenchmarkConfig:
+    values = {
+        "task": "feature-extraction",
+        "component": "model",
+        "runtime": "onnxruntime",
+        "axes": ("batch", "sequence"),
+        "shapes": ((1, 8),),
+        "launches": 3,
+        "threads": 1,
+        "margin": 0.05,
+    }
+    return BenchmarkConfig.model_validate(values | changes)
+
+
+def test_every_launch_of_a_provider_is_told_the_same_and_shares_a_cache(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "graph")
+    (tmp_path / "kept" / "engines").mkdir(parents=True)
+    (tmp_path / "kept" / "engines" / "a.engine").write_bytes(b"engine")
+    scratch = tmp_path / "scratch"
+    config = _config(
+        provider=ProviderPlan(provider="tensorrt"),
+        profile={"batch": (1, 2, 4), "sequence": (1, 8, 16)},
+    )
+    inputs = {"model": graph, "cache": tmp_path / "kept"}
+    contender = _candidate(config, inputs, scratch)
+    assert contender.provider == "TensorrtExecutionProvider"
+    options = contender.provider_options
+    assert options["trt_profile_max_shapes"] == "input_ids:4x16,attention_mask:4x16"
+    cache = Path(options["trt_engine_cache_path"])
+    assert cache.is_relative_to(scratch)
+    assert (cache / "a.engine").read_bytes() == b"engine"
+    assert Contender.model_validate_json(contender.model_dump_json()) == contender
+
+
+def test_a_provider_that_is_not_here_stops_the_launch(tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the provider")
+    graph = write_graph(tmp_path / "graph")
+    contender = Contender(runtime="onnxruntime", path=str(graph), provider="CUDAExecutionProvider")
+    with pytest.raises(EnvironmentMissing, match="has no CUDAExecutionProvider"):
+        run_launch(_job(tmp_path, candidate=contender))
+
+
+def test_what_a_call_consists_of_is_told_with_the_result() -> None:
+    times = summarise_device([_record(h2d=[3.0] * 10)])
+    result = ShapeResult.model_construct(axes=("batch",), shape=(4,), device=times)
+    first, second = _device_notes([result])
+    assert first.startswith("batch 4: host to device 3.000 ms, compute 2.000 ms")
+    assert second.startswith("batch 4: copying the inputs to the GPU takes")
+    assert list(_device_notes([ShapeResult.model_construct(device=None)])) == []
+
+
+def test_torch_on_the_gpu_is_refused_where_torch_has_none(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this torch can use a GPU")
+    loaded = SimpleNamespace(module=torch.nn.Identity(), input_names=("x",))
+    with pytest.raises(StageError, match="cannot use this machine's GPU"):
+        _on_cuda(loaded, 0)  # type: ignore[arg-type]
