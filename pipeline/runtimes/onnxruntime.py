@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
@@ -60,6 +61,8 @@ _DTYPES = {
     for bits in (8, 16, 32, 64)
 }
 
+_SOURCE_PLACE = re.compile(r"^/\S+\.cc:\d+ .*?\) (?=[A-Z])")
+"""`/onnxruntime_src/.../state.cc:729 void f(A&, const B&) ` before a sentence."""
 _QUIET = 3  # ORT's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
@@ -307,6 +310,7 @@ def _spec(argument: onnxruntime.NodeArg) -> ModelTensor:
 
 
 def _reason(error: Exception) -> str:
-    """ONNX Runtime's sentence in one line, without its code prefix."""
+    """ONNX Runtime's sentence in one line, without its code prefix or the place in its source."""
     text = " ".join(str(error).split())
-    return text.partition(" : ")[2].partition(" : ")[2] or text
+    text = text.partition(" : ")[2].partition(" : ")[2] or text
+    return _SOURCE_PLACE.sub("", text)

@@ -207,6 +207,14 @@ def test_a_provider_that_does_not_start_is_not_replaced(
     assert "Falling back" not in capfd.readouterr().out
 
 
+def test_a_reason_is_told_without_the_place_in_the_source() -> None:
+    said = (
+        "/onnxruntime_src/onnxruntime/python/onnxruntime_pybind_state.cc:729 void onnxruntime::"
+        "python::Register(PySessionOptions&, const onnxruntime::ProviderOptions&) Please install"
+    )
+    assert module._reason(RuntimeError(said)) == "Please install"
+
+
 def test_the_session_line_names_what_stands_behind_the_provider(tmp_path: Path) -> None:
     runner = OnnxRuntimeRunner(tmp_path / "model.onnx", provider=NAMES["tensorrt"])
     assert "TensorrtExecutionProvider with CUDAExecutionProvider behind it" in runner.session
