@@ -20,6 +20,7 @@ from pipeline.errors import EngineBuildError, ExitCode
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.engine import ENGINE, EngineConfig
 from pipeline.stages.export import EXPORT, ExportConfig
+from pipeline.stages.shrink_masks import SHRINK_MASKS, ShrinkMasksConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from tests.engines.forms import one_attention
 from tests.engines.graphs import HIDDEN, PROFILE, encoder, product, product_with_dead_input
@@ -305,8 +306,10 @@ def minilm_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     EXPORT.run(config, {"checkpoint": checkpoint}, root / "export", context)
     (root / "simplify").mkdir()
     SIMPLIFY.run(SimplifyConfig(), {"model": root / "export"}, root / "simplify", context)
+    (root / "masks").mkdir()
+    SHRINK_MASKS.run(ShrinkMasksConfig(), {"model": root / "simplify"}, root / "masks", context)
     (root / "cast").mkdir()
-    CAST.run(CastConfig(), {"model": root / "simplify"}, root / "cast", context)
+    CAST.run(CastConfig(), {"model": root / "masks"}, root / "cast", context)
     return root / "cast"
 
 
@@ -328,8 +331,8 @@ def test_five_builds_of_minilm_are_the_same_bytes_with_six_fused_attentions(
         prints.add(facts["layer_fingerprint"])
         assert facts["fused_attention"] == 6
         assert facts["coverage"]["fp16_gemms"] == 1.0
-        # Unfused attention takes 973 MB; reductions that stay in fp32 take what is above 113 MB.
-        assert facts["activation_memory_bytes"] <= 150_000_000
+        # Unfused attention takes 973 MB; a mask that is written out for every row takes 17 MB.
+        assert facts["activation_memory_bytes"] <= 115_000_000
     assert len(digests) == 1
     assert len(prints) == 1
 
