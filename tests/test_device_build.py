@@ -19,6 +19,7 @@ from pipeline.recipe import load_recipe_file
 from pipeline.report.summary import target_verdict
 from tests.recipes import RTX, write_recipe
 from tests.runtimes.devices import install_device
+from tests.runtimes.fake_tensorrt import COMPUTE_MS
 
 if TYPE_CHECKING:
     from pipeline.report.schema import TargetReport
@@ -131,6 +132,28 @@ def test_a_wrong_engine_fails_the_build_and_is_what_is_accused(
     assert result.verdict == "failed"
     (finding,) = result.report().findings
     assert finding.stage == "engine"
+
+
+@pytest.mark.slow
+def test_the_engine_itself_is_timed_and_its_calls_taken_apart(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = _build(tmp_path, sentence_encoder, gates={**GATES, "allow_not_run": ["device_parity"]})
+    graph = _tree(tmp_path, bare, "cast") / "model.onnx"
+    _fake_gpu(tmp_path, monkeypatch, graph, _tree(tmp_path, bare, "engine"))
+    result = _build(
+        tmp_path, sentence_encoder, benchmark={"shapes": [[1, 8]], "launches": 3, "threads": 1}
+    )
+    assert result.verdict == "passed", result.reasons
+    benchmark = _target(result).benchmark
+    assert benchmark is not None
+    assert benchmark.candidate.startswith("tensorrt-rtx 1.7.1.116 on NVIDIA L4")
+    (shape,) = benchmark.shapes
+    assert shape.device is not None
+    assert shape.device.compute.median_ms == pytest.approx(COMPUTE_MS)
+    assert benchmark.notes[-1].startswith("batch 1, sequence 8: ")
+    (size,) = (f.size_bytes for f in _target(result).files if f.path.endswith("sm89.engine"))
+    assert benchmark.size_bytes == size
 
 
 def test_a_worker_that_finds_no_gpu_fails_with_the_reason(
