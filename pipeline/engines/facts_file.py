@@ -30,7 +30,8 @@ FACTS_FILE = "engine.json"
 
 ENGINE_SUFFIX = ".engine"
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN)]
 Size = Annotated[int, Field(ge=0)]
 Range: TypeAlias = tuple[Size, Size, Size]
 """(min, opt, max)"""

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engines.facts_file import SHA256_PATTERN
 from pipeline.recipe import schema as schemas
 from pipeline.recipe.problems import format_key_path, shorten
 from pipeline.recipe.scalars import resolve_plain
@@ -23,6 +24,7 @@ PATTERN_WORDS: Mapping[str, str] = {
     "with a letter or digit",
     FACT_PATTERN: "a name has lower-case letters, digits and `_`, and starts with a letter",
     PRINTABLE_PATTERN: "it must not be empty or hold control characters",
+    SHA256_PATTERN: "a SHA-256 digest has 64 of `0` to `9` and `a` to `f`",
 }
 """What the patterns of the schema mean."""
 
