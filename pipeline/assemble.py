@@ -160,7 +160,7 @@ def assemble_report(
         targets=targets,
         nodes=tuple(_node_report(plan, outcome) for outcome in results.outcomes),
         worst_samples=tuple(_worst_samples(results, targets)),
-        warnings=tuple(_warnings(results)),
+        warnings=(*_warnings(results), *_device_warnings(targets)),
         sample_sizes=_sample_sizes(results),
         noise_floors=tuple(_noise_floors(results)),
     )
@@ -182,6 +182,14 @@ def _warnings(results: Results) -> Iterator[str]:
         facts: Mapping[str, Any] = outcome.record.facts if outcome.record else {}
         for warning in facts.get("warnings", ()):
             yield f"{outcome.node.name}: {warning}"
+
+
+def _device_warnings(targets: tuple[TargetReport, ...]) -> Iterator[str]:
+    """Why the latency of a target on a GPU is not that of the GPU's work."""
+    for target in targets:
+        for shape in target.benchmark.shapes if target.benchmark else ():
+            for warning in shape.device.warnings if shape.device else ():
+                yield f"{target.name}: {shape.description}: {warning}"
 
 
 def _noise_floors(results: Results) -> Iterator[NoiseFloor]:

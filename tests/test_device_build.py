@@ -151,7 +151,15 @@ def test_the_engine_itself_is_timed_and_its_calls_taken_apart(
     (shape,) = benchmark.shapes
     assert shape.device is not None
     assert shape.device.compute.median_ms == pytest.approx(COMPUTE_MS)
-    assert benchmark.notes[-1].startswith("batch 1, sequence 8: ")
+    assert any(note.startswith("batch 1, sequence 8: host to dev") for note in benchmark.notes)
+    text = (result.directory / "report.md").read_text(encoding="utf-8")
+    assert "Calls on the GPU" in text
+    assert "| copies to the GPU |" in text
+    assert list(shape.device.warnings) == [
+        warning.removeprefix("rtx-fp16: batch 1, sequence 8: ")
+        for warning in result.report().warnings
+        if warning.startswith("rtx-fp16: batch 1")
+    ]
     (size,) = (f.size_bytes for f in _target(result).files if f.path.endswith("sm89.engine"))
     assert benchmark.size_bytes == size
 

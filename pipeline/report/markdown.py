@@ -62,6 +62,7 @@ def render_markdown(report: Report) -> str:
         _spreads(report),
         *check_sections(shown),
         _latency(shown),
+        _device_times(shown),
         _engines(shown),
         _fusions(shown),
         _worst_samples(shown),
@@ -284,6 +285,37 @@ def _latency(report: Report) -> Section | None:
         *("A/A floor>", "Margin>", "Verdict"),
     )
     return table("Speed (median and 95 % interval)", columns, rows, folded=True)
+
+
+def _device_times(report: Report) -> Section | None:
+    """The parts of calls on a GPU, where there was one."""
+    rows = [
+        (
+            code(target.name),
+            shape.label,
+            name,
+            *(
+                figures.figure(ms, 3)
+                for ms in (part.median_ms, part.p90_ms, part.p95_ms, part.p99_ms)
+            ),
+            figures.percent(part.coefficient_of_variation),
+        )
+        for target in report.targets
+        if target.benchmark is not None
+        for shape in target.benchmark.shapes
+        if shape.device is not None
+        for name, part in (
+            ("copies to the GPU", shape.device.h2d),
+            ("compute", shape.device.compute),
+            ("copies back", shape.device.d2h),
+            ("enqueue", shape.device.enqueue),
+        )
+    ]
+    columns = (
+        *("Target", escape(shape_heading(report)), "Part of a call", "Median ms>", "90 %>"),
+        *("95 %>", "99 %>", "Variation>"),
+    )
+    return table("Calls on the GPU", columns, rows, folded=True)
 
 
 def _engines(report: Report) -> Section | None:
