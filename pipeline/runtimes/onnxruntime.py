@@ -173,11 +173,11 @@ class OnnxRuntimeRunner:
             if self._provider == CPU:
                 raise
             raise EnvironmentMissing(
-                f"{self._provider} did not start here: {_reason(err)}", where=self._model.name
+                f"{self._provider} did not start here: {error_reason(err)}", where=self._model.name
             ) from err
         except ERRORS as err:
             raise StageError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {_reason(err)}",
+                f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error_reason(err)}",
                 where=self._model.name,
             ) from err
         # Without this, a failing run is repeated on other providers.
@@ -245,7 +245,7 @@ class OnnxRuntimeRunner:
         except (*ERRORS, RuntimeError) as err:  # bound runs raise the plain one
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise StageError(
-                f"ONNX Runtime cannot run the graph on {shapes}: {_reason(err)}",
+                f"ONNX Runtime cannot run the graph on {shapes}: {error_reason(err)}",
                 where=self._model.name,
             ) from err
         return dict(zip(names, arrays, strict=True))
@@ -309,7 +309,7 @@ def _spec(argument: onnxruntime.NodeArg) -> ModelTensor:
     )
 
 
-def _reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """ONNX Runtime's sentence in one line, without its code prefix or the place in its source."""
     text = " ".join(str(error).split())
     text = text.partition(" : ")[2].partition(" : ")[2] or text
