@@ -7,33 +7,24 @@ on, with any past from 0 on.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.errors import StageError
 from pipeline.runtimes.base import FeedError
-from pipeline.runtimes.onnxruntime import ERRORS, OnnxRuntimeRunner, error_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
-
-    from pipeline.runtimes.base import ModelTensor
 
 Tokens: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float32]
 
 LOGITS: Final = "logits"
-MASK: Final = "attention_mask"
-_TOKEN_INPUTS: Final = ("input_ids", MASK, "position_ids")
-_PAST: Final = re.compile(r"past_key_values\.(.+)")
-BATCH, PAST = 0, 2
-"""Axes of a cached tensor: (batch, key/value heads, past, width of a head)."""
+TOKEN_INPUTS: Final = ("input_ids", "attention_mask", "position_ids")
+TOKEN_AXIS: Final = 2
+"""Of a cached tensor: (batch, key/value heads, tokens, width of a head)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +58,7 @@ class Feed:
 
     def named(self) -> dict[str, Tokens]:
         """By the names of the graph's inputs."""
-        return dict(zip(_TOKEN_INPUTS, (self.tokens, self.mask, self.positions), strict=True))
+        return dict(zip(TOKEN_INPUTS, (self.tokens, self.mask, self.positions), strict=True))
 
 
 class Decoder(Protocol):
@@ -76,17 +67,15 @@ class Decoder(Protocol):
     def empty(self, rows: int) -> Cache:
         """The cache of texts of which nothing was read yet."""
 
-    def step(
-        self, feed: Feed, cache: Cache, *, is_last_only: bool = False
-    ) -> tuple[Floats, Cache]:
-        """Logits, float32 (rows, sequence or 1, vocabulary), and the cache with the new tokens.
+    def step(self, feed: Feed, cache: Cache, *, last: int | None = None) -> tuple[Floats, Cache]:
+        """Logits, float32 (rows, sequence or `last`, vocabulary), and the cache with the new tokens.
 
         The cache that is given stays as it is and can be used again.
 
         Args:
             feed: The new tokens.
             cache: What was read so far.
-            is_last_only: Copy the logits of the last token only.
+            last: Copy the logits of so many last tokens only; None: of all.
 
         Raises:
             FeedError: when shapes do not fit the cache.
@@ -109,7 +98,7 @@ def check_step(feed: Feed, cache: Cache) -> None:
     shape = (cache.rows, feed.tokens.shape[-1])
     whole = (cache.rows, cache.length + shape[1])
     for name, array, wanted in zip(
-        _TOKEN_INPUTS,
+        TOKEN_INPUTS,
         (feed.tokens, feed.mask, feed.positions),
         (shape, whole, shape),
         strict=True,
@@ -119,143 +108,3 @@ def check_step(feed: Feed, cache: Cache) -> None:
                 f"`{name}` has shape {list(array.shape)}; with {cache.length} tokens of {cache.rows} "
                 f"texts in the cache it must be {list(wanted)}"
             )
-
-
-class OrtDecoder(OnnxRuntimeRunner):
-    """A decoder graph in ONNX Runtime; what comes out as `present` is bound as `past` of the next step.
-
-    Takes the arguments of `OnnxRuntimeRunner`. Every step has a binding of its own (ONNX Runtime 1.31
-    writes to the same memory again when a binding is run twice), so caches are values: a step never
-    changes the one that it was given.
-    """
-
-    def __enter__(self) -> Self:
-        """Load the graph.
-
-        Raises:
-            EnvironmentMissing: as `OnnxRuntimeRunner`.
-            StageError: when ONNX Runtime refuses the graph, or it is no decoder with a cache.
-        """
-        super().__enter__()
-        try:
-            self._past = self._paired()
-        except StageError:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Let go of the session and its memory."""
-        self._past: dict[str, tuple[ModelTensor, str]] = {}
-        super().__exit__(kind, error, traceback)
-
-    @property
-    def cached(self) -> tuple[ModelTensor, ...]:
-        """The inputs that hold the cache."""
-        return tuple(spec for spec, _ in self._past.values())
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Of the cache, for one token of one text: layers x 2 x heads x width x bytes of an element."""
-        return sum(
-            int(spec.shape[1]) * int(spec.shape[3]) * np.dtype(spec.dtype).itemsize  # type: ignore[index,arg-type]
-            for spec in self.cached
-        )
-
-    def _paired(self) -> dict[str, tuple[ModelTensor, str]]:
-        """Input of the cache -> its spec and the output that holds what comes next."""
-        outputs = {spec.name for spec in self.outputs}
-        found = {}
-        problems = [] if LOGITS in outputs else [f"there is no output `{LOGITS}`"]
-        for spec in self.inputs:
-            match = _PAST.fullmatch(spec.name)
-            if match is None:
-                if spec.name not in _TOKEN_INPUTS:
-                    problems.append(f"nothing is known of its input `{spec.name}`")
-                continue
-            present = f"present.{match[1]}"
-            if present not in outputs:
-                problems.append(f"`{spec.name}` has no output `{present}`")
-            shape = spec.shape or ()
-            if len(shape) != 4 or not all(isinstance(shape[axis], int) for axis in (1, 3)):  # noqa: PLR2004
-                problems.append(f"`{spec.name}` is {spec}, not (batch, heads, past, width)")
-            found[spec.name] = (spec, present)
-        if not found:
-            problems.append("no input is called `past_key_values.0.key`")
-        if problems:
-            raise StageError(
-                f"the graph is no decoder with a key/value cache: {'; '.join(problems[:3])}",
-                where=self._model.name,
-            )
-        return found
-
-    def empty(self, rows: int) -> Cache:
-        """The cache of `rows` texts of which nothing was read yet."""
-        kind, number = self._device()
-        return Cache(
-            rows=rows,
-            length=0,
-            values={
-                spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    [rows, int(shape[1]), 0, int(shape[3])],  # type: ignore[arg-type]
-                    np.dtype(spec.dtype),
-                    kind,
-                    number,
-                )
-                for spec in self.cached
-                if (shape := spec.shape) is not None
-            },
-        )
-
-    def step(
-        self, feed: Feed, cache: Cache, *, is_last_only: bool = False
-    ) -> tuple[Floats, Cache]:
-        """As `Decoder.step`; keys and values are not copied."""
-        if self._session is None:
-            raise RuntimeError("OrtDecoder.step outside of its `with` block")
-        check_step(feed, cache)
-        binding, (kind, number) = self._session.io_binding(), self._device()
-        taken = {spec.name for spec in self.inputs}
-        for name, array in feed.named().items():
-            if name in taken:
-                binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name, value in cache.values.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output(LOGITS, "cpu")
-        for _, present in self._past.values():
-            binding.bind_output(present, kind, number)
-        try:
-            self._session.run_with_iobinding(binding)
-        except (*ERRORS, RuntimeError) as err:
-            raise StageError(
-                f"ONNX Runtime cannot run the graph on {cache.rows} texts of {feed.tokens.shape[1]} "
-                f"tokens behind {cache.length}: {error_reason(err)}",
-                where=self._model.name,
-            ) from err
-        binding.synchronize_outputs()
-        logits, *made = binding.get_outputs()
-        values = dict(zip(self._past, made, strict=True))
-        after = Cache(rows=cache.rows, length=feed.mask.shape[1], values=values)
-        seen = np.from_dlpack(logits)
-        seen = seen[:, -1:] if is_last_only else seen
-        return seen.astype(np.float32), after  # a copy: the memory is ONNX Runtime's
-
-    def reorder(self, cache: Cache, rows: Sequence[int]) -> Cache:
-        """As `Decoder.reorder`; by way of the host's memory."""
-        kind, number = self._device()
-        values = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.ascontiguousarray(value.numpy()[list(rows)]), kind, number
-            )
-            for name, value in cache.values.items()
-        }
-        return Cache(rows=len(rows), length=cache.length, values=values)
-
-    def read(self, cache: Cache) -> dict[str, Floats]:
-        """As `Decoder.read`."""
-        return {name: value.numpy().astype(np.float32) for name, value in cache.values.items()}

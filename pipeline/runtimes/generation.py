@@ -107,7 +107,7 @@ def generate(
         # Rows that have ended go on, unseen: their masks must not change the shape of others'.
         mask = np.concatenate([mask, np.ones((len(prompts), 1), np.int64)], axis=1)
         feed = Feed(tokens=chosen[:, None], mask=mask, positions=positions_of(mask)[:, -1:])
-        logits, cache = decoder.step(feed, cache, is_last_only=True)
+        logits, cache = decoder.step(feed, cache, last=1)
     return Generation(
         tokens=tuple(tuple(row) for row in made),
         logits=tuple(np.stack(rows) for rows in kept) if options.keeps_logits else (),
@@ -165,7 +165,7 @@ def prefill(
             mask=mask[:, : past + end],
             positions=positions[:, start:end],
         )
-        logits, cache = decoder.step(feed, cache, is_last_only=not keeps_all)
+        logits, cache = decoder.step(feed, cache, last=None if keeps_all else 1)
         found.append(logits)
     return (np.concatenate(found, axis=1) if keeps_all else found[-1]), cache
 

@@ -1,0 +1,159 @@
+"""A decoder graph in ONNX Runtime, stepped with its cache."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+import onnxruntime
+
+from pipeline.errors import StageError
+from pipeline.runtimes.decoder import LOGITS, TOKEN_INPUTS, Cache, Feed, Floats, check_step
+from pipeline.runtimes.onnxruntime import ERRORS, OnnxRuntimeRunner, error_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from pipeline.runtimes.base import ModelTensor
+
+_PAST: Final = re.compile(r"past_key_values\.(.+)")
+
+
+class OrtDecoder(OnnxRuntimeRunner):
+    """A decoder graph in ONNX Runtime; what comes out as `present` is bound as `past` of the next step.
+
+    Takes the arguments of `OnnxRuntimeRunner`. Every step has a binding of its own (ONNX Runtime 1.31
+    writes to the same memory again when a binding is run twice), so caches are values: a step never
+    changes the one that it was given.
+    """
+
+    def __enter__(self) -> Self:
+        """Load the graph.
+
+        Raises:
+            EnvironmentMissing: as `OnnxRuntimeRunner`.
+            StageError: when ONNX Runtime refuses the graph, or it is no decoder with a cache.
+        """
+        super().__enter__()
+        try:
+            self._past = self._paired()
+        except StageError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go of the session and its memory."""
+        self._past: dict[str, tuple[ModelTensor, str]] = {}
+        super().__exit__(kind, error, traceback)
+
+    @property
+    def cached(self) -> tuple[ModelTensor, ...]:
+        """The inputs that hold the cache."""
+        return tuple(spec for spec, _ in self._past.values())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of the cache, for one token of one text: layers x 2 x heads x width x bytes of an element."""
+        return sum(
+            int(spec.shape[1]) * int(spec.shape[3]) * np.dtype(spec.dtype).itemsize  # type: ignore[index,arg-type]
+            for spec in self.cached
+        )
+
+    def _paired(self) -> dict[str, tuple[ModelTensor, str]]:
+        """Input of the cache -> its spec and the output that holds what comes next."""
+        outputs = {spec.name for spec in self.outputs}
+        found = {}
+        problems = [] if LOGITS in outputs else [f"there is no output `{LOGITS}`"]
+        for spec in self.inputs:
+            match = _PAST.fullmatch(spec.name)
+            if match is None:
+                if spec.name not in TOKEN_INPUTS:
+                    problems.append(f"nothing is known of its input `{spec.name}`")
+                continue
+            present = f"present.{match[1]}"
+            if present not in outputs:
+                problems.append(f"`{spec.name}` has no output `{present}`")
+            shape = spec.shape or ()
+            if len(shape) != 4 or not all(isinstance(shape[axis], int) for axis in (1, 3)):
+                problems.append(f"`{spec.name}` is {spec}, not (batch, heads, past, width)")
+            found[spec.name] = (spec, present)
+        if not found:
+            problems.append("no input is called `past_key_values.0.key`")
+        if problems:
+            raise StageError(
+                f"the graph is no decoder with a key/value cache: {'; '.join(problems[:3])}",
+                where=self._model.name,
+            )
+        return found
+
+    def empty(self, rows: int) -> Cache:
+        """The cache of `rows` texts of which nothing was read yet."""
+        kind, number = self._device()
+        return Cache(
+            rows=rows,
+            length=0,
+            values={
+                spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    [rows, int(shape[1]), 0, int(shape[3])],  # type: ignore[arg-type]
+                    np.dtype(spec.dtype),
+                    kind,
+                    number,
+                )
+                for spec in self.cached
+                if (shape := spec.shape) is not None
+            },
+        )
+
+    def step(self, feed: Feed, cache: Cache, *, last: int | None = None) -> tuple[Floats, Cache]:
+        """As `Decoder.step`; keys and values are not copied."""
+        if self._session is None:
+            raise RuntimeError("OrtDecoder.step outside of its `with` block")
+        check_step(feed, cache)
+        binding, (kind, number) = self._session.io_binding(), self._device()
+        taken = {spec.name for spec in self.inputs}
+        for name, array in feed.named().items():
+            if name in taken:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, value in cache.values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output(LOGITS, "cpu")
+        for _, present in self._past.values():
+            binding.bind_output(present, kind, number)
+        try:
+            self._session.run_with_iobinding(binding)
+        except (*ERRORS, RuntimeError) as err:
+            raise StageError(
+                f"ONNX Runtime cannot run the graph on {cache.rows} texts of {feed.tokens.shape[1]} "
+                f"tokens behind {cache.length}: {error_reason(err)}",
+                where=self._model.name,
+            ) from err
+        binding.synchronize_outputs()
+        logits, *made = binding.get_outputs()
+        values = dict(zip(self._past, made, strict=True))
+        after = Cache(rows=cache.rows, length=feed.mask.shape[1], values=values)
+        seen = np.from_dlpack(logits)
+        seen = seen if last is None else seen[:, -last:]
+        return seen.astype(np.float32), after  # a copy: the memory is ONNX Runtime's
+
+    def reorder(self, cache: Cache, rows: Sequence[int]) -> Cache:
+        """As `Decoder.reorder`; by way of the host's memory."""
+        kind, number = self._device()
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(value.numpy()[list(rows)]), kind, number
+            )
+            for name, value in cache.values.items()
+        }
+        return Cache(rows=len(rows), length=cache.length, values=values)
+
+    def read(self, cache: Cache) -> dict[str, Floats]:
+        """As `Decoder.read`."""
+        return {name: value.numpy().astype(np.float32) for name, value in cache.values.items()}
