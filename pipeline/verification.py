@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ArtifactError, RecipeError
@@ -30,11 +30,13 @@ class Verification:
         counts: What was looked at: `files` and `size_bytes`, or `trees`, `records` and
             `quarantined`, which were damaged earlier and are not used.
         problems: A sentence for each thing that is wrong; empty when all is well.
+        digests: SHA-256 of each file of an artifact as its manifest states it, by path.
     """
 
     path: Path
     counts: Mapping[str, int]
     problems: tuple[str, ...]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def verify_published(directory: Path) -> Verification:
@@ -56,6 +58,7 @@ def verify_published(directory: Path) -> Verification:
         path=directory,
         counts={"files": len(manifest.entries), "size_bytes": manifest.size_bytes},
         problems=tuple(problems),
+        digests={entry.path: entry.sha256 for entry in manifest.entries},
     )
 
 

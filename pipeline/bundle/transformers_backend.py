@@ -32,7 +32,6 @@ from pipeline.engines.facts_file import ENGINE_SUFFIX
 from pipeline.engines.header import read_engine_header
 from pipeline.engines.preflight import MODULES, choose_engine
 from pipeline.errors import ArtifactError, EnvironmentMissing
-from pipeline.hashing import sha256_file
 from pipeline.listing import is_artifact
 
 if TYPE_CHECKING:
@@ -110,14 +109,17 @@ class ConvertExporter(HfExporter):  # type: ignore[misc]
                 where=str(path.parent),
                 hint=f"load it where it was published: artifacts/<name>/<version>/{path.parent.name}",
             )
-        require_whole(artifact)
+        stated = require_whole(artifact)
         if path.suffix != ENGINE_SUFFIX:
             return TargetProgram(graph=path, engines={}, digests={})
         engines = {
             file.name.removeprefix("model.").removesuffix(ENGINE_SUFFIX): file
             for file in sorted(path.parent.glob(f"*{ENGINE_SUFFIX}"))
         }
-        digests = {target: sha256_file(file) for target, file in engines.items()}
+        digests = {
+            target: stated[file.relative_to(artifact.resolve()).as_posix()]
+            for target, file in engines.items()
+        }
         return TargetProgram(graph=None, engines=engines, digests=digests)
 
 

@@ -9,18 +9,23 @@ from pipeline.listing import read_facts
 from pipeline.verification import verify_published
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pipeline.listing import ArtifactFacts
 
 
-def require_whole(directory: Path) -> None:
+def require_whole(directory: Path) -> Mapping[str, str]:
     """Verify every file of an artifact.
+
+    Returns:
+        Path -> SHA-256, as the manifest states them.
 
     Raises:
         ArtifactError: it is damaged.
     """
-    problems = verify_published(directory).problems
+    verified = verify_published(directory)
+    problems = verified.problems
     if problems:
         raise ArtifactError(
             f"the artifact is not what its manifest says: {problems[0]}"
@@ -28,6 +33,7 @@ def require_whole(directory: Path) -> None:
             where=str(directory),
             hint="build it again; convert verify names every file",
         )
+    return verified.digests
 
 
 def require_passed(directory: Path) -> ArtifactFacts:
