@@ -136,8 +136,10 @@ def _measured(
     target = next(target for target in report.targets if target.name == change.name)
     runnable = [graph for graph in change.graphs if Path(graph.file).name == MODEL_FILE]
     reason = ""
-    if target.runtime == "tensorrt-rtx":
+    if target.not_run_reason:
         reason = f"this machine cannot run it: {target.not_run_reason}"
+    elif target.engines:
+        reason = "engines are not run to be compared"
     elif samples is None:
         reason = "there are no samples to run them on"
     elif not runnable:
