@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.checks.cast import CAST_CHECK
 from pipeline.checks.companions import COMPANIONS_CHECK
 from pipeline.checks.export import EXPORT_CHECK
+from pipeline.checks.generation import GENERATION
 from pipeline.checks.headroom import HEADROOM
 from pipeline.checks.invariance import INVARIANCE
 from pipeline.checks.layers import LAYERS
@@ -21,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     COMPANIONS_CHECK,
     EXPORT_CHECK,
     INVARIANCE,
+    GENERATION,
     HEADROOM,
     CAST_CHECK,
     QUANTIZATION,

@@ -8,6 +8,7 @@ from pipeline.checks.base import Limits
 from pipeline.checks.cast import CastLimits
 from pipeline.checks.companions import CompanionLimits
 from pipeline.checks.export import ExportLimits
+from pipeline.checks.generation import GenerationLimits
 from pipeline.checks.headroom import HeadroomLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
@@ -26,6 +27,11 @@ class CheckLimits(Limits):
     invariance: InvarianceLimits | None = Field(
         default=InvarianceLimits(),
         description="the same sample alone, in batches, with padding, and again",
+    )
+    generation: GenerationLimits | None = Field(
+        default=GenerationLimits(),
+        description="of text generation: a text token by token, in chunks, with padding in front "
+        "and behind any past, against the text read whole, and that against the checkpoint",
     )
     export: ExportLimits | None = Field(
         default=ExportLimits(),

@@ -81,6 +81,12 @@ RULES = {
         text="A sample comes out differently alone, in a batch, or with padding.",
         help="A graph is compared with itself; `gates.checks.invariance` holds the limits.",
     ),
+    "generation": Rule(
+        name="GeneratesOtherText",
+        text="A decoder with its cache does not give the logits that it must give.",
+        help="A text is read in several ways and compared with the text read whole, and with the "
+        "checkpoint; `gates.checks.generation` holds the limits.",
+    ),
     "quantization": Rule(
         name="QuantisedWrong",
         text="A quantised graph is not its float graph in fewer bits.",

@@ -11,6 +11,7 @@ from pipeline.stages.cast import CAST
 from pipeline.stages.check_cast import CHECK_CAST
 from pipeline.stages.check_companions import CHECK_COMPANIONS
 from pipeline.stages.check_export import CHECK_EXPORT
+from pipeline.stages.check_generation import CHECK_GENERATION
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.compare_layers import COMPARE_LAYERS
@@ -69,6 +70,7 @@ STAGES: tuple[AnyStage, ...] = (
     CHECK_COMPANIONS,
     CHECK_EXPORT,
     CHECK_CAST,
+    CHECK_GENERATION,
     CHECK_QUANTIZATION,
     CHECK_REPAIR,
     COMPARE_LAYERS,

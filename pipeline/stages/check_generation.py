@@ -1,0 +1,403 @@
+"""Hold a decoder with its cache against itself and against the checkpoint, on the evaluation samples.
+
+A graph that cannot be run so is a result, not a failure of this stage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.data.reference_set import ReferenceSet
+    from pipeline.data.sample_set import SampleSet
+    from pipeline.hashing import JSON
+    from pipeline.parity.decoding import Record, Text
+    from pipeline.parity.generation import Divergence
+    from pipeline.runtimes.decoder import Decoder
+    from pipeline.stages.base import StageContext
+
+MODEL_PORT = "model"
+CHECKPOINT_PORT = "checkpoint"
+SAMPLES_PORT = "samples"
+REFERENCE_PORT = "reference"
+PAST, PRESENT = "past_key_values", "present"
+
+
+class CheckGenerationConfig(StageConfig):
+    """How the graph is run.
+
+    Attributes:
+        task, component: Of the checkpoint.
+        optimizations: As in `validate`.
+        longest: Tokens of the longest text there may be, past and new ones.
+        texts: How many samples are read with a cache, spread over their lengths.
+        read: Tokens of each of these at most: a text that is read token by token takes its time.
+        tokens: How many tokens a text is continued by.
+    """
+
+    task: str
+    component: str
+    optimizations: Literal["disabled", "all"]
+    longest: Annotated[int, Field(ge=2)]
+    texts: Annotated[int, Field(ge=1)] = 6
+    read: Annotated[int, Field(ge=2)] = 32
+    tokens: Annotated[int, Field(ge=1)] = 16
+
+
+def run(
+    config: CheckGenerationConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
+) -> dict[str, JSON]:
+    """Facts: noises of every case, divergence, perplexity and where greedy continuations part.
+
+    Raises:
+        ExportError: when the checkpoint cannot be loaded.
+        StageError: when torch cannot run the checkpoint, or ONNX Runtime cannot load the graph.
+    """
+    import torch
+
+    from pipeline.data.reference_set import load_reference
+    from pipeline.data.sample_set import load_samples
+    from pipeline.graph.files import load_graph_only
+    from pipeline.graph.run_time_effects import nodes_with_scales_at_run_time
+    from pipeline.graph.stand_in import write_stand_in
+    from pipeline.parity.decoding import DecodingRecorder
+    from pipeline.runtimes.checkpoint_decoder import CheckpointDecoder
+    from pipeline.runtimes.ort_decoder import OrtDecoder
+    from pipeline.runtimes.torch_model import load_torch_model
+
+    del output
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(context.threads)
+    samples, reference = load_samples(inputs[SAMPLES_PORT]), load_reference(inputs[REFERENCE_PORT])
+    texts = _texts(samples, config)
+    longest = _longest(samples, config.longest)
+    stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
+    checkpoint = CheckpointDecoder(
+        load_torch_model(inputs[CHECKPOINT_PORT], config.task, config.component)
+    )
+    with OrtDecoder(
+        stand_in.model / MODEL_FILE, optimizations=config.optimizations, threads=context.threads
+    ) as decoder:
+        prefill = _Prefill(decoder, samples, reference)
+        done, total = 0, len(samples) + 3 * len(texts) + 2 + len(texts)
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            context.progress(done, total, "runs")
+
+        for index in range(len(samples)):
+            prefill.add(index)
+            advance()
+        recorder = DecodingRecorder(decoder, texts, prefill.unit)
+        recorder.run(longest, advance)
+        records = [*prefill.records, *recorder.records]
+        greedy: list[JSON] = []
+        problem = next((record.problem for record in records if record.problem), "")
+        if not problem:
+            records.append(_against_torch(decoder, checkpoint, longest, prefill.unit))
+            greedy, problem = _greedy(decoder, checkpoint, texts, config, advance)
+        bytes_per_token = decoder.bytes_per_token
+    graph = load_graph_only(inputs[MODEL_PORT] / MODEL_FILE)
+    return {
+        "problems": [problem] if problem else [],
+        "texts": [{"sample": text.index, "tokens": len(text.tokens)} for text in texts],
+        "longest": len(longest),
+        "unit": prefill.unit,
+        "vocabulary": prefill.vocabulary,
+        "cache_bytes_per_token": bytes_per_token,
+        "scales_at_run_time": list(nodes_with_scales_at_run_time(graph)),
+        "cases": [_fact(record) for record in records],
+        "greedy": greedy,
+        **prefill.facts(),
+    }
+
+
+class _Prefill:
+    """Every sample read whole, against what the checkpoint made of it.
+
+    Args:
+        decoder: The graph.
+        samples: All samples.
+        reference: Their logits, and the tensors of the cache when they were kept.
+    """
+
+    def __init__(self, decoder: Decoder, samples: SampleSet, reference: ReferenceSet) -> None:
+        from pipeline.parity.decoding import Record
+
+        self._decoder = decoder
+        self._samples = samples
+        self._reference = reference
+        self._divergences: dict[int, Divergence] = {}
+        self._worst: dict[int, int] = {}
+        self._errors: dict[str, list[float]] = {}
+        self._squares: dict[str, list[tuple[float, int]]] = {}
+        self._logits = Record(case="prefill", output="logits", against="torch")
+        self._cache = Record(case="prefill", output="cache", against="torch")
+        self.vocabulary = 0
+
+    def add(self, index: int) -> None:
+        """Run one sample."""
+        import numpy as np
+
+        from pipeline.errors import PipelineError
+        from pipeline.parity.generation import compare_logits, noise, worst_position
+        from pipeline.runtimes.generation import prefill
+
+        tokens = _tokens(self._samples, index)
+        try:
+            logits, cache = prefill(
+                self._decoder, tokens[None], np.ones_like(tokens)[None], keeps_all=True
+            )
+        except PipelineError as error:
+            self._logits.problem = self._logits.problem or f"sample {index}: {error.message}"
+            return
+        names = self._reference.index.outputs
+        expected = {name: found[0] for name, found in self._reference.read([index], names).items()}
+        made = {
+            name.replace(PAST, PRESENT): array[0]
+            for name, array in self._decoder.read(cache).items()
+        }
+        made["logits"] = logits[0]
+        absent = [f"`{name}`" for name in expected if name not in made]
+        if absent:
+            self._logits.problem = f"the checkpoint has outputs that it lacks: {', '.join(absent)}"
+            return
+        for name, array in expected.items():
+            error = noise(made[name], array, 1.0)
+            self._errors.setdefault(name, []).append(error)
+            size = float(np.square(array, dtype=np.float64).sum())
+            self._squares.setdefault(name, []).append((size, array.size))
+        self._logits.samples.append(index)
+        self.vocabulary = logits.shape[-1]
+        if logits[0].shape == expected["logits"].shape and np.isfinite(logits).all():
+            self._divergences[index] = compare_logits(logits[0], expected["logits"], tokens)
+            self._worst[index] = worst_position(logits[0], expected["logits"])
+        elif logits[0].shape != expected["logits"].shape:
+            shapes = f"{list(logits[0].shape)} where it must be {list(expected['logits'].shape)}"
+            self._logits.problem = f"logits of sample {index} have shape {shapes}"
+        else:
+            self._logits.problem = (
+                f"logits of sample {index} have elements that are NaN or infinite"
+            )
+
+    @property
+    def unit(self) -> float:
+        """Root mean square of the checkpoint's logits, all samples together."""
+        return self._unit("logits")
+
+    def _unit(self, name: str) -> float:
+        squares = self._squares.get(name, [])
+        elements = sum(size for _, size in squares)
+        return (sum(square for square, _ in squares) / elements) ** 0.5 if elements else 0.0
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Of the logits, and of the cache when the reference has it."""
+        self._logits.noises = [
+            error / (self.unit or 1.0) for error in self._errors.get("logits", [])
+        ]
+        worst = [(0.0, "")] * len(self._logits.noises)
+        cached = [name for name in self._errors if name != "logits"]
+        for name in cached:
+            unit = self._unit(name) or 1.0
+            worst = [
+                max(pair, (error / unit, name.replace(PRESENT, PAST)))
+                for pair, error in zip(worst, self._errors[name], strict=True)
+            ]
+        if not cached:
+            return (self._logits,)
+        self._cache.samples = self._logits.samples
+        self._cache.noises = [value for value, _ in worst]
+        self._cache.tensor = max(worst, default=(0.0, ""))[1]
+        return (self._logits, self._cache)
+
+    def facts(self) -> dict[str, JSON]:
+        """Divergence, agreement and perplexity; empty when nothing could be compared."""
+        import numpy as np
+
+        from pipeline.parity.generation import perplexity
+
+        if not self._divergences:
+            return {"divergence": None, "perplexity": None}
+        texts = list(self._divergences.values())
+        kl = np.concatenate([text.kl for text in texts])
+        places = [
+            (index, at) for index, text in self._divergences.items() for at in range(len(text.kl))
+        ]
+        margins = np.concatenate([text.margins for text in texts])
+        disagreed = ~np.concatenate([text.top1 for text in texts])
+        worst, widest = places[int(kl.argmax())], places[int(margins.argmax())]
+        found = perplexity(texts)
+        errors = self._logits.noises
+        farthest = self._logits.samples[errors.index(max(errors))]
+        return {
+            "divergence": {
+                "positions": len(kl),
+                "kl_mean": float(kl.mean()),
+                "kl_max": float(kl.max()),
+                "kl_at": {"sample": worst[0], "position": worst[1]},
+                "noise_at": {"sample": farthest, "position": self._worst.get(farthest, 0)},
+                "top1": 1.0 - float(disagreed.mean()),
+                "top5": float(np.concatenate([text.top5 for text in texts]).mean()),
+                "margin_max": float(margins.max()),
+                "margin_at": {"sample": widest[0], "position": widest[1]},
+            },
+            "perplexity": None
+            if found is None
+            else {
+                "reference": found.reference,
+                "candidate": found.candidate,
+                "ratio": found.ratio,
+                "interval": [found.low, found.high],
+                "tokens": found.tokens,
+            },
+        }
+
+
+def _tokens(samples: SampleSet, index: int) -> NDArray[np.int64]:
+    """The tokens of a sample, without padding."""
+    (sample,) = samples.read([index])
+    found: NDArray[np.int64] = sample["input_ids"]
+    return found
+
+
+def _texts(samples: SampleSet, config: CheckGenerationConfig) -> list[Text]:
+    """Samples from the shortest to the longest, and the beginnings of those that are too long."""
+    import numpy as np
+
+    from pipeline.parity.decoding import Text
+
+    tokens = {index: _tokens(samples, index) for index in range(len(samples))}
+    order = sorted(tokens, key=lambda index: (len(tokens[index]), index))
+    # A text of one token has nothing to be read behind a past.
+    order = [index for index in order if len(tokens[index]) > 1] or order
+    places = np.linspace(0, len(order) - 1, min(config.texts, len(order))).round().astype(int)
+    chosen = [(order[at], tokens[order[at]][: config.read]) for at in places]
+    if len(chosen) == 1:
+        chosen *= 2
+    # Of unlike lengths, so that there is padding when they are read together.
+    return [
+        Text(index=index, tokens=found[: max(2, len(found) - number)])
+        for number, (index, found) in enumerate(chosen)
+    ]
+
+
+def _longest(samples: SampleSet, length: int) -> NDArray[np.int64]:
+    """All samples one after the other, as often as it takes."""
+    import numpy as np
+
+    joined = np.concatenate([_tokens(samples, index) for index in range(len(samples))])
+    return np.resize(joined, length)
+
+
+def _against_torch(
+    decoder: Decoder, checkpoint: Decoder, longest: NDArray[np.int64], unit: float
+) -> Record:
+    """The end of the longest text, read with the cache, against the checkpoint that reads it whole."""
+    from pipeline.parity.decoding import Record, read_longest
+    from pipeline.parity.generation import noise
+
+    record = Record(case="longest", output="logits", against="torch")
+    expected, _ = read_longest(checkpoint, longest, is_whole=True)
+    _, found = read_longest(decoder, longest)
+    record.add(-1, noise(found, expected, unit))
+    return record
+
+
+def _greedy(
+    decoder: Decoder,
+    checkpoint: Decoder,
+    texts: Sequence[Text],
+    config: CheckGenerationConfig,
+    advance: object,
+) -> tuple[list[JSON], str]:
+    """Continue the first half of each text; where the checkpoint, and the graph without a cache, part.
+
+    Both are given what the graph wrote: as far as they agree they would have written the same, so the
+    first token on which they differ is where their own continuations part.
+    """
+    import numpy as np
+
+    from pipeline.errors import PipelineError
+    from pipeline.runtimes.generation import GenerationOptions, generate, prefill
+
+    assert callable(advance)
+    prompts = [text.tokens[: max(1, len(text.tokens) // 2)].tolist() for text in texts]
+    room = config.longest - max(len(prompt) for prompt in prompts)
+    if room < 1:
+        return [], ""
+    count = min(config.tokens, room)
+    facts: list[JSON] = []
+    try:
+        written = generate(decoder, prompts, GenerationOptions(tokens=count)).tokens
+        for text, prompt, tokens in zip(texts, prompts, written, strict=True):
+            whole = np.array([[*prompt, *tokens[:-1]]], np.int64)
+            for name, judge in (("torch", checkpoint), ("itself", decoder)):
+                logits, _ = prefill(judge, whole, np.ones_like(whole), keeps_all=True)
+                facts.append(
+                    {"sample": text.index, "against": name, "prompt": len(prompt)}
+                    | _parting(logits[0, len(prompt) - 1 :], np.array(tokens))
+                )
+            advance()
+    except PipelineError as error:
+        return facts, f"texts cannot be continued: {error.message}"
+    return facts, ""
+
+
+def _parting(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> dict[str, JSON]:
+    """How many tokens are those of the logits, and by how much the first other one is less likely."""
+    import numpy as np
+
+    wanted = logits.argmax(axis=-1)
+    differing = np.flatnonzero(wanted != tokens)
+    found: dict[str, JSON] = {"tokens": len(tokens)}
+    if not differing.size:
+        return found | {"agreed": len(tokens), "margin": None}
+    at = int(differing[0])
+    margin = float(logits[at, wanted[at]]) - float(logits[at, tokens[at]])
+    return found | {
+        "agreed": at,
+        "token": int(tokens[at]),
+        "expected": int(wanted[at]),
+        "margin": margin,
+    }
+
+
+def _fact(record: Record) -> dict[str, JSON]:
+    from pipeline.parity.decoding import finite
+
+    return {
+        "case": record.case,
+        "output": record.output,
+        "against": record.against,
+        "noises": [finite(value) for value in record.noises],
+        "samples": list(record.samples),
+        "tensor": record.tensor,
+        "problem": record.problem,
+    }
+
+
+CHECK_GENERATION = Stage(
+    name="check_generation",
+    version=1,
+    footprint=Footprint(base_mib=450, memory_per_weight=3.5, keeps_outputs=False),
+    config_type=CheckGenerationConfig,
+    run=run,
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers"),
+    extra="cpu",
+    # Which of two tokens is the likelier may depend on the last bits.
+    machine=("cpu_flags", "cores"),
+    preload=("torch", "transformers", "onnxruntime"),
+)
+"""Ports `model`, `checkpoint`, `samples` and `reference` -> facts only."""
