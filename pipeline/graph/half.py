@@ -17,10 +17,10 @@ from onnx_ir.passes import common as passes
 from pipeline.errors import StageError
 from pipeline.graph.half_rules import (
     FLOAT16,
-    STANDS_FOR_INFINITY,
     HalfType,
     Kept,
     constant_array,
+    fitted,
     is_float,
     nodes_to_keep,
 )
@@ -175,11 +175,9 @@ class _Caster:
 
     def _half_constant(self, value: ir.Value, array: np.ndarray) -> ir.Value:
         name, kind = value.name or "", self._kind
+        array = self._fitted(name, array)
         largest = float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))
-        if largest > kind.largest and array.size == 1 and largest >= STANDS_FOR_INFINITY:
-            array = np.clip(array, -kind.infinity, kind.infinity)
-            self.clamped.append(name)
-        elif largest > kind.largest:
+        if largest > kind.largest:
             raise StageError(
                 f"weight `{name}` has {largest:g}, which is infinite in {kind.name} (at most "
                 f"{kind.largest:g})",
@@ -194,6 +192,12 @@ class _Caster:
         self._graph.register_initializer(result)
         return result
 
+    def _fitted(self, name: str, array: np.ndarray) -> np.ndarray:
+        result = fitted(array, self._kind)
+        if result is not array:
+            self.clamped.append(name)
+        return result
+
     def _retype(self, node: ir.Node) -> None:
         """Let a node write 16 bits where it wrote float32."""
         kind = self._kind
@@ -203,7 +207,8 @@ class _Caster:
             elif attribute.type == ir.AttributeType.TENSOR:
                 tensor = attribute.as_tensor()
                 if tensor.dtype == ir.DataType.FLOAT:
-                    half = tensor.numpy().astype(kind.array)
+                    array = self._fitted(node.name or node.op_type, tensor.numpy())
+                    half = array.astype(kind.array)
                     node.attributes[name] = ir.AttrTensor(name, ir.tensor(half))
         for value in node.outputs:
             if is_float(value):

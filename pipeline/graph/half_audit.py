@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pipeline.graph.half_rules import FLOAT16, HALF_TYPES, STANDS_FOR_INFINITY, HalfType
+from pipeline.graph.half_rules import FLOAT16, HALF_TYPES, HalfType, fitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,11 +142,7 @@ def _constant_problem(
     if array.dtype == number.dtype:
         differs = array != number
     elif array.dtype == np.float32 and number.dtype == kind.array:
-        wanted = array
-        largest = float(np.abs(array).max()) if array.size == 1 else 0.0
-        if largest >= STANDS_FOR_INFINITY and largest > kind.largest:
-            wanted = np.clip(array, -kind.infinity, kind.infinity)
-        differs = wanted.astype(kind.array) != number
+        differs = fitted(array, kind).astype(kind.array) != number
     else:
         return f"is {number.dtype}, and was {array.dtype}"
     count = int(np.count_nonzero(differs))
@@ -207,7 +203,7 @@ def _attributes(node: ir.Node, kind: HalfType) -> dict[str, object]:
     for name, attribute in node.attributes.items():
         if attribute.type == ir.AttributeType.TENSOR:
             array = attribute.as_tensor().numpy()
-            half = array.astype(kind.array) if array.dtype == np.float32 else array
+            half = fitted(array, kind).astype(kind.array) if array.dtype == np.float32 else array
             found[name] = (array.shape, half.dtype.name, half.tobytes())
         elif name in {"to", "dtype", "output_dtype"} and attribute.value in set(map(int, _FLOATS)):
             found[name] = "float"

@@ -106,7 +106,17 @@ _LOOKUPS: Final = frozenset({"Gather", "GatherElements", "GatherND"})
 _LAST: Final = 24
 """The last opset whose operators are looked at."""
 _INTEGERS: Final = frozenset({ir.DataType.INT32, ir.DataType.INT64})
-_INFINITY_IS_FINE: Final = frozenset({"Add", "Clip", "Max", "Min", "Mul", "Pad", "Sub", "Where"})
+MOVES: Final = frozenset(
+    {
+        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
+        *("Identity", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
+        "Unsqueeze",
+    }
+)
+"""Operators whose results are elements of what they read."""
+_INFINITY_IS_FINE: Final = MOVES | {
+    *("Add", "Clip", "ConstantOfShape", "Max", "Min", "Mul", "Pad", "Sub", "Where")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +181,17 @@ def constant_array(value: ir.Value) -> np.ndarray | None:
     return None if value.const_value is None else value.const_value.numpy()
 
 
+def fitted(array: np.ndarray, kind: HalfType) -> np.ndarray:
+    """A number that stands for infinity as `HalfType.infinity`; everything else as it is.
+
+    Infinity itself stays: there is one in every type.
+    """
+    size = float(np.abs(array.reshape(()))) if array.size == 1 else 0.0
+    if max(kind.largest, STANDS_FOR_INFINITY) < size < np.inf:
+        return np.clip(array, -kind.infinity, kind.infinity)
+    return array
+
+
 def _fault(kind: HalfType) -> str:
     """What 16 bits do to a square that is summed."""
     if kind.overflows:
@@ -189,16 +210,18 @@ def _own_reason(node: ir.Node, opset: int, kind: HalfType) -> str:
         later = next(filter(lambda n: _allows_half(node, n, kind), range(opset + 1, _LAST + 1)), 0)
         since = f", but since opset {later}" if later else ""
         return f"{node.op_type} of opset {opset} is not defined for {kind.name}{since}"
-    for value in node.inputs:
-        reason = _constant_reason(node, value, kind) if value is not None else ""
-        if reason:
-            return reason
-    return ""
+    constants = [constant_array(value) for value in node.inputs if value and is_float(value)]
+    constants += [
+        attribute.as_tensor().numpy()
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR
+    ]
+    reasons = (_constant_reason(node, array, kind) for array in constants if array is not None)
+    return next(filter(None, reasons), "")
 
 
-def _constant_reason(node: ir.Node, value: ir.Value, kind: HalfType) -> str:
-    array = constant_array(value) if is_float(value) else None
-    if array is None or array.size != 1:
+def _constant_reason(node: ir.Node, array: np.ndarray, kind: HalfType) -> str:
+    if array.size != 1 or array.dtype != np.float32:
         return ""
     number = float(array.reshape(()))
     size = abs(number)

@@ -20,8 +20,8 @@ from onnx_ir.passes import common as passes
 
 from pipeline.errors import StageError
 from pipeline.graph.files import iter_tensors, load_graph_only, load_ir_model, save_ir_model
+from pipeline.graph.half_rules import MOVES
 from pipeline.graph.inspect import iter_nodes
-from pipeline.graph.widened import MOVES
 from pipeline.stages.base import MODEL_FILE
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pipeline.graph.half_rules import FLOAT16
+from pipeline.graph.half_rules import FLOAT16, MOVES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 _TYPE_ATTRIBUTES: Final = frozenset({"to", "dtype", "output_dtype"})
 """Attributes that name an element type (ONNX opset 24)."""
 
-MOVES: Final = frozenset(
-    {
-        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
-        *("Identity", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose"),
-        "Unsqueeze",
-    }
-)
-"""Operators whose results are elements of what they read."""
 _BOUNDED: Final = frozenset({"Greater", "Less", "Sigmoid", "Softmax", "Tanh"})
 """Operators that make ordinary numbers of infinity."""
 
@@ -68,7 +60,7 @@ class Widening:
         watched: In the order of the graph.
         untyped: How many values have a type that is not known, and are not watched.
         infinite_weights: Names of stored tensors, of more than one element, that hold infinity.
-        stand_ins: Names of scalars that stand for infinity.
+        stand_ins: Names of scalars that stand for infinity, and of nodes that fill a tensor with one.
     """
 
     watched: tuple[Watched, ...]
@@ -90,7 +82,8 @@ def widen(model: ir.Model) -> Widening:
     if any(value.dtype is None for node in graph for value in node.outputs):
         passes.ShapeInferencePass()(model)
     stand_ins, infinite = _special_weights(graph)
-    masked = _downstream(graph, stand_ins)
+    fills = _fills(graph)
+    masked = _downstream(graph, (*stand_ins, *(node.outputs[0] for node in fills)))
     made = [(node, value) for node in graph for value in node.outputs if value.name]
     untyped = sum(value.dtype is None for _, value in made)
     watched = [
@@ -98,10 +91,12 @@ def widen(model: ir.Model) -> Widening:
         for node, value in made
         if value.dtype == ir.DataType.FLOAT16 and node.op_type not in MOVES
     ]
+    for node in fills:
+        _widen_fill(node)
     _widen_all(model, stand_ins)
     graph.outputs.clear()
     bounds = None
-    if stand_ins:
+    if stand_ins or fills:
         quantity = _constant(graph, "largest_quantity", QUANTITY)
         bounds = quantity, _constant(graph, "nothing", 0.0)
     return Widening(
@@ -111,7 +106,9 @@ def widen(model: ir.Model) -> Widening:
         ),
         untyped=untyped,
         infinite_weights=infinite,
-        stand_ins=tuple(value.name or "" for value in stand_ins),
+        stand_ins=tuple(
+            name or "" for name in (*(v.name for v in stand_ins), *(n.name for n in fills))
+        ),
     )
 
 
@@ -125,6 +122,24 @@ def _special_weights(graph: ir.Graph) -> tuple[tuple[ir.Value, ...], tuple[str, 
         elif np.isinf(array).any():
             infinite.append(value.name or "")
     return tuple(stand_ins), tuple(infinite)
+
+
+def _fills(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that make a tensor of one number that stands for infinity."""
+    return [
+        node
+        for node in graph
+        if node.op_type == "ConstantOfShape"
+        and node.outputs[0].dtype == ir.DataType.FLOAT16
+        and abs(float(node.attributes["value"].as_tensor().numpy().reshape(())))
+        >= FLOAT16.infinity
+    ]
+
+
+def _widen_fill(node: ir.Node) -> None:
+    number = node.attributes["value"].as_tensor().numpy().astype(np.float32)
+    wide = np.copysign(np.full_like(number, STAND_IN), number)
+    node.attributes["value"] = ir.AttrTensor("value", ir.tensor(wide))
 
 
 def _widen_all(model: ir.Model, stand_ins: Sequence[ir.Value]) -> None:

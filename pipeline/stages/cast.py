@@ -67,7 +67,7 @@ def _run(
 
 CAST = Stage(
     name="cast",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=120, memory_per_weight=4.1, disk_per_weight=0.5),
     config_type=CastConfig,
     coverage=("fp16_weights", "bf16_weights"),

@@ -53,7 +53,7 @@ def run(
 
 CHECK_CAST = Stage(
     name="check_cast",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=120, memory_per_weight=1.7),
     config_type=CheckCastConfig,
     run=run,

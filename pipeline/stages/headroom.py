@@ -187,7 +187,7 @@ def _worst(
 
 HEADROOM = Stage(
     name="headroom",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=160, memory_per_weight=4.7),
     config_type=HeadroomConfig,
     run=run,

@@ -16,6 +16,7 @@ from pipeline.graph.half import cast_to_half
 from pipeline.graph.half_rules import BFLOAT16
 from pipeline.stages.check_cast import CHECK_CAST, CheckCastConfig
 from pipeline.stages.export import EXPORT, ExportConfig
+from tests.graph.models import parse, write
 from tests.mutants.bench import Context
 from tests.mutants.parts import attention_bias, linear, norms
 from tests.mutants.surgery import Graph
@@ -74,6 +75,35 @@ def test_a_good_cast_has_no_difference(pair: tuple[Path, Path], tmp_path: Path) 
     results = _judge(_measure(*pair, tmp_path))
     assert [result.measured for result in results] == [0.0, 0.0]
     assert all(result.is_allowed for result in results)
+
+
+def test_fills_of_masks_are_no_difference_however_they_are_written(tmp_path: Path) -> None:
+    text = """
+    scores (float[n, 4] x, bool[n, 4] mask, bool[n, 4] other) => (float[n, 4] y)
+    {
+        lowest = Constant<value = float {-inf}>()
+        shape = Shape(x)
+        full = ConstantOfShape<value = float[1] {-3.4028234663852886e+38}>(shape)
+        some = Where(mask, x, full)
+        masked = Where(other, some, lowest)
+        y = Softmax<axis = -1>(masked)
+    }
+    """
+    original = write(tmp_path / "float", parse(text)).parent
+    model = load_ir_model(original / "model.onnx")
+    cast_to_half(model)
+    half = tmp_path / "half"
+    half.mkdir()
+    save_ir_model(model, half)
+    assert all(result.is_allowed for result in _judge(_measure(original, half, tmp_path)))
+    damaged = onnx.load_model(half / "model.onnx")
+    for node in damaged.graph.node:
+        if node.op_type == "ConstantOfShape":
+            node.attribute[0].t.CopyFrom(
+                onnx.numpy_helper.from_array(np.array([-100], np.float16))
+            )
+    onnx.save_model(damaged, half / "model.onnx")
+    assert not all(result.is_allowed for result in _judge(_measure(original, half, tmp_path)))
 
 
 def _tanh(graph: Graph) -> None:

@@ -184,6 +184,51 @@ def test_the_fill_of_a_mask_is_finite_and_the_mask_stays_in_float16(tmp_path: Pa
     assert (output[0, 2:] == 0).all()
 
 
+@pytest.mark.parametrize("kind", [FLOAT16, BFLOAT16], ids=lambda kind: kind.short)
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "full = Expand(lowest, shape)",
+        "full = ConstantOfShape<value = float[1] {-3.4028234663852886e+38}>(shape)",
+        """one = Constant<value = int64[1] {1}>() part = Reshape(lowest, one)
+        full = Concat<axis = 0>(part, part, part, part)""",
+    ],
+    ids=["expand", "constant_of_shape", "concat"],
+)
+def test_a_fill_that_is_spread_first_is_finite_too(
+    fill: str, kind: HalfType, tmp_path: Path
+) -> None:
+    text = f"""
+    scores (float[n, 4] x, bool[n, 4] mask) => (float[n, 4] y)
+    {{
+        lowest = Constant<value = float {{-3.4028234663852886e+38}}>()
+        shape = Shape(x)
+        {fill}
+        score = MatMul(x, w)
+        masked = Where(mask, score, full)
+        y = Softmax<axis = -1>(masked)
+    }}
+    """
+    model = parse(text, {"w": random(4, 4)})
+    path, result = cast(model, tmp_path, kind)
+    assert len(result.clamped_constants) == 1
+    assert result.kept == ()
+    feeds = {"x": random(2, 4), "mask": np.array([[True, True, False, False], [False] * 4])}
+    (output,) = run(path, feeds)
+    assert (output[0, 2:] == 0).all()
+    np.testing.assert_allclose(output[1], 0.25)  # masked altogether, and no NaN
+
+
+def test_infinity_itself_stays_infinite(tmp_path: Path) -> None:
+    text = ATTENTION_MASK.replace("-3.4028234663852886e+38", "-inf")
+    path, result = cast(parse(text, {"w": random(4, 4)}), tmp_path)
+    assert result.clamped_constants == ()
+    stored = {
+        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_model(path).graph.initializer
+    }
+    assert stored["lowest_fp16"] == -np.inf
+
+
 def test_buckets_of_distances_are_those_of_float32(tmp_path: Path) -> None:
     table = np.arange(128, dtype=np.float32).reshape(128, 1)
     model = parse(BUCKETS, {"table": table})

@@ -92,6 +92,19 @@ def test_values_beyond_float16_are_seen_and_fills_of_a_mask_are_not() -> None:
         assert "turned" not in largest  # only moves what was looked at
 
 
+def test_a_tensor_that_a_node_fills_for_a_mask_is_no_overflow() -> None:
+    text = GRAPH.replace(
+        "fill = Where (seen, zero, lowest)",
+        "shape = Shape (x) filled = ConstantOfShape <value = float16[1] {63487}> (shape) "
+        "fill = Where (seen, zero, filled)",  # -65504
+    ).replace("float16[n, 4] fill,", "float16[n, 4] fill, float16[n, 4] filled,")
+    model, widening = _widened(text, zero=_half(0.0), weight=_half(1.0, 2.0, 3.0, 4.0))
+    assert len(widening.stand_ins) == 1
+    largest = _run(model, widening, **_feeds())
+    assert largest["filled"] == largest["fill"] == 0.0
+    assert largest["scores"] == 70000.0
+
+
 def test_infinite_weights_are_no_fill() -> None:
     _, widening = _widened(
         GRAPH, zero=_half(0.0), lowest=_half(-1e4), weight=_half(1.0, np.inf, 3.0, 4.0)
