@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 BATCH_AXIS: Final = "batch"
 SEQUENCE_AXIS: Final = "sequence"
 CHOICES_AXIS: Final = "num_choices"
+PAST_AXIS: Final = "past_sequence"
+"""Tokens that a decoder's cache holds already."""
+TOTAL_AXIS: Final = "total_sequence"
+"""Tokens of the cache and new ones together: what attention looks at."""
+DERIVED_AXES: Final = frozenset({PAST_AXIS, TOTAL_AXIS})
+"""Axes that a recipe gives no sizes for, as they follow from the sequence and the cache."""
 SENTENCE_EMBEDDING: Final = "sentence_embedding"
 """The pooled output that checkpoints of sentence-transformers have besides the task's own."""
 
@@ -34,13 +40,19 @@ class TensorSpec:
 
     Attributes:
         name: Its name in the graph.
-        axes: The name of each axis from the first on; axes beyond these have a fixed size.
+        axes: The name of each free axis and the size of each fixed one, from the first on; axes
+            beyond these have a fixed size.
         dtype: numpy's name of the element type that is fed; outputs are float32 throughout.
     """
 
     name: str
-    axes: tuple[str, ...]
+    axes: tuple[str | int, ...]
     dtype: Literal["int64", "float32"] = "int64"
+
+    @property
+    def named_axes(self) -> tuple[str, ...]:
+        """Names of the free axes alone."""
+        return tuple(axis for axis in self.axes if isinstance(axis, str))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +74,9 @@ class Task:
             otherwise; the fields named here must be there.
         answer: What a label says; None when the task has none that could be counted.
         ranked: Outputs of which the place of the largest element is what users read.
+        has_cache: It is a decoder, whose keys and values of every layer are inputs
+            `past_key_values.N.key` and `.value`, and outputs `present.N.key` and `.value`. How many
+            there are and how large is the model's, so they are not among `inputs` and `outputs`.
     """
 
     name: str
@@ -76,11 +91,13 @@ class Task:
     columns: Mapping[str, str]
     answer: Answer | None = None
     ranked: tuple[str, ...] = ()
+    has_cache: bool = False
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names of all axes whose size is free, the batch first."""
-        return tuple(dict.fromkeys(axis for spec in self.inputs for axis in spec.axes))
+        """Names of all axes whose size a recipe chooses, the batch first."""
+        named = (axis for spec in self.inputs for axis in spec.named_axes)
+        return tuple(axis for axis in dict.fromkeys(named) if axis not in DERIVED_AXES)
 
 
 def _per_token(*names: str) -> tuple[TensorSpec, ...]:
@@ -92,6 +109,11 @@ _TEXT_REQUIRED = ("input_ids", "attention_mask")
 _CHOICE_INPUTS = tuple(
     TensorSpec(name=spec.name, axes=(BATCH_AXIS, CHOICES_AXIS, SEQUENCE_AXIS))
     for spec in _TEXT_INPUTS
+)
+_DECODER_INPUTS = (
+    *_per_token("input_ids"),
+    TensorSpec(name="attention_mask", axes=(BATCH_AXIS, TOTAL_AXIS)),
+    *_per_token("position_ids"),
 )
 _IMAGE_INPUTS = (TensorSpec(name="pixel_values", axes=(BATCH_AXIS,), dtype="float32"),)
 _IMAGE_REQUIRED = ("pixel_values",)
@@ -154,6 +176,18 @@ TASKS: Final[tuple[Task, ...]] = (
         head_suffixes=("ForMaskedLM", "ForPreTraining"),
         columns=_TEXT,
         ranked=("logits",),
+    ),
+    Task(
+        name="text-generation",
+        synonyms=("text-generation-with-past", "causal-lm"),
+        inputs=_DECODER_INPUTS,
+        required=tuple(spec.name for spec in _DECODER_INPUTS),
+        outputs=_per_token("logits"),
+        auto_class="AutoModelForCausalLM",
+        head_suffixes=("ForCausalLM", "LMHeadModel"),
+        columns=_TEXT,
+        ranked=("logits",),
+        has_cache=True,
     ),
     Task(
         name="multiple-choice",

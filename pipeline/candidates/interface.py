@@ -284,12 +284,12 @@ def _input(spec: TensorSpec, tensor: TensorFacts, notes: list[str]) -> AdoptedIn
     ):
         raise RecipeError(
             f"input {quoted(tensor.name)} has {len(tensor.shape)} axes, and `{spec.name}` is "
-            f"({', '.join(spec.axes)}{', ...' * (spec.dtype != 'int64')})"
+            f"({', '.join(spec.named_axes)}{', ...' * (spec.dtype != 'int64')})"
         )
     if tensor.dtype != _NATIVE[spec.dtype]:
         notes.append(f"it takes {quoted(tensor.name)} as {tensor.dtype}; samples are cast to it")
     return AdoptedInput(
-        name=spec.name, given=tensor.name, fed=spec.dtype, dtype=tensor.dtype, axes=spec.axes
+        name=spec.name, given=tensor.name, fed=spec.dtype, dtype=tensor.dtype, axes=spec.named_axes
     )
 
 
@@ -336,7 +336,7 @@ def _outputs(
             name=spec.name,
             given=found[spec.name].name,
             dtype=found[spec.name].dtype,
-            axes=spec.axes,
+            axes=spec.named_axes,
         )
         for spec in wanted
         if spec.name in found

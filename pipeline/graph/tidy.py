@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from pipeline.errors import ExportError
+from pipeline.tasks import PAST_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,12 +67,16 @@ def _name_axes(model: ir.Model, pairs: Sequence[tuple[ir.Value, TensorSpec]]) ->
     names: dict[str, str] = {}
     for value, spec in pairs:
         for index, axis in enumerate(spec.axes):
+            if isinstance(axis, int):
+                continue
             symbol = _symbol(value, index, axis)
             if names.setdefault(symbol, axis) != axis:
                 raise ExportError(
                     f"axes `{names[symbol]}` and `{axis}` have become one in input `{value.name}`"
                 )
-    if len(set(names.values())) != len(names):
+    # Each tensor of a cache keeps a symbol of its own for the past, which the trace has found equal.
+    lone = [axis for axis in names.values() if axis != PAST_AXIS]
+    if len(set(lone)) != len(lone):
         raise ExportError(f"one axis has several symbols in the traced model: {names}")
     for value in _all_values(model):
         if value.shape is not None:
@@ -98,7 +103,8 @@ def _named_shape(value: ir.Value, spec: TensorSpec) -> ir.Shape:
     if value.shape is None or len(value.shape) < len(spec.axes):
         raise ExportError(f"output `{value.name}` has {value.shape} for shape, not {spec.axes}")
     for dim, axis in zip(value.shape, spec.axes, strict=False):
-        if isinstance(dim, int) or dim.value not in {None, axis}:
+        is_right = dim == axis if isinstance(dim, int) else dim.value in {None, axis}
+        if not is_right:
             raise ExportError(f"axis `{axis}` of output `{value.name}` is {dim}")
     return ir.Shape([*spec.axes, *value.shape[len(spec.axes) :]])
 

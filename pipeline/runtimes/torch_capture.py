@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from pipeline.errors import ExportError
-from pipeline.tasks import SEQUENCE_AXIS
+from pipeline.tasks import PAST_AXIS, SEQUENCE_AXIS, TOTAL_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,8 @@ def capture_program(component: TorchComponent) -> torch.export.ExportedProgram:
     """
     axes = _dimensions(component)
     shapes = tuple(
-        {index: axes[axis] for index, axis in enumerate(spec.axes)} for spec in component.inputs
+        {index: axes[axis] for index, axis in enumerate(spec.axes) if isinstance(axis, str)}
+        for spec in component.inputs
     )
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
@@ -45,8 +46,18 @@ def capture_program(component: TorchComponent) -> torch.export.ExportedProgram:
         raise ExportError(f"torch.export cannot trace the model: {reason}") from err
 
 
-def _dimensions(component: TorchComponent) -> Mapping[str, Dim]:
-    names = dict.fromkeys(axis for spec in component.inputs for axis in spec.axes)
+def _dimensions(component: TorchComponent) -> Mapping[str, Any]:
+    """Named axis -> what the trace is told of it, a `Dim` or a hint.
+
+    The three lengths of a decoder are bound to one another, as one is the sum of the others, which
+    axes with names of their own may not be.
+    """
+    names = tuple(dict.fromkeys(axis for spec in component.inputs for axis in spec.named_axes))
+    if PAST_AXIS in names:
+        return {
+            name: Dim.DYNAMIC if name in {SEQUENCE_AXIS, TOTAL_AXIS} else Dim(name)
+            for name in names
+        }
     return {
         name: (
             Dim(name, max=component.max_sequence)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ExportError
-from pipeline.tasks import BATCH_AXIS, CHOICES_AXIS, SEQUENCE_AXIS
+from pipeline.tasks import BATCH_AXIS, CHOICES_AXIS, PAST_AXIS, SEQUENCE_AXIS, TOTAL_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +20,24 @@ if TYPE_CHECKING:
 
     from pipeline.tasks import Task, TensorSpec
 
-EXAMPLE_SIZES: Final[Mapping[str, int]] = {BATCH_AXIS: 2, CHOICES_AXIS: 3, SEQUENCE_AXIS: 11}
+EXAMPLE_SIZES: Final[Mapping[str, int]] = {
+    BATCH_AXIS: 2,
+    CHOICES_AXIS: 3,
+    SEQUENCE_AXIS: 11,
+    PAST_AXIS: 7,
+}
 """Axis -> its size in example tensors. The sequence is prime, and unlike the sizes that models are
-built from, so that no axis of fixed size is mistaken for it."""
+built from, so that no axis of fixed size is mistaken for it. A cache is not empty, as an empty one
+would be traced as none."""
+
+EXAMPLE_LEFT_PADDING: Final = 2
+"""Positions of a decoder's last example row that are padding, at its beginning."""
+
+
+def example_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The usual sizes where none are given; what attention looks at is the cache and the new tokens."""
+    chosen = {**EXAMPLE_SIZES, **sizes}
+    return {TOTAL_AXIS: chosen[PAST_AXIS] + chosen[SEQUENCE_AXIS], **chosen}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +59,35 @@ class ModelInput:
         """A name for each free axis, a number for each fixed one."""
         return (*self.spec.axes, *self.fixed)
 
+    def _shape_of(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.shape)
+
     def example(self, sizes: Mapping[str, int]) -> torch.Tensor:
         """A fresh tensor that no other input's example is equal to.
 
         Integers count up from an offset made of the name; a mask ends in the middle of its last
-        row, because an all-ones mask can be folded away; measured values are a wave within [-1, 1].
+        row, because an all-ones mask can be folded away, and one that covers a cache begins late in
+        it, because that is how batches of prompts are padded; positions go on where the cache ends;
+        measured values are a wave within [-1, 1].
 
         Args:
             sizes: Size of each named axis.
         """
-        shape = (*(sizes[axis] for axis in self.spec.axes), *self.fixed)
+        shape = self._shape_of(sizes)
         count = torch.arange(math.prod(shape), dtype=torch.int64).reshape(shape)
         offset = sum(map(ord, self.spec.name))
         if self.spec.name == "attention_mask":
             mask = torch.ones_like(count)
-            mask[-1, ..., shape[-1] // 2 + 1 :] = 0
+            if TOTAL_AXIS in self.spec.axes:
+                mask[-1, :EXAMPLE_LEFT_PADDING] = 0
+            else:
+                mask[-1, ..., shape[-1] // 2 + 1 :] = 0
             return mask
+        if self.spec.name == "position_ids":
+            places = torch.arange(sizes[PAST_AXIS], sizes[PAST_AXIS] + shape[-1])
+            positions = places.expand(shape).clone()
+            positions[-1] = (positions[-1] - EXAMPLE_LEFT_PADDING).clamp(min=0)
+            return positions
         if self.limit is None:
             return torch.sin(count.to(torch.float64) + offset).to(getattr(torch, self.spec.dtype))
         return (count + offset) % self.limit
@@ -93,6 +121,9 @@ def inputs_taken(
             f"{type(model).__name__} takes no `{absent[0]}`, which task `{task.name}` needs"
         )
     limits = {"attention_mask": 2, "token_type_ids": types}
+    positions = longest_sequence(model) if "position_ids" in names else None
+    if positions is not None:
+        limits["position_ids"] = positions
     if task.modality == "text":
         limits["input_ids"] = model.config.vocab_size
     return tuple(

@@ -17,9 +17,10 @@ from torch import nn
 
 from pipeline.errors import ExportError
 from pipeline.runtimes.sentence_pooling import SentencePooling, load_sentence_pooling
+from pipeline.runtimes.torch_decoder import CachedDecoder, find_cache, require_cache_agreement
 from pipeline.runtimes.torch_inputs import (
-    EXAMPLE_SIZES,
     ModelInput,
+    example_sizes,
     inputs_taken,
     longest_sequence,
 )
@@ -110,8 +111,8 @@ class TorchComponent:
         return tuple(spec.name for spec in self.outputs)
 
     @property
-    def axes(self) -> dict[str, tuple[str, ...]]:
-        """Input or output name -> names of its leading axes (`batch`, `sequence`)."""
+    def axes(self) -> dict[str, tuple[str | int, ...]]:
+        """Input or output name -> its leading axes (`batch`, `sequence`)."""
         return {spec.name: spec.axes for spec in (*self.inputs, *self.outputs)}
 
     def example(self, **sizes: int) -> tuple[torch.Tensor, ...]:
@@ -123,7 +124,7 @@ class TorchComponent:
         Args:
             sizes: Size of a named axis, such as `batch` or `sequence`, where not the usual one.
         """
-        return tuple(taken.example({**EXAMPLE_SIZES, **sizes}) for taken in self.takes)
+        return tuple(taken.example(example_sizes(sizes)) for taken in self.takes)
 
 
 def load_torch_model(
@@ -159,12 +160,19 @@ def load_torch_model(
     outputs = found.outputs
     if pooling is not None:
         outputs = (*outputs, TensorSpec(name=SENTENCE_EMBEDDING, axes=(BATCH_AXIS,)))
-    module = NamedOutputs(
-        model,
-        input_names=tuple(taken.spec.name for taken in takes),
-        output_names=tuple(spec.name for spec in found.outputs),
-        pooling=pooling,
-    ).eval()
+    module: nn.Module
+    if found.has_cache:
+        cache = find_cache(model)
+        takes = (*takes, *(ModelInput(spec=spec) for spec in cache.inputs))
+        outputs = (*outputs, *cache.outputs)
+        module = CachedDecoder(model, layers=cache.layers).eval()
+    else:
+        module = NamedOutputs(
+            model,
+            input_names=tuple(taken.spec.name for taken in takes),
+            output_names=tuple(spec.name for spec in found.outputs),
+            pooling=pooling,
+        ).eval()
     loaded = TorchComponent(
         module=module,
         takes=takes,
@@ -174,6 +182,8 @@ def load_torch_model(
         ignored_weights=loading.ignored,
     )
     _require_outputs(loaded)
+    if found.has_cache:
+        require_cache_agreement(loaded)
     _require_no_influence(loaded, model, loading.missing)
     return loaded
 
