@@ -33,7 +33,7 @@ _TENSOR = re.compile(
 _PROFILE = re.compile(r"\[profile (\d+)\]")
 _PROGRAM = re.compile(r"_myl(\d+)_\d+$")
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |\[|$|\s)")
-_INDEX_DTYPES = frozenset({"Bool", "Int32", "Int64"})
+INDEX_DTYPES = frozenset({"Bool", "Int32", "Int64"})
 _PRECISIONS = {
     "Float": "fp32",
     "Half": "fp16",
@@ -115,7 +115,7 @@ class LayerRow:
     @property
     def _multiplied(self) -> str:
         """The type of the activations of a product."""
-        operands = [t.dtype for t in self.inputs if t.dtype not in _INDEX_DTYPES]
+        operands = [t.dtype for t in self.inputs if t.dtype not in INDEX_DTYPES]
         # A residual that is added on the way out may be wider than what is multiplied.
         return min(operands, key=lambda dtype: _BITS.get(dtype, 64), default="?")
 

@@ -6,7 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.engines.builder_log import count_gemm_kinds, count_layer_types, layer_fingerprint
+from pipeline.engines.builder_log import (
+    INDEX_DTYPES,
+    count_gemm_kinds,
+    count_layer_types,
+    layer_fingerprint,
+)
 from pipeline.engines.targets import WEIGHT_ONLY
 from pipeline.errors import EngineBuildError
 
@@ -170,7 +175,13 @@ def _require_precision(
 def layer_role(layer: LayerRow, attentions: Sequence[tuple[str, ...]]) -> str:
     """What a layer is for: `attention` (all of one), `product`, `copy` or `other`."""
     nodes = set(layer.onnx_nodes)
-    if layer.type != "gemm" and any(nodes.issuperset(block) for block in attentions):
+    operands = sum(row.dtype not in INDEX_DTYPES for row in layer.inputs)
+    # What only moves heads about for an `Attention` node bears its name too, but reads one of the
+    # three; of a block of three nodes only the kernel itself has them all.
+    if layer.type != "gemm" and any(
+        nodes.issuperset(block) and (len(block) > 1 or operands >= len("qkv"))
+        for block in attentions
+    ):
         return "attention"
     if layer.is_gemm:
         return "product"

@@ -41,7 +41,7 @@ _CELL: Final = 12.0
 _GAP: Final = 2.0
 _TALLEST: Final = 30.0
 _ROW: Final = 42.0
-_IN_A_ROW: Final = 64
+_IN_A_ROW: Final = 78
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,13 @@ def test_the_role_of_a_layer(layer: LayerRow, role: str) -> None:
     assert short_row(layer, attentions)["role"] == role  # type: ignore[call-overload, index]
 
 
+def test_only_the_kernel_of_an_attention_node_is_the_attention() -> None:
+    heads = _layer("kgen", "project", "attention")
+    kernel = replace(heads, inputs=heads.inputs * 4, onnx_nodes=("attention",))
+    blocks = [("attention",)]
+    assert [layer_role(layer, blocks) for layer in (heads, kernel)] == ["other", "attention"]
+
+
 def _in_profile(layer: LayerRow, number: int) -> LayerRow:
     return replace(layer, profile=number)
 
