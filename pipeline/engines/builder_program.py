@@ -213,9 +213,13 @@ def _configure(trt: Any, request: dict[str, Any], builder: Any) -> tuple[Any, st
     return config, ""
 
 
-def _inspect(trt: Any, logger: Any, plan: Any) -> str:
+def _inspect(trt: Any, request: dict[str, Any], logger: Any, plan: Any) -> str:
     """What the inspector says of an engine of full TensorRT; needs the GPU that built it."""
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    if request["flags"].get("VERSION_COMPATIBLE"):
+        # It has a runtime of its own in it, and none is loaded unless this is said.
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return ""
     inspector = engine.create_engine_inspector()
@@ -260,7 +264,7 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     if request["keeps_timing_cache"]:
         Path(TIMING_CACHE_FILE).write_bytes(config.get_timing_cache().serialize())
     if not layers and not _is_rtx(trt):
-        result["inspection"] = _inspect(trt, logger, plan)
+        result["inspection"] = _inspect(trt, request, logger, plan)
     return result
 
 

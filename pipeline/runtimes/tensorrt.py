@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +20,12 @@ import numpy as np
 
 from pipeline.engines.facts_file import facts_path, read_engine_facts
 from pipeline.engines.header import read_engine_header
-from pipeline.engines.preflight import MODULES, describe_diagnostics, require_loadable
+from pipeline.engines.preflight import (
+    MODULES,
+    VERSION_COMPATIBLE,
+    describe_diagnostics,
+    require_loadable,
+)
 from pipeline.errors import EnvironmentMissing, StageError
 from pipeline.gpu import this_machine
 from pipeline.runtimes.base import FeedError, ModelTensor, check_feeds
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from pipeline.engines.facts_file import EngineFacts
     from pipeline.runtimes.base import Array
     from pipeline.runtimes.cuda_memory import CapturedGraph
 
@@ -124,6 +131,7 @@ class TensorRTRunner:
         self._session = ""
         self._load_time_ms = 0.0
         self._resources: ExitStack | None = None
+        self._facts: EngineFacts | None = None
         self._module: Any = None
         self._engine: Any = None
         self._context: Any = None
@@ -143,8 +151,10 @@ class TensorRTRunner:
         started = time.perf_counter()
         plan = require_loadable(self._path, sha256=self._sha256)
         kind = read_engine_header(self._path).kind
+        path = facts_path(self._path)
+        self._facts = read_engine_facts(path) if path.is_file() else None
         with ExitStack() as resources:
-            # Let go of in reverse: the engine before the stream, all before the process ends.
+            # Let go of in reverse: what hangs on the context first, all before the process ends.
             resources.callback(self._drop)
             self._cuda = Cuda(self._device)
             self._module = importlib.import_module(MODULES[kind].import_name)
@@ -190,6 +200,10 @@ class TensorRTRunner:
 
     def _deserialise(self, plan: bytes) -> Any:
         runtime = self._module.Runtime(self._log)
+        if self._facts is not None and VERSION_COMPATIBLE in self._facts.compatibility:
+            # It has a runtime of its own in it, and none is loaded unless this is said. Its digest is
+            # vouched for.
+            runtime.engine_host_code_allowed = True
         if hasattr(runtime, "get_engine_validity"):
             validity, bits = runtime.get_engine_validity(plan)
             if validity == self._module.EngineValidity.INVALID:
@@ -252,10 +266,9 @@ class TensorRTRunner:
         )
 
     def _axis_names(self) -> dict[str, tuple[int | str | None, ...]]:
-        path = facts_path(self._path)
-        if not path.is_file():
+        facts = self._facts
+        if facts is None:
             return {}
-        facts = read_engine_facts(path)
         return {tensor.name: tensor.dims for tensor in (*facts.inputs, *facts.outputs)}
 
     def _dtype(self, name: str) -> str:
@@ -289,8 +302,7 @@ class TensorRTRunner:
 
     def _reasons(self) -> str:
         """What the log holds of errors, to stand behind a sentence."""
-        said = [message for severity, message in self._log.records if severity in _ERRORS]
-        return "".join(f"\n  {message}" for message in dict.fromkeys(said[-_MOST_REASONS:]))
+        return "".join(f"\n  {message}" for message in dict.fromkeys(self._log.records))
 
     # --- the contract of a runner -----------------------------------------------------------
 
@@ -569,11 +581,12 @@ def _logger_of(module: Any) -> Any:
         class RecordingLogger(module.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 module.ILogger.__init__(self)
-                self.records: list[tuple[str, str]] = []
+                # The last few: what warns at every call must not fill the memory.
+                self.records: deque[str] = deque(maxlen=_MOST_REASONS)
 
             def log(self, severity: Any, message: str) -> None:  # TensorRT calls it by this name
-                if severity.name not in {"VERBOSE", "INFO"}:
-                    self.records.append((severity.name, message))
+                if severity.name in _ERRORS:
+                    self.records.append(message)
 
         _LOGGERS[name] = RecordingLogger()
     return _LOGGERS[name]

@@ -15,6 +15,7 @@ from typing import Any
 _FACTS = json.loads(Path(__file__).with_name("facts.json").read_text(encoding="utf-8"))
 _TABLE = _FACTS["table"]
 _IS_RTX = "ComputeCapability" in _TABLE[""]
+_FLAGS: set[str] = set()
 
 __version__ = _FACTS["version"]
 
@@ -99,6 +100,7 @@ class _IBuilderConfig(_Strict):
 
     def set_flag(self, flag: Any) -> None:
         _note("set_flag", flag.name)
+        _FLAGS.add(flag.name)
 
     def clear_flag(self, flag: Any) -> None:
         _note("clear_flag", flag.name)
@@ -185,12 +187,15 @@ class _Engine:
         return _Inspector()
 
 
-class _Runtime:
+class _Runtime(_Strict):
+    engine_host_code_allowed = False
+
     def __init__(self, logger: Any) -> None: ...
 
-    def deserialize_cuda_engine(self, plan: bytes) -> _Engine:
+    def deserialize_cuda_engine(self, plan: bytes) -> _Engine | None:
         assert plan
-        return _Engine()
+        has_host_code = "VERSION_COMPATIBLE" in _FLAGS
+        return _Engine() if self.engine_host_code_allowed or not has_host_code else None
 
 
 def _show() -> None:

@@ -49,6 +49,7 @@ SHARED = {
         "set_memory_pool_limit",
         "set_timing_cache",
     },
+    "Runtime": {"deserialize_cuda_engine", "engine_host_code_allowed"},
 }
 """Class (empty: the module) -> attributes that all three have."""
 

@@ -172,6 +172,7 @@ class FakeTensorRT(types.ModuleType):
         self._cuda = cuda
         self._diagnostics = 0
         self._refuses = ""
+        self._has_host_code = False
         self._breaks = ""
         self._plan: dict[str, Any] | None = None
         self._configs: list[IRuntimeConfig] = []
@@ -194,6 +195,8 @@ class FakeTensorRT(types.ModuleType):
 
 
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, module: FakeTensorRT, logger: Any) -> None:
         self._module = module
         self._logger = logger
@@ -201,6 +204,9 @@ class Runtime:
     def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine | None:
         if self._module._refuses:
             self._logger.log(Severity.ERROR, self._module._refuses)
+            return None
+        if self._module._has_host_code and not self.engine_host_code_allowed:
+            self._logger.log(Severity.ERROR, "engines with host code are not allowed")
             return None
         kind = ICudaEngine if not isinstance(self, RTXRuntime) else RTXEngine
         return kind(

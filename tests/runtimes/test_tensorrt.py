@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipeline.engines.facts_file import read_engine_facts, write_engine_facts
 from pipeline.engines.preflight import require_loadable
 from pipeline.errors import ArtifactError, DigestMismatch, EnvironmentMissing, StageError
 from pipeline.runtimes import tensorrt as runner_module
@@ -29,6 +30,7 @@ from tests.runtimes.fake_tensorrt import (
     RTXEngine,
     RTXRuntime,
     Runtime,
+    Severity,
     write_engine,
 )
 
@@ -316,6 +318,31 @@ def test_what_the_runtime_says_against_an_engine_comes_in_words(setting: Setting
     with pytest.raises(EnvironmentMissing, match=expected), setting.runner():
         pass
     assert setting.cuda.left() == []
+
+
+def test_only_an_engine_that_is_said_to_have_host_code_may_bring_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines that later versions read have a runtime of their own in them."""
+    setting = Setting(tmp_path, monkeypatch, full=True)
+    setting.trt._has_host_code = True
+    with pytest.raises(StageError, match="host code are not allowed"), setting.runner():
+        pass
+    path = setting.folder / "engine.json"
+    facts = read_engine_facts(path)
+    changed = facts.model_copy(update={"compatibility": ("version_compatible",)})
+    write_engine_facts(changed, path)
+    feeds = _feeds()
+    with setting.runner() as runner:
+        assert _same(runner.run(feeds), setting.expected(feeds))
+
+
+def test_warnings_of_every_call_are_not_gathered(setting: Setting) -> None:
+    with setting.runner() as runner:
+        for _ in range(20):
+            runner._log.log(Severity.WARNING, "slow")
+            runner._log.log(Severity.ERROR, "odd")
+        assert len(runner._log.records) <= 5
 
 
 def test_reasons_from_the_log_reach_the_reader(either: Setting) -> None:
