@@ -158,3 +158,17 @@ def test_full_tensorrt_is_compared_on_the_gpu_it_was_built_for(
     (made,) = _plan(tmp_path, sentence_encoder, targets=[target]).targets
     assert made.chain.device_runs["model"].runtime == "tensorrt"
     assert (made.chain.proxy, made.chain.not_run_reason) == ("", "")
+
+
+def test_an_engine_without_its_weights_is_not_run(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with(monkeypatch, L4)
+    monkeypatch.setattr("pipeline.targets.tensorrt_rtx.nvidia_driver_version", lambda: L4.driver)
+    plan = _plan(tmp_path, sentence_encoder, targets=[{**RTX, "strip_weights": True}], **TIMED)
+    (target,) = plan.targets
+    assert target.chain.device_runs == {}
+    assert target.chain.proxy == "onnxruntime-cpu"
+    assert "weights were stripped" in target.chain.not_run_reason
+    assert "engine" in _stages(plan)
+    assert not {"validate_engine", "benchmark_engine"} & set(_stages(plan))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from pipeline.engines.preflight import EngineChoice
 from pipeline.errors import RecipeError
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
@@ -32,7 +33,6 @@ from pipeline.tasks import BATCH_AXIS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.engines.preflight import EngineChoice
     from pipeline.parity.tolerances import Arithmetic
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.targets.base import ChainBuilder, NodeRef, Ref
@@ -45,6 +45,7 @@ _QUANTIZED: Mapping[str, Mapping[str, str]] = {
 }
 """Precision -> modes of quantisation that give it, and how they are written; others take none."""
 _BITS = {"int8": 8, "int4": 4}
+_STRIPPED = "its weights were stripped, and until they are put back it computes nothing"
 
 
 class TensorRTStaticQuantization(CalibrateConfig, StaticOptions, Repairable):
@@ -240,7 +241,7 @@ class EngineTarget(TargetBase):
             "refit": self.refit,
             "strip_weights": self.strip_weights,
         }
-        choice = self.choose()
+        choice = EngineChoice(reason=_STRIPPED) if self.strip_weights else self.choose()
         models: dict[str, tuple[ModelLink, ...]] = {}
         deliverables: dict[str, tuple[Deliverable, ...]] = {}
         runs: dict[str, DeviceRun] = {}
