@@ -221,6 +221,14 @@ class ConvertModelRunner(ModelRunner):  # type: ignore[misc]
 
         chosen = providers or _providers(device)
         session = onnxruntime.InferenceSession(program.graph, session_options, providers=chosen)
+        first = chosen[0] if isinstance(chosen[0], str) else chosen[0][0]
+        active = session.get_providers()
+        if first not in active:  # ONNX Runtime takes another one, with nothing but a warning
+            raise EnvironmentMissing(
+                f"{first} did not start here; ONNX Runtime offers {', '.join(active)} in its place",
+                where=str(program.graph.parent),
+                hint="ask for a provider that is here, or leave `providers` and `device` out",
+            )
         return OnnxModelRunner(metadata, session)
 
     @property

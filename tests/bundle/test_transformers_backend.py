@@ -89,6 +89,21 @@ def test_a_device_that_is_not_here_is_an_error(artifact: Path) -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("own", ["CUDAExecutionProvider", ("CUDAExecutionProvider", {})])
+def test_no_provider_takes_the_place_of_the_one_that_is_asked_for(
+    artifact: Path, own: str | tuple[str, dict[str, str]]
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("it is here")
+    with pytest.raises(
+        EnvironmentMissing, match=r"CUDAExecutionProvider did not start .* CPUExec"
+    ):
+        ExportedModel.from_pretrained(
+            artifact / "cpu-fp32", providers=[own, "CPUExecutionProvider"]
+        )
+
+
 def _engines_only(folder: Path, _document: dict[str, Any]) -> None:
     target = folder / "cpu-fp32"
     engine = add_engine(target, "sm89", magic=b"vtrt")
