@@ -463,6 +463,7 @@ def build_plan(
     for place, target in enumerate(recipe.targets):
         builder.prefix = target.name
         with _about(where, "targets", place):
+            _check_runtime(target.runtime, task)
             chain = target.chain(builder)
         targets.append(_plan_target(target.name, chain, builder, recipe, task, measures))
     work = len(builder.drafts)
@@ -718,6 +719,23 @@ def _check_preprocessor(source: Source, task: Task) -> None:
         raise RecipeError(
             f"the checkpoint has no {what}, and without it there are no samples to compare on",
             hint=f"one of these must be in {source.root}: {', '.join(names)}",
+        )
+
+
+_CACHELESS_RUNTIMES: Mapping[str, str] = {
+    "tensorrt": "an engine would need a range for the cache, which no recipe gives it yet",
+    "tensorrt-rtx": "an engine would need a range for the cache, which no recipe gives it yet",
+    "existing": "caches of decoders that were made elsewhere are not read yet",
+}
+"""Runtimes that decoders with a cache are not made for, and why."""
+
+
+def _check_runtime(runtime: str, task: Task) -> None:
+    if task.has_cache and runtime in _CACHELESS_RUNTIMES:
+        raise RecipeError(
+            f"task `{task.name}` has no targets of runtime `{runtime}`: "
+            f"{_CACHELESS_RUNTIMES[runtime]}",
+            hint="take `runtime: onnxruntime`",
         )
 
 

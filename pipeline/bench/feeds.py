@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.decoder_inputs import POSITIONS, is_cache
 from pipeline.data.sample_set import INDEX_FILE, TENSOR_FILE
 from pipeline.errors import StageError
 
@@ -68,9 +69,14 @@ class SampleStream:
         return {name: self._cut(name, shape, start % len(self._samples)) for name in names}
 
     def _cut(self, name: str, shape: Shape, start: int) -> NDArray[Any]:
+        if is_cache(name):
+            # A text from its beginning on: the whole shape is prefill.
+            return self._empty_cache(name, shape[0], start)
         free = self._free_axes(name)
         sizes = dict(zip(self._axes, shape, strict=True))
         wanted = (shape[0], *(sizes[axis] for axis in free))
+        if name == POSITIONS:
+            return np.broadcast_to(np.arange(wanted[-1]), wanted).copy()
         if name == ATTENTION_MASK:
             # Every position holds a token, whatever was padded in the sample.
             return np.ones(wanted, dtype=self._samples.index.inputs[name].dtype)
@@ -80,6 +86,10 @@ class SampleStream:
             # Begins again where the elements end.
             elements = np.resize(elements, (count, *elements.shape[1:]))
         return elements[:count].reshape(*wanted, *elements.shape[1:])
+
+    def _empty_cache(self, name: str, batch: int, start: int) -> NDArray[Any]:
+        tensor = self._samples.read([start])[0][name]
+        return np.zeros((batch, *tensor.shape), dtype=tensor.dtype)
 
     def _free_axes(self, name: str) -> tuple[str, ...]:
         """The named axes of one sample; those of fixed size come behind them."""

@@ -48,7 +48,8 @@ def write_export_files(draft: Path, report: Report) -> None:
     model = report.recipe["model"]
     assert isinstance(model, dict)
     task = find_task(str(model["task"]))
-    if len(task.components) != 1:
+    # `ExportedModel` calls a graph once and knows no cache, so that it could not generate.
+    if len(task.components) != 1 or task.has_cache:
         return
     exported = next(
         (node.facts for node in report.nodes if node.stage == "export" and node.facts), None

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.parity.metrics import DistanceSums, sum_distances
 from pipeline.parity.types import OutputParity, Parity, SampleMetrics
+from pipeline.tasks import SEQUENCE_AXIS, TOTAL_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -211,8 +212,11 @@ class ParityRecorder:
             )
             record.add(index, DistanceSums())
             return False
+        declared = self._declared[name]
         sums = sum_distances(
-            vectors_last(candidate), vectors_last(reference), is_ranked=record.is_ranked
+            vectors_last(candidate, declared),
+            vectors_last(reference, declared),
+            is_ranked=record.is_ranked,
         )
         if sums.non_finite:
             record.note("finite", "", index, sums.non_finite)
@@ -281,6 +285,8 @@ def cut_padding(
     """
     for axis, size in extents.items():
         place = declared.axis(axis)
+        if place is None and axis == SEQUENCE_AXIS:
+            place = declared.axis(TOTAL_AXIS)  # no sample has a past
         if place is not None and BATCH_AXIS < place <= sample.ndim:
             # Slicing past the end gives what is there, and the shapes are then found to differ.
             valid = slice(starts.get(axis, 0), size)
@@ -288,12 +294,15 @@ def cut_padding(
     return sample
 
 
-def vectors_last(sample: Array) -> Array:
+def vectors_last(sample: Array, declared: ModelTensor | None = None) -> Array:
     """A sample's output with its vectors along the last axis.
 
     Feature maps are (channels, height, width) throughout transformers: what describes a place lies
-    along the first axis, and a row of pixels of one channel is no vector of anything.
+    along the first axis, and a row of pixels of one channel is no vector of anything. Keys and
+    values, (heads, tokens, head size), have three axes too, and have their vectors last already.
     """
+    if declared is not None and declared.axis(TOTAL_AXIS) is not None:
+        return sample
     return np.moveaxis(sample, 0, -1) if sample.ndim == FEATURE_MAP_AXES else sample
 
 

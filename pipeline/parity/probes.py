@@ -80,7 +80,9 @@ def _compare(
         elif not np.isfinite(reference).all():
             pass  # the checkpoint makes no number of it either
         else:
-            sums = sum_distances(vectors_last(candidate), vectors_last(reference))
+            sums = sum_distances(
+                vectors_last(candidate, declared[name]), vectors_last(reference, declared[name])
+            )
             if sums.non_finite:
                 problem = f"{of} has {sums.non_finite} elements that are NaN or infinite"
             if entry.compared == "values" or sums.non_finite:

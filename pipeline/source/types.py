@@ -140,10 +140,10 @@ class Source:
     def max_positions(self) -> int | None:
         """The longest sequence the checkpoint can take, or None when it does not say.
 
-        The smaller of `max_position_embeddings` and the tokenizer's `model_max_length`, which for
+        The smaller of `max_position_embeddings` (`n_positions` for GPT-2) and the tokenizer's `model_max_length`, which for
         RoBERTa-like models is smaller by the padding offset. Values above 1e9 mean "not set".
         """
-        found = [self.config.get("max_position_embeddings")]
+        found = [self.config.get(key) for key in ("max_position_embeddings", "n_positions")]
         name = "tokenizer_config.json"
         if name in self.files:
             found.append(read_json(self.files[name].path, name).get("model_max_length"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
+
+_Value = TypeVar("_Value")
 
 SAMPLES_PORT = "samples"
 TOKENIZER_PORT = "tokenizer"
@@ -44,18 +46,22 @@ def run(
         StageError: when the samples are damaged.
     """
     from collections import Counter
+    from dataclasses import replace
 
     import numpy as np
 
+    from pipeline.data.decoder_inputs import POSITIONS, completed, is_cache
     from pipeline.data.probes import image_probes, text_probes
     from pipeline.data.sample_set import SampleEntry, SampleIndex, load_samples, save_samples
-    from pipeline.tasks import find_task
+    from pipeline.tasks import DERIVED_AXES, find_task
 
     samples = load_samples(inputs[SAMPLES_PORT])
     some = samples.read(range(min(MOST_SAMPLES, len(samples))))
     generator = np.random.default_rng(config.seed)
     facts: dict[str, JSON] = {}
-    if find_task(config.task).modality == "image":
+    task = find_task(config.task)
+    made = {name for name in samples.index.inputs if task.has_cache and is_cache(name)}
+    if task.modality == "image":
         probes = list(image_probes(some, generator=generator))
     else:
         vocabulary = _vocabulary(inputs[TOKENIZER_PORT])
@@ -68,13 +74,16 @@ def run(
         facts["vocabulary"] = vocabulary
         probes = list(
             text_probes(
-                some,
-                samples.index.inputs,
+                [_without(sample, {*made, POSITIONS}) for sample in some],
+                _without(samples.index.inputs, {*made, POSITIONS}),
                 vocabulary=vocabulary,
                 lengths=config.lengths or (1, 1),
                 generator=generator,
             )
         )
+    if task.has_cache:
+        caches = {name: some[0][name] for name in sorted(made)}
+        probes = [replace(probe, tensors=completed(probe.tensors, caches)) for probe in probes]
     context.log(f"{len(probes)} probes made from {len(some)} samples")
     entries = []
     for number, probe in enumerate(probes):
@@ -82,7 +91,7 @@ def run(
             axis: size
             for name, spec in samples.index.inputs.items()
             for axis, size in zip(spec.axes, probe.tensors[name].shape, strict=True)
-            if axis is not None
+            if axis is not None and axis not in DERIVED_AXES
         }
         entries.append(
             SampleEntry(
@@ -104,6 +113,11 @@ def run(
     )
     save_samples(index, [probe.tensors for probe in probes], output)
     return facts | {"probes": len(probes), "kinds": dict(Counter(probe.kind for probe in probes))}
+
+
+def _without(tensors: Mapping[str, _Value], names: set[str]) -> dict[str, _Value]:
+    """What tells tokens apart; the rest follows from it."""
+    return {name: value for name, value in tensors.items() if name not in names}
 
 
 def _vocabulary(checkpoint: Path) -> int | None:

@@ -70,6 +70,12 @@ CATALOGUE: Final = (
         least_accuracy=0.95,
     ),
     Entry(
+        name="lm",
+        task="text-generation",
+        summary="Llama, byte by byte, on docstrings",
+        least_accuracy=0.35,
+    ),
+    Entry(
         name="snippets",
         task="text-classification",
         summary="BERT: call, docstring, error or signature?",

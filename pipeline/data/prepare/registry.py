@@ -21,6 +21,7 @@ def prepare_for(task: Task, setting: Setting) -> Preparation:
 
         return ImagePreparation(setting)
     from pipeline.data.prepare.choices import ChoicePreparation
+    from pipeline.data.prepare.decoders import DecoderPreparation
     from pipeline.data.prepare.masks import MaskPreparation
     from pipeline.data.prepare.spans import SpanPreparation
     from pipeline.data.prepare.texts import TextPreparation
@@ -30,6 +31,7 @@ def prepare_for(task: Task, setting: Setting) -> Preparation:
         "fill-mask": MaskPreparation,
         "multiple-choice": ChoicePreparation,
         "question-answering": SpanPreparation,
+        "text-generation": DecoderPreparation,
         "token-classification": WordPreparation,
     }
     return special.get(task.name, TextPreparation)(setting)
