@@ -93,6 +93,14 @@ class LayerRow:
         return self.type == "gemm" or (self.type == "runtime_fusion" and self.weights is not None)
 
     @property
+    def widens_weights(self) -> bool:
+        """Whether it writes weights out as wider floats, for a product that then reads no weights."""
+        if self.inputs or self.is_gemm or self.weights is None:
+            return False
+        bits = _BITS.get(self.weights.dtype, 64)
+        return any(_BITS.get(tensor.dtype, 0) > bits for tensor in self.outputs)
+
+    @property
     def is_copy(self) -> bool:
         """Whether it only moves numbers: into another place, layout or type."""
         return self.type.lower() in _COPIES

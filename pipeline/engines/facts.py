@@ -58,11 +58,16 @@ def fused_attentions(layers: Sequence[LayerRow], attentions: Sequence[tuple[str,
 
 
 def gemm_share(layers: Sequence[LayerRow], form: str) -> float | None:
-    """The share of matrix products with weights that are of a row of `FORMS`; None without any."""
+    """The share of matrix products with weights that are of a row of `FORMS`; None without any.
+
+    A product whose weights are widened by a layer of their own reads none, and its own layer may be
+    no plain product either: it counts by the layer that widens, as one that is not of the row.
+    """
     kinds = Counter(layer.gemm_kind for layer in layers if layer.is_gemm and layer.weights)
-    if not kinds:
+    total = kinds.total() + sum(layer.widens_weights for layer in layers)
+    if not total:
         return None
-    return sum(kinds[kind] for kind in _KINDS[form]) / kinds.total()
+    return sum(kinds[kind] for kind in _KINDS[form]) / total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,7 @@ class _ProfileCounts:
     layers: tuple[LayerRow, ...]
     fused: int
     copies: int
+    widened: int
     share: float | None
 
     def to_json(self) -> dict[str, JSON]:
@@ -82,6 +88,7 @@ class _ProfileCounts:
             "gemm_kinds": count_gemm_kinds(self.layers),
             "fused_attention": self.fused,
             "copy_layers": self.copies,
+            "widened_weights": self.widened,
         }
 
 
@@ -99,6 +106,7 @@ def layer_facts(
     profile; with several, `by_profile` has those of each. Coverage, which recipes limit in
     `gates.coverage`, is the worst of all profiles: `fused_attention` and `{precision}_gemms` are
     shares, `activation_memory_mib` is MiB at the largest shapes, `copy_layers` is a count.
+    `widened_weights` counts weights that a layer of their own writes out as floats at every run.
 
     Args:
         layers: The engine's table.
@@ -153,6 +161,7 @@ def _count(
         layers=tuple(layers),
         fused=fused_attentions(layers, attentions),
         copies=sum(layer.is_copy for layer in layers),
+        widened=sum(layer.widens_weights for layer in layers),
         share=gemm_share(layers, form),
     )
 
@@ -165,10 +174,14 @@ def _require_precision(
             continue
         what = f"{precision} weights were" if is_weight_only else f"precision {precision} was"
         kinds = count_gemm_kinds(profile.layers)
+        hint = f"the graph that was given to the builder is not {precision}"
+        if profile.widened:
+            kinds["weights that are written out as floats"] = profile.widened
+            hint = "take fp16, which multiplies the same numbers, or smaller blocks of weights"
         raise EngineBuildError(
             f"{what} asked for, and no matrix product of the engine has it: "
             + ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
-            hint=f"the graph that was given to the builder is not {precision}",
+            hint=hint,
         )
 
 

@@ -150,6 +150,10 @@ def headline(facts: Facts) -> Iterator[str]:
     if products:
         most = ", ".join(f"{count:.0f} {kind}" for kind, count in products)
         yield f"matrix products: {most}"
+    widened = facts.number("widened_weights")
+    if widened:
+        noun = figures.plural(int(widened), "weight is", "weights are")
+        yield f"{noun} written out as floats at every run"
     fused, blocks = facts.number("fused_attention"), facts.number("attention_blocks")
     if fused is not None and blocks:
         yield f"{fused:.0f} of {blocks:.0f} attentions in one kernel"

@@ -61,6 +61,28 @@ def test_the_share_of_gemms_counts_those_with_weights() -> None:
     assert gemm_share([_layer("kgen")], "fp16") is None
 
 
+def _widening(weights: str = "Int4") -> LayerRow:
+    """As TensorRT-RTX 1.7.1 logs it: a kernel that reads no tensor and writes weights as floats."""
+    return replace(_layer("kgen", weights=weights), inputs=())
+
+
+def test_weights_that_are_written_out_as_floats_are_products_of_another_kind() -> None:
+    # The product itself reads two tensors, and may be a fusion that is no plain product.
+    layers = (_widening(), _layer("runtime_fusion"), _layer("runtime_fusion", weights="Int4"))
+    assert gemm_share(layers, "int4") == 0.5
+    facts = layer_facts(layers, [], "int4", memory=(0,), is_weight_only=True)
+    assert facts["widened_weights"] == 1
+    with pytest.raises(EngineBuildError, match="1 weights that are written out as floats") as none:
+        layer_facts((_widening(), _layer("gemm")), [], "int4", memory=(0,), is_weight_only=True)
+    assert "fp16" in none.value.hint
+
+
+def test_tables_that_are_read_by_index_and_floats_are_no_widened_weights() -> None:
+    index = TensorRow((-1, 8), "Int64", "linear")
+    table = replace(_widening("Int8"), inputs=(index,))
+    assert gemm_share([table, _widening("Half"), _layer("kgen", weights="Int4")], "int4") is None
+
+
 def test_an_engine_without_one_gemm_of_the_precision_is_refused() -> None:
     with pytest.raises(EngineBuildError, match=r"fp16 was asked for.*: 1 Float x Float"):
         layer_facts((_layer("gemm", dtype="Float", weights="Float"),), [], "fp16", memory=(0,))

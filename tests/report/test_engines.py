@@ -79,9 +79,10 @@ def test_without_usable_layers_there_is_no_picture(rows: Any) -> None:
 
 
 def test_what_matters_is_said_first_in_both_forms() -> None:
-    facts = {"attention_blocks": 6, "fused_attention": 5, "copy_layers": 1}
+    facts = {"attention_blocks": 6, "fused_attention": 5, "copy_layers": 1, "widened_weights": 2}
     report = _report(**facts)
-    for said in ("5 of 6 attentions in one kernel", "1 copy or reformat"):
+    widened = "2 weights are written out as floats"
+    for said in ("5 of 6 attentions in one kernel", "1 copy or reformat", widened):
         assert said in render_html(report)
         assert said in render_markdown(report)
 
