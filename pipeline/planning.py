@@ -622,7 +622,6 @@ def _on_device(
             task=builder.task_name,
             runtime="tensorrt" if device.runtime == "tensorrt" else "tensorrt-rtx",
             batch_size=max(recipe.shapes.batch.opt, device.smallest_batch),
-            smallest_batch=device.smallest_batch,
         )
     inputs: dict[str, Ref] = {
         "model": device.node,

@@ -134,14 +134,14 @@ def test_the_key_holds_engine_gpu_and_driver(
     assert {"gpu_name", "gpu_target", "nvidia_driver"} <= set(MACHINE_FACTS)
 
 
-def test_profiles_with_a_smallest_batch_fill_up_smaller_ones(
+def test_batches_are_no_smaller_than_what_some_profile_takes(
     tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _with(monkeypatch, L4)
     target = {**RTX, "profiles": [{"batch": {"min": 3, "opt": 4, "max": 4}}]}
     plan = _plan(tmp_path, sentence_encoder, targets=[target])
     node = plan.nodes[plan.targets[0].validations["model"][-1][1].node]
-    assert (node.config.smallest_batch, node.config.batch_size) == (3, 3)
+    assert node.config.batch_size == 3
 
 
 def test_full_tensorrt_is_compared_on_the_gpu_it_was_built_for(

@@ -75,7 +75,7 @@ class CallTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Profile:
+class Profile:
     """One optimization profile: input name -> its smallest and its largest shape."""
 
     index: int
@@ -83,6 +83,7 @@ class _Profile:
     largest: Mapping[str, Shape]
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether it takes inputs of these shapes."""
         return all(
             len(shape) == len(self.smallest[name])
             and all(
@@ -96,6 +97,7 @@ class _Profile:
 
     @property
     def volume(self) -> int:
+        """Elements of all inputs at their largest."""
         return sum(prod(shape) for shape in self.largest.values())
 
     def __str__(self) -> str:
@@ -127,7 +129,7 @@ class TensorRTRunner:
         self._device = device
         self._inputs: tuple[ModelTensor, ...] = ()
         self._outputs: tuple[ModelTensor, ...] = ()
-        self._profiles: tuple[_Profile, ...] = ()
+        self._profiles: tuple[Profile, ...] = ()
         self._session = ""
         self._load_time_ms = 0.0
         self._resources: ExitStack | None = None
@@ -280,12 +282,12 @@ class TensorRTRunner:
             )
         return _DTYPES[raw]
 
-    def _read_profile(self, index: int) -> _Profile:
+    def _read_profile(self, index: int) -> Profile:
         ranges = {
             spec.name: self._engine.get_tensor_profile_shape(spec.name, index)
             for spec in self._inputs
         }
-        return _Profile(
+        return Profile(
             index=index,
             smallest={name: tuple(shapes[0]) for name, shapes in ranges.items()},
             largest={name: tuple(shapes[2]) for name, shapes in ranges.items()},
@@ -315,6 +317,11 @@ class TensorRTRunner:
     def outputs(self) -> tuple[ModelTensor, ...]:
         """The engine's outputs, in its order."""
         return self._outputs
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """What shapes the engine takes: those that fit into one of these."""
+        return self._profiles
 
     @property
     def session(self) -> str:
@@ -354,7 +361,7 @@ class TensorRTRunner:
         arrays = {name: np.ascontiguousarray(feeds[name]) for name in shapes}
         return BoundFeeds(self, profile, shapes, arrays)
 
-    def _choose(self, shapes: Mapping[str, Shape]) -> _Profile:
+    def _choose(self, shapes: Mapping[str, Shape]) -> Profile:
         """The smallest profile that all shapes fit into."""
         fitting = [profile for profile in self._profiles if profile.fits(shapes)]
         if not fitting:
@@ -416,7 +423,7 @@ class TensorRTRunner:
         return _State(key=key, host=host)
 
     def _largest_bytes(
-        self, spec: ModelTensor, profile: _Profile, dtype: np.dtype[Any], shape: Shape
+        self, spec: ModelTensor, profile: Profile, dtype: np.dtype[Any], shape: Shape
     ) -> int:
         """What a tensor takes at the profile's largest shapes."""
         now = prod(shape) * dtype.itemsize
@@ -493,7 +500,7 @@ class BoundFeeds:
     def __init__(
         self,
         runner: TensorRTRunner,
-        profile: _Profile,
+        profile: Profile,
         shapes: Mapping[str, Shape],
         arrays: Mapping[str, Array],
     ) -> None:

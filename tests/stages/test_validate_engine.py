@@ -34,11 +34,11 @@ NO_ENGINE = {"batch_flattened", "batch_of_one_inside", "token_axis_without_a_nam
 
 
 def _engine(
-    tmp_path: Path, graph: Path, axes: dict[str, tuple[int, int, int]] = AXES
+    tmp_path: Path, graph: Path, *profiles: dict[str, tuple[int, int, int]]
 ) -> tuple[Path, str]:
     """An engine as a stage leaves it in the store: with facts and a manifest."""
     folder = tmp_path / "engine"
-    digest = write_engine(folder, graph, [axes])
+    digest = write_engine(folder, graph, profiles or [AXES])
     manifest = scan_directory(folder)
     (folder / "MANIFEST.json").write_text(manifest.to_json(), encoding="utf-8")
     return folder, digest
@@ -51,17 +51,10 @@ def _inputs(tmp_path: Path, model: Path) -> dict[str, Path]:
     return {"model": model, "samples": data, "reference": data}
 
 
-def _validate(
-    tmp_path: Path, model: Path, *, batch_size: int = 4, smallest_batch: int = 1
-) -> Parity:
+def _validate(tmp_path: Path, model: Path) -> Parity:
     output = tmp_path / "out"
     output.mkdir(parents=True, exist_ok=True)
-    config = ValidateEngineConfig(
-        task="feature-extraction",
-        runtime="tensorrt-rtx",
-        batch_size=batch_size,
-        smallest_batch=smallest_batch,
-    )
+    config = ValidateEngineConfig(task="feature-extraction", runtime="tensorrt-rtx", batch_size=4)
     facts = VALIDATE_ENGINE.run(
         config, _inputs(tmp_path, model), output, RecordingContext(tmp_path)
     )
@@ -107,17 +100,45 @@ def test_every_broken_engine_is_found(
     assert not _is_passed(_validate(tmp_path, folder))
 
 
-def test_batches_below_the_smallest_are_filled_up_and_cut_again(
+@pytest.mark.parametrize(
+    "profiles",
+    [
+        [{**AXES, "batch": (4, 4, 8)}],
+        [{**AXES, "batch": (1, 1, 3)}],
+        [{**AXES, "sequence": (12, 16, 64)}],
+        [
+            {"batch": (1, 1, 1), "sequence": (1, 8, 10)},
+            {"batch": (2, 3, 3), "sequence": (11, 16, 64)},
+        ],
+    ],
+    ids=["rows_filled", "rows_in_parts", "positions_filled", "several"],
+)
+def test_samples_are_fed_in_shapes_that_a_profile_takes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    profiles: list[dict[str, tuple[int, int, int]]],
+) -> None:
+    install_device(monkeypatch)
+    graph = write_graph(tmp_path / "graph") / "model.onnx"
+    whole, _ = _engine(tmp_path / "whole", graph)
+    expected = _validate(tmp_path, whole)
+    folder, _ = _engine(tmp_path, graph, *profiles)
+    parity = _validate(tmp_path, folder)
+    assert parity.samples_seen == len(LENGTHS)
+    assert _is_passed(parity)
+    assert parity.problems == ()
+    for mine, other in zip(parity.outputs, expected.outputs, strict=True):
+        assert mine.metrics.elements == other.metrics.elements
+
+
+def test_samples_that_no_profile_can_hold_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_device(monkeypatch)
     graph = write_graph(tmp_path / "graph") / "model.onnx"
-    folder, _ = _engine(tmp_path, graph, {**AXES, "batch": (4, 4, 8)})
+    folder, _ = _engine(tmp_path, graph, {**AXES, "sequence": (1, 8, max(LENGTHS) - 1)})
     with pytest.raises(FeedError, match="no profile of the engine takes"):
         _validate(tmp_path, folder)
-    parity = _validate(tmp_path, folder, smallest_batch=4)
-    assert parity.samples_seen == len(LENGTHS)
-    assert _is_passed(parity)
 
 
 def test_an_engine_that_its_manifest_does_not_vouch_for_is_not_run(
