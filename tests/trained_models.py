@@ -26,6 +26,12 @@ def trained_digits() -> TrainedModel:
 
 
 @pytest.fixture(scope="session")
+def trained_lm() -> TrainedModel:
+    """A Llama that writes docstrings byte by byte; rows have `text`."""
+    return ensure_trained("lm")
+
+
+@pytest.fixture(scope="session")
 def trained_snippets() -> TrainedModel:
     """A BERT text classifier; rows have `text` and `label`."""
     return ensure_trained("snippets")

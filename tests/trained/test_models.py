@@ -92,7 +92,24 @@ def test_questions_are_answered(trained_answers: TrainedModel) -> None:
     assert sum(right) / SAMPLES >= LEAST_RIGHT
 
 
-@pytest.mark.parametrize("name", ["answers", "digits", "snippets", "tokens"])
+def test_docstrings_are_continued_as_well_as_was_written_down(trained_lm: TrainedModel) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.trained.lm import MOST_PERPLEXITY, measure
+
+    tokenizer = AutoTokenizer.from_pretrained(trained_lm.checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(trained_lm.checkpoint)
+    assert 1_000_000 < sum(weight.numel() for weight in model.parameters()) < 2_000_000
+    texts = [row["text"] for row in _rows(trained_lm.test)]
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    accuracy, perplexity = measure(model, tokenizer, texts)
+    assert accuracy == pytest.approx(trained_lm.accuracy, abs=1e-4)
+    assert perplexity == pytest.approx(trained_lm.facts["perplexity"], rel=1e-3)
+    assert perplexity < MOST_PERPLEXITY
+
+
+@pytest.mark.parametrize("name", ["answers", "digits", "lm", "snippets", "tokens"])
 def test_calibration_samples_are_no_test_samples(
     name: str, request: pytest.FixtureRequest
 ) -> None:
