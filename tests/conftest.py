@@ -6,9 +6,13 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.decoders import TinyDecoder
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -31,6 +35,14 @@ def sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.checkpoints import build_sentence_encoder
 
     return build_sentence_encoder(tmp_path_factory.mktemp("checkpoint") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoder:
+    """A 2-layer Llama with random weights, its samples, reference and export. Copy what you damage."""
+    from tests.decoders import make_decoder
+
+    return make_decoder(tmp_path_factory.mktemp("decoder"))
 
 
 @pytest.fixture(scope="session")

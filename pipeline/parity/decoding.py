@@ -103,11 +103,11 @@ class DecodingRecorder:
         """What was found so far, in the order in which it was."""
         return tuple(self._records.values())
 
-    def run(self, longest: Tokens, advance: Callable[[], None]) -> None:
+    def run(self, longest: Tokens | None, advance: Callable[[], None]) -> None:
         """All cases; `advance` is called once for each text and case (`steps`).
 
         Args:
-            longest: int64 (length,): a text as long as texts may be.
+            longest: int64 (length,): a text as long as texts may be; None: without one.
             advance: Told of every piece of work.
         """
         for text in self._texts:
@@ -129,7 +129,8 @@ class DecodingRecorder:
                 advance()
         self._attempt("left_padded", self._together)
         advance()
-        self._attempt("longest", lambda: self._longest(longest))
+        if longest is not None:
+            self._attempt("longest", lambda: self._longest(longest))
         advance()
 
     def steps(self) -> int:

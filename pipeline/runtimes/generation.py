@@ -18,6 +18,8 @@ from pipeline.runtimes.decoder import Feed
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from pipeline.runtimes.decoder import Cache, Decoder, Floats, Tokens
 
 
@@ -199,15 +201,13 @@ def choose(
     return np.array(drawn, np.int64)
 
 
-def distribution(
-    logits: Floats, options: GenerationOptions
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def distribution(logits: Floats, options: GenerationOptions) -> NDArray[np.float64]:
     """What tokens are drawn from: shares, float64 (rows, vocabulary), that add up to 1."""
-    scaled = logits.astype(np.float64) / options.temperature
+    scaled: NDArray[np.float64] = logits.astype(np.float64) / options.temperature
     if options.top_k is not None and options.top_k < scaled.shape[1]:
         least = np.partition(scaled, -options.top_k, axis=1)[:, [-options.top_k]]
         scaled[scaled < least] = -np.inf
-    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     if options.top_p is not None:
         order = np.argsort(-shares, axis=1, kind="stable")

@@ -9,7 +9,15 @@ import numpy as np
 import onnxruntime
 
 from pipeline.errors import StageError
-from pipeline.runtimes.decoder import LOGITS, TOKEN_INPUTS, Cache, Feed, Floats, check_step
+from pipeline.runtimes.decoder import (
+    LOGITS,
+    TOKEN_AXIS,
+    TOKEN_INPUTS,
+    Cache,
+    Feed,
+    Floats,
+    check_step,
+)
 from pipeline.runtimes.onnxruntime import ERRORS, OnnxRuntimeRunner, error_reason
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ class OrtDecoder(OnnxRuntimeRunner):
             StageError: when ONNX Runtime refuses the graph, or it is no decoder with a cache.
         """
         super().__enter__()
+        self._past: dict[str, tuple[ModelTensor, str]] = {}
         try:
             self._past = self._paired()
         except StageError:
@@ -51,7 +60,7 @@ class OrtDecoder(OnnxRuntimeRunner):
         traceback: TracebackType | None,
     ) -> None:
         """Let go of the session and its memory."""
-        self._past: dict[str, tuple[ModelTensor, str]] = {}
+        self._past = {}
         super().__exit__(kind, error, traceback)
 
     @property
@@ -63,8 +72,9 @@ class OrtDecoder(OnnxRuntimeRunner):
     def bytes_per_token(self) -> int:
         """Of the cache, for one token of one text: layers x 2 x heads x width x bytes of an element."""
         return sum(
-            int(spec.shape[1]) * int(spec.shape[3]) * np.dtype(spec.dtype).itemsize  # type: ignore[index,arg-type]
+            heads * width * np.dtype(spec.dtype).itemsize
             for spec in self.cached
+            for heads, width in [_sizes(spec)]
         )
 
     def _paired(self) -> dict[str, tuple[ModelTensor, str]]:
@@ -97,20 +107,13 @@ class OrtDecoder(OnnxRuntimeRunner):
     def empty(self, rows: int) -> Cache:
         """The cache of `rows` texts of which nothing was read yet."""
         kind, number = self._device()
-        return Cache(
-            rows=rows,
-            length=0,
-            values={
-                spec.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    [rows, int(shape[1]), 0, int(shape[3])],  # type: ignore[arg-type]
-                    np.dtype(spec.dtype),
-                    kind,
-                    number,
-                )
-                for spec in self.cached
-                if (shape := spec.shape) is not None
-            },
-        )
+        values = {}
+        for spec in self.cached:
+            heads, width = _sizes(spec)
+            values[spec.name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                [rows, heads, 0, width], np.dtype(spec.dtype), kind, number
+            )
+        return Cache(rows=rows, length=0, values=values)
 
     def step(self, feed: Feed, cache: Cache, *, last: int | None = None) -> tuple[Floats, Cache]:
         """As `Decoder.step`; keys and values are not copied."""
@@ -137,11 +140,30 @@ class OrtDecoder(OnnxRuntimeRunner):
             ) from err
         binding.synchronize_outputs()
         logits, *made = binding.get_outputs()
-        values = dict(zip(self._past, made, strict=True))
-        after = Cache(rows=cache.rows, length=feed.mask.shape[1], values=values)
+        after = Cache(
+            rows=cache.rows,
+            length=feed.mask.shape[1],
+            values=dict(zip(self._past, made, strict=True)),
+        )
+        self._check_length(after)
         seen = np.from_dlpack(logits)
         seen = seen if last is None else seen[:, -last:]
         return seen.astype(np.float32), after  # a copy: the memory is ONNX Runtime's
+
+    def _check_length(self, cache: Cache) -> None:
+        """Another step would take a cache of the wrong length for one of another past.
+
+        Raises:
+            StageError: when the graph leaves more or fewer keys or values than it was given tokens.
+        """
+        for name, value in cache.values.items():
+            shape = value.shape()
+            if shape[0] != cache.rows or shape[TOKEN_AXIS] != cache.length:
+                raise StageError(
+                    f"`{self._past[name][1]}` is {list(shape)} behind {cache.length} tokens of "
+                    f"{cache.rows} texts",
+                    where=self._model.name,
+                )
 
     def reorder(self, cache: Cache, rows: Sequence[int]) -> Cache:
         """As `Decoder.reorder`; by way of the host's memory."""
@@ -157,3 +179,12 @@ class OrtDecoder(OnnxRuntimeRunner):
     def read(self, cache: Cache) -> dict[str, Floats]:
         """As `Decoder.read`."""
         return {name: value.numpy().astype(np.float32) for name, value in cache.values.items()}
+
+
+def _sizes(spec: ModelTensor) -> tuple[int, int]:
+    """Key/value heads and the width of one; `_paired` has made sure that they are numbers."""
+    assert spec.shape is not None
+    heads, width = spec.shape[1], spec.shape[3]
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    return heads, width

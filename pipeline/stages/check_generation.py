@@ -5,14 +5,14 @@ A graph that cannot be run so is a result, not a failure of this stage.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -31,6 +31,8 @@ CHECKPOINT_PORT = "checkpoint"
 SAMPLES_PORT = "samples"
 REFERENCE_PORT = "reference"
 PAST, PRESENT = "past_key_values", "present"
+_ROUNDING: Final = frozenset({"DynamicQuantizeLinear", "QuantizeLinear"})
+"""Operators that make integers of activations."""
 
 
 class CheckGenerationConfig(StageConfig):
@@ -43,6 +45,9 @@ class CheckGenerationConfig(StageConfig):
         texts: How many samples are read with a cache, spread over their lengths.
         read: Tokens of each of these at most: a text that is read token by token takes its time.
         tokens: How many tokens a text is continued by.
+        written: Texts of a graph with weights in few bits that are read once more by the graph as it is
+            written: ONNX Runtime's own optimisations round activations to 8 bits beside such weights.
+        written_read: Tokens of each of these; weights are made float again at every step.
     """
 
     task: str
@@ -52,6 +57,8 @@ class CheckGenerationConfig(StageConfig):
     texts: Annotated[int, Field(ge=1)] = 6
     read: Annotated[int, Field(ge=2)] = 32
     tokens: Annotated[int, Field(ge=1)] = 16
+    written: Annotated[int, Field(ge=1)] = 2
+    written_read: Annotated[int, Field(ge=2)] = 8
 
 
 def run(
@@ -68,7 +75,7 @@ def run(
     from pipeline.data.reference_set import load_reference
     from pipeline.data.sample_set import load_samples
     from pipeline.graph.files import load_graph_only
-    from pipeline.graph.run_time_effects import nodes_with_scales_at_run_time
+    from pipeline.graph.run_time_effects import least_float, nodes_with_scales_at_run_time
     from pipeline.graph.stand_in import write_stand_in
     from pipeline.parity.decoding import DecodingRecorder
     from pipeline.runtimes.checkpoint_decoder import CheckpointDecoder
@@ -79,8 +86,7 @@ def run(
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(context.threads)
     samples, reference = load_samples(inputs[SAMPLES_PORT]), load_reference(inputs[REFERENCE_PORT])
-    texts = _texts(samples, config)
-    longest = _longest(samples, config.longest)
+    texts, longest = _texts(samples, config), _longest(samples, config.longest)
     stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
     checkpoint = CheckpointDecoder(
         load_torch_model(inputs[CHECKPOINT_PORT], config.task, config.component)
@@ -89,26 +95,28 @@ def run(
         stand_in.model / MODEL_FILE, optimizations=config.optimizations, threads=context.threads
     ) as decoder:
         prefill = _Prefill(decoder, samples, reference)
-        done, total = 0, len(samples) + 3 * len(texts) + 2 + len(texts)
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            context.progress(done, total, "runs")
-
+        advance = _steps(context, len(samples) + 3 * len(texts) + 2 + len(texts))
         for index in range(len(samples)):
             prefill.add(index)
             advance()
         recorder = DecodingRecorder(decoder, texts, prefill.unit)
         recorder.run(longest, advance)
         records = [*prefill.records, *recorder.records]
-        greedy: list[JSON] = []
+        greedy: list[dict[str, JSON]] = []
         problem = next((record.problem for record in records if record.problem), "")
         if not problem:
             records.append(_against_torch(decoder, checkpoint, longest, prefill.unit))
             greedy, problem = _greedy(decoder, checkpoint, texts, config, advance)
         bytes_per_token = decoder.bytes_per_token
     graph = load_graph_only(inputs[MODEL_PORT] / MODEL_FILE)
+    # Weights in few bits beside float activations: nothing is rounded but sums.
+    operators = {node.op_type for node in graph.graph.node}
+    is_exact = "DequantizeLinear" in operators and not operators & _ROUNDING
+    is_plain = config.optimizations == "disabled"
+    cases = [_fact(record, is_exact=is_exact and is_plain) for record in records]
+    if is_exact and not is_plain and not problem:
+        model = stand_in.model / MODEL_FILE
+        cases += _as_written(model, texts, config, context.threads, prefill.unit)
     return {
         "problems": [problem] if problem else [],
         "texts": [{"sample": text.index, "tokens": len(text.tokens)} for text in texts],
@@ -117,10 +125,43 @@ def run(
         "vocabulary": prefill.vocabulary,
         "cache_bytes_per_token": bytes_per_token,
         "scales_at_run_time": list(nodes_with_scales_at_run_time(graph)),
-        "cases": [_fact(record) for record in records],
+        "least_float": least_float(graph),
+        "cases": cases,
         "greedy": greedy,
         **prefill.facts(),
     }
+
+
+def _steps(context: StageContext, total: int) -> Callable[[], None]:
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        context.progress(done, total, "runs")
+
+    return advance
+
+
+def _as_written(
+    model: Path, texts: Sequence[Text], config: CheckGenerationConfig, threads: int, unit: float
+) -> list[dict[str, JSON]]:
+    """The last texts once more, by the graph without optimisations."""
+    from dataclasses import replace
+
+    from pipeline.parity.decoding import DecodingRecorder
+    from pipeline.runtimes.ort_decoder import OrtDecoder
+
+    shorter = [
+        replace(text, tokens=text.tokens[: max(2, config.written_read - number)])
+        for number, text in enumerate(texts[-config.written :])
+    ]
+    with OrtDecoder(model, optimizations="disabled", threads=threads) as decoder:
+        recorder = DecodingRecorder(decoder, shorter, unit)
+        recorder.run(None, lambda: None)
+    return [
+        _fact(record, is_exact=True) | {"against": "as_written"} for record in recorder.records
+    ]
 
 
 class _Prefill:
@@ -174,8 +215,7 @@ class _Prefill:
             self._logits.problem = f"the checkpoint has outputs that it lacks: {', '.join(absent)}"
             return
         for name, array in expected.items():
-            error = noise(made[name], array, 1.0)
-            self._errors.setdefault(name, []).append(error)
+            self._errors.setdefault(name, []).append(noise(made[name], array, 1.0))
             size = float(np.square(array, dtype=np.float64).sum())
             self._squares.setdefault(name, []).append((size, array.size))
         self._logits.samples.append(index)
@@ -320,8 +360,8 @@ def _greedy(
     checkpoint: Decoder,
     texts: Sequence[Text],
     config: CheckGenerationConfig,
-    advance: object,
-) -> tuple[list[JSON], str]:
+    advance: Callable[[], None],
+) -> tuple[list[dict[str, JSON]], str]:
     """Continue the first half of each text; where the checkpoint, and the graph without a cache, part.
 
     Both are given what the graph wrote: as far as they agree they would have written the same, so the
@@ -332,22 +372,21 @@ def _greedy(
     from pipeline.errors import PipelineError
     from pipeline.runtimes.generation import GenerationOptions, generate, prefill
 
-    assert callable(advance)
     prompts = [text.tokens[: max(1, len(text.tokens) // 2)].tolist() for text in texts]
     room = config.longest - max(len(prompt) for prompt in prompts)
     if room < 1:
         return [], ""
     count = min(config.tokens, room)
-    facts: list[JSON] = []
+    facts: list[dict[str, JSON]] = []
     try:
         written = generate(decoder, prompts, GenerationOptions(tokens=count)).tokens
         for text, prompt, tokens in zip(texts, prompts, written, strict=True):
             whole = np.array([[*prompt, *tokens[:-1]]], np.int64)
             for name, judge in (("torch", checkpoint), ("itself", decoder)):
                 logits, _ = prefill(judge, whole, np.ones_like(whole), keeps_all=True)
+                parting = _parting(logits[0, len(prompt) - 1 :], np.array(tokens))
                 facts.append(
-                    {"sample": text.index, "against": name, "prompt": len(prompt)}
-                    | _parting(logits[0, len(prompt) - 1 :], np.array(tokens))
+                    {"sample": text.index, "against": name, "prompt": len(prompt), **parting}
                 )
             advance()
     except PipelineError as error:
@@ -374,7 +413,7 @@ def _parting(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> dict[str
     }
 
 
-def _fact(record: Record) -> dict[str, JSON]:
+def _fact(record: Record, *, is_exact: bool) -> dict[str, JSON]:
     from pipeline.parity.decoding import finite
 
     return {
@@ -385,6 +424,7 @@ def _fact(record: Record) -> dict[str, JSON]:
         "samples": list(record.samples),
         "tensor": record.tensor,
         "problem": record.problem,
+        "is_exact": is_exact,
     }
 
 
