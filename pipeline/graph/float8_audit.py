@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from pipeline.graph.quantization_audit import Auditor, blocks_of
+from pipeline.graph.quantization_audit import Auditor, grid_faults, largest_error
 from pipeline.graph.quantized_weights import FLOAT8, FLOAT8_MAX, rounded_scale
 
 if TYPE_CHECKING:
@@ -40,55 +40,28 @@ class Float8Auditor(Auditor):
     def _integers(self, stored: StoredConstant) -> Iterator[str]:
         if stored.values.dtype == FLOAT8 and np.isnan(stored.values.astype(np.float32)).any():
             yield "has numbers that are NaN"
-        if stored.zero_point is not None and stored.zero_point.astype(np.float32).any():
-            yield "has a zero point that is not 0"
-        scale = stored.scale.astype(np.float32)
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
-            yield "has scales that are not positive numbers"
+        yield from grid_faults(stored, is_symmetric=True)
 
-    def _weight(
+    def _error(
+        self, stored: StoredConstant, content: NDArray[Any]
+    ) -> tuple[float, tuple[int, ...]]:
+        return largest_error(stored, content, _distances)
+
+    def _ratio(
         self,
-        layer: str,
         stored: StoredConstant,
         content: NDArray[Any],
-        axis: int,
+        axis: int | None,
         least: NDArray[Any] | None,
-    ) -> None:
+    ) -> tuple[float, int]:
         del least  # there are no biases in integers
-        name = f"its weight `{stored.name}`"
-        error, where = _error_in_steps(stored, content)
-        self._row("weight_error", layer, error, f"{name} at {list(where)}")
-        along = axis if stored.scale.size > 1 or self._asked.per_channel else None
-        ratio, channel = _scale_ratio(stored, content, along)
-        detail = name + (f", output {channel}" if along is not None else "")
-        self._row("weight_step", layer, ratio, detail)
+        return _scale_ratio(stored, content, axis)
 
 
-def _error_in_steps(
-    stored: StoredConstant, content: NDArray[Any]
-) -> tuple[float, tuple[int, ...]]:
-    """Largest distance in steps, and where; infinite when shapes differ."""
-    if stored.values.shape != content.shape:
-        return np.inf, ()
-    try:
-        scale = np.broadcast_to(stored.spread(stored.scale).astype(np.float32), content.shape)
-    except ValueError:
-        return np.inf, ()
-    worst, where = -1.0, (0,) * content.ndim
-    for part in blocks_of(content.shape):
-        with np.errstate(all="ignore"):
-            wanted = content[part].astype(np.float32) / scale[part]
-            found = stored.values[part].astype(np.float32)
-            distance = np.abs(wanted - found) / _step_at(wanted)
-        at = int(np.argmax(distance))  # of NaN, the first one
-        value = float(distance.reshape(-1)[at])
-        place = np.unravel_index(at, distance.shape)
-        if not value <= worst:
-            worst = value
-            where = (int(place[0]) + part.start, *(int(each) for each in place[1:]))
-        if not np.isfinite(value):
-            return np.inf, where
-    return worst, where
+def _distances(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """In steps of float8 at each place."""
+    result: NDArray[np.float32] = np.abs(wanted - found) / _step_at(wanted)
+    return result
 
 
 def _step_at(numbers: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -50,7 +50,7 @@ from pipeline.graph.unquantized import unquantize
 from pipeline.graph.weighted_layers import find_weighted_layers, gemm_obstacle, value_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -367,10 +367,7 @@ class Auditor:
         least, most = int(stored.values.min(initial=0)), int(stored.values.max(initial=0))
         if least < low or most > high:
             yield f"has integers from {least} to {most}, not {low} to {high}"
-        if dtype == "int8" and stored.zero_point is not None and stored.zero_point.any():
-            yield "has a zero point that is not 0"
-        if not (np.isfinite(stored.scale).all() and (stored.scale > 0).all()):
-            yield "has scales that are not positive numbers"
+        yield from grid_faults(stored, is_symmetric=dtype == "int8")
 
     def _weight(
         self,
@@ -381,16 +378,32 @@ class Auditor:
         least: NDArray[Any] | None,
     ) -> None:
         """Integers against the float weight, and scales against what the weight needs."""
-        error, where = _error_in_steps(stored, content)
+        error, where = self._error(stored, content)
         self._row("weight_error", layer, error, f"its weight `{stored.name}` at {list(where)}")
         along = axis if stored.scale.size > 1 or self._asked.per_channel else None
-        ratio, channel = _step_ratio(stored, content, along, self._asked.bits, least)
+        ratio, channel = self._ratio(stored, content, along, least)
         self._row(
             "weight_step",
             layer,
             ratio,
             f"its weight `{stored.name}`" + (f", output {channel}" if along is not None else ""),
         )
+
+    def _error(
+        self, stored: StoredConstant, content: NDArray[Any]
+    ) -> tuple[float, tuple[int, ...]]:
+        """The largest distance of a number from the float weight, in steps, and where."""
+        return largest_error(stored, content, _distances)
+
+    def _ratio(
+        self,
+        stored: StoredConstant,
+        content: NDArray[Any],
+        axis: int | None,
+        least: NDArray[Any] | None,
+    ) -> tuple[float, int]:
+        """The scale farthest from what its weights need, as a factor, and of which channel."""
+        return _step_ratio(stored, content, axis, self._asked.bits, least)
 
     def _bias(
         self,
@@ -443,7 +456,7 @@ class Auditor:
             wrong = list(_table_faults(stored, content))
             detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
             self._row("wrong_formats", node_name(node), len(wrong), detail)
-            error, where = _error_in_steps(stored, content)
+            error, where = largest_error(stored, content, _distances)
             at = f"its table `{stored.name}` at {list(where)}"
             self._row("weight_error", node_name(node), error, at)
             ratio, row = _step_ratio(stored, content, 0, 8, None)
@@ -722,7 +735,7 @@ def _kind_of(zero_point: NDArray[Any] | None) -> EightBits:
     return "float8" if zero_point.dtype == FLOAT8 else "int8"
 
 
-def blocks_of(shape: tuple[int, ...]) -> Iterator[slice]:
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Parts of the first axis, each with a bounded number of elements."""
     row = int(np.prod(shape[1:], dtype=np.int64)) if shape else 1
     rows = max(1, _BLOCK // max(row, 1))
@@ -730,10 +743,38 @@ def blocks_of(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _error_in_steps(
-    stored: StoredConstant, content: NDArray[Any]
+def grid_faults(stored: StoredConstant, *, is_symmetric: bool) -> Iterator[str]:
+    """What is wrong with the zero points and scales of a weight, whatever its type."""
+    zero = stored.zero_point
+    if is_symmetric and zero is not None and zero.astype(np.float32).any():
+        yield "has a zero point that is not 0"
+    scale = stored.scale.astype(np.float32)
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        yield "has scales that are not positive numbers"
+
+
+Distances: TypeAlias = "Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]"
+
+
+def _distances(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How many integers lie between numbers, which are written over."""
+    wanted -= found
+    return np.abs(wanted, out=wanted)
+
+
+def largest_error(
+    stored: StoredConstant, content: NDArray[Any], distances: Distances
 ) -> tuple[float, tuple[int, ...]]:
-    """Largest |weight / scale - (integer - zero point)|, and where; infinite when shapes differ."""
+    """The largest distance of a stored number from the float one, and where.
+
+    Args:
+        stored: The weight in 8 bits.
+        content: The float one.
+        distances: Of `weight / scale` and `number - zero point`, in steps.
+
+    Returns:
+        Infinite when shapes differ, or a distance is no number.
+    """
     if stored.values.shape != content.shape:
         return np.inf, ()
     try:
@@ -745,11 +786,10 @@ def _error_in_steps(
     except ValueError:
         return np.inf, ()
     worst, where = -1.0, (0,) * content.ndim
-    for part in blocks_of(content.shape):
+    for part in _blocks(content.shape):
         with np.errstate(all="ignore"):
-            steps = content[part].astype(np.float32) / scale[part]
-            steps -= stored.values[part].astype(np.float32) - zeros[part]
-        np.abs(steps, out=steps)
+            wanted = content[part].astype(np.float32) / scale[part]
+            steps = distances(wanted, stored.values[part].astype(np.float32) - zeros[part])
         at = int(np.argmax(steps))  # of NaN, the first one
         value = float(steps.reshape(-1)[at])
         place = np.unravel_index(at, steps.shape)
@@ -803,5 +843,4 @@ def _table_faults(stored: StoredConstant, content: NDArray[Any]) -> Iterator[str
         yield f"has {stored.scale.size} scales, not {content.shape[0]}"
     if int(stored.values.min(initial=0)) < -127:
         yield "has integers below -127"
-    if not (np.isfinite(stored.scale).all() and (stored.scale > 0).all()):
-        yield "has scales that are not positive numbers"
+    yield from grid_faults(stored, is_symmetric=False)

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from pipeline.graph.blockwise import LARGEST, STORED, stored_scale
-from pipeline.graph.quantization_audit import Asked, Audit, Auditor
+from pipeline.graph.quantization_audit import Asked, Audit, Auditor, grid_faults
 from pipeline.graph.weight_only import prepare, weight_only_reasons
 
 if TYPE_CHECKING:
@@ -116,11 +116,7 @@ class _WeightOnlyAuditor(Auditor):
         least, most = int(integers.min(initial=0)), int(integers.max(initial=0))
         if max(most, -least) > LARGEST[bits]:
             yield f"has integers from {least} to {most}, not {-LARGEST[bits]} to {LARGEST[bits]}"
-        if stored.zero_point is not None and stored.zero_point.astype(np.int16).any():
-            yield "has a zero point that is not 0"
-        scale = stored.scale.astype(np.float32)
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
-            yield "has scales that are not positive numbers"
+        yield from grid_faults(stored, is_symmetric=True)
 
     def _weight(
         self,

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field
 
 from pipeline.stages.base import ENGINE_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.validate import (
+    MODEL_PORT,
+    PARITY_FILE,
+    PROBES_PORT,
+    REFERENCE_PORT,
+    SAMPLES_PORT,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,12 +27,6 @@ if TYPE_CHECKING:
     from pipeline.runtimes.base import Array, ModelTensor
     from pipeline.runtimes.tensorrt import Profile, TensorRTRunner
     from pipeline.stages.base import StageContext
-
-PARITY_FILE = "parity.json"
-MODEL_PORT = "model"
-SAMPLES_PORT = "samples"
-REFERENCE_PORT = "reference"
-PROBES_PORT = "probes"
 
 
 class ValidateEngineConfig(StageConfig):

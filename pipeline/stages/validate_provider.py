@@ -12,6 +12,13 @@ from pydantic import Field
 from pipeline.runtimes.ort_providers import ProviderPlan
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 from pipeline.stages.provider_engine import LIBRARIES, MACHINE, PACKAGES
+from pipeline.stages.validate import (
+    MODEL_PORT,
+    PARITY_FILE,
+    PROBES_PORT,
+    REFERENCE_PORT,
+    SAMPLES_PORT,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +27,6 @@ if TYPE_CHECKING:
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
 
-PARITY_FILE = "parity.json"
-MODEL_PORT = "model"
-SAMPLES_PORT = "samples"
-REFERENCE_PORT = "reference"
-PROBES_PORT = "probes"
 CACHE_PORT = "cache"
 
 
