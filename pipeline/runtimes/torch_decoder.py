@@ -18,7 +18,7 @@ from pipeline.errors import ExportError
 from pipeline.tasks import BATCH_AXIS, PAST_AXIS, TOTAL_AXIS, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
@@ -170,11 +170,11 @@ def _sizes(layer: object, place: str, batch: int, length: int) -> tuple[int, int
 
 
 def require_cache_agreement(loaded: TorchComponent) -> None:
-    """Refuse a model that gives other outputs with a cache than without.
+    """Refuse a model that gives other outputs with a cache, or beside padding, than without.
 
     A text is run at once, and then its beginning and its end one after the other, in a batch whose
-    last row is padded on the left. Models that are not causal, ignore `position_ids` or mask
-    otherwise than by `attention_mask` show here, before anything is exported.
+    last row is padded on the left; that row is run alone too. Models that are not causal, or do not
+    go by `attention_mask` and `position_ids`, show here, before anything is exported.
 
     Raises:
         ExportError: when they differ.
@@ -182,30 +182,36 @@ def require_cache_agreement(loaded: TorchComponent) -> None:
     past, new = 6, 5
     names = loaded.input_names
     whole = dict(zip(names, loaded.example(past_sequence=0, sequence=past + new), strict=True))
+    empty = [whole[name] for name in names[FIRST_CACHE_INPUT:]]
     padding = whole["attention_mask"] == 0  # (batch, past + new)
-    cache = names[FIRST_CACHE_INPUT:]
+    padded = int(padding[-1].sum())
 
-    def cut(chosen: slice, end: int, states: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        return [
-            whole["input_ids"][:, chosen],
-            whole["attention_mask"][:, :end],
-            whole["position_ids"][:, chosen],
-            *states.values(),
-        ]
+    def run(
+        rows: slice, tokens: slice, seen: slice, states: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        result: tuple[torch.Tensor, ...] = loaded.module(
+            whole["input_ids"][rows, tokens],
+            whole["attention_mask"][rows, seen],
+            whole["position_ids"][rows, tokens],
+            *states,
+        )
+        return result
 
+    every, last = slice(None), slice(-1, None)
     with torch.no_grad():
-        expected = loaded.module(*whole.values())
-        first = loaded.module(*cut(slice(past), past, {name: whole[name] for name in cache}))
-        second = loaded.module(
-            *cut(slice(past, None), past + new, dict(zip(cache, first[1:], strict=True)))
-        )
-    logits = torch.cat([first[0], second[0]], dim=1)
-    difference = (logits - expected[0])[~padding].abs().max()
-    largest = expected[0][~padding].abs().max()
-    if not difference <= AGREEMENT * largest:
-        raise ExportError(
-            f"the model gives other logits with a cache than without: {float(difference):.3g} apart, "
-            f"where the largest is {float(largest):.3g}",
-            hint="the architecture is not causal, or does not go by `attention_mask` and "
-            "`position_ids` alone; it cannot be exported with a cache",
-        )
+        expected = run(every, every, every, empty)[0]
+        first = run(every, slice(past), slice(past), empty)
+        second = run(every, slice(past, None), every, first[1:])
+        text = slice(padded, None)
+        alone = run(last, text, text, [state[last] for state in empty])[0]
+    in_steps = (torch.cat([first[0], second[0]], dim=1) - expected)[~padding].abs().max()
+    beside = (alone[0] - expected[-1, padded:]).abs().max()
+    largest = float(expected[~padding].abs().max())
+    for difference, how in ((in_steps, "with a cache"), (beside, "beside padding on the left")):
+        if not float(difference) <= AGREEMENT * largest:
+            raise ExportError(
+                f"the model gives other logits {how} than without: {float(difference):.3g} apart, "
+                f"where the largest is {largest:.3g}",
+                hint="the architecture is not causal, or does not go by `attention_mask` and "
+                "`position_ids` alone; it cannot be exported with a cache",
+            )

@@ -1,0 +1,95 @@
+"""Plans for text generation: what is planned, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.build import BuildOptions, open_store, prepare_plan
+from pipeline.errors import RecipeError
+from pipeline.recipe import load_recipe_file
+from tests.decoders import build_tiny_llama
+from tests.recipes import FP32, INT8, RTX, write_recipe
+from tests.trained.lm import byte_tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.planning import Plan
+
+INT4 = {
+    "name": "cpu-int4",
+    "runtime": "onnxruntime",
+    "precision": "int4",
+    "quantization": {"mode": "weight_only"},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("decoder") / "checkpoint"
+    byte_tokenizer().save_pretrained(path)
+    return build_tiny_llama(path, vocab_size=258)
+
+
+def _plan(tmp_path: Path, source: Path, **changes: Any) -> Plan:
+    changes.setdefault("model", {"source": str(source), "task": "text-generation"})
+    path = write_recipe(tmp_path / "recipe.yaml", source, **changes)
+    return prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=tmp_path / "store")))
+
+
+def test_checks_that_know_nothing_of_caches_are_not_planned(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4, INT8])
+    stages = {node.stage.name for node in plan.nodes}
+    assert stages >= {"export", "quantize_weights", "quantize_dynamic", "validate", "noise_floor"}
+    assert "check_generation" in stages
+    assert "invariance" not in stages
+
+
+def test_the_past_is_no_axis_of_a_recipe(tmp_path: Path, checkpoint: Path) -> None:
+    assert _plan(tmp_path, checkpoint).task.axes == ("batch", "sequence")
+
+
+def test_engines_are_refused_with_the_reason(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(RecipeError, match="a range for the cache") as caught:
+        _plan(tmp_path, checkpoint, targets=[FP32, RTX])
+    assert "recipe.yaml:" in caught.value.where
+    assert "onnxruntime" in caught.value.hint
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    bare = build_tiny_llama(tmp_path / "bare")
+    with pytest.raises(RecipeError, match="has no tokenizer"):
+        _plan(tmp_path, bare)
+
+
+def test_sequences_beyond_the_positions_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+    shapes = {
+        "batch": {"min": 1, "opt": 2, "max": 4},
+        "sequence": {"min": 2, "opt": 8, "max": 65},
+    }
+    with pytest.raises(RecipeError, match=r"65 tokens are asked for, .* has 64 positions"):
+        _plan(tmp_path, checkpoint, shapes=shapes)
+
+
+def test_positions_are_found_under_the_name_that_gpt2_gives_them(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    copy = tmp_path / "gpt2"
+    copy.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != "tokenizer_config.json":  # it says a length as well
+            (copy / path.name).write_bytes(path.read_bytes())
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 258}
+    (copy / "config.json").write_text(json.dumps(config | {"n_positions": 12}))
+    with pytest.raises(RecipeError, match=r"16 tokens are asked for, .* has 12 positions"):
+        _plan(tmp_path, copy)
+
+
+def test_an_encoder_is_no_model_that_generates(tmp_path: Path, sentence_encoder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"saved as \.\.\.ForCausalLM or \.\.\.LMHeadModel"):
+        _plan(tmp_path, sentence_encoder)
