@@ -33,6 +33,9 @@ BEHIND: Final[dict[str, str]] = {"TensorrtExecutionProvider": "CUDAExecutionProv
 ENGINE_CACHE: Final = "engines"
 TIMING_CACHE: Final = "timing"
 
+Mebibytes: TypeAlias = Annotated[int, Field(ge=1, le=1 << 24)]
+"""Of a device: up to 16 TiB, which as bytes still is a number that the libraries take."""
+
 _MIB: Final = 1 << 20
 _BOTH: Final = frozenset({"device_id"})
 _CUDA: Final = frozenset(
@@ -64,7 +67,7 @@ class ProviderOptions(BaseModel):
     fuse_conv_bias: bool | None = Field(
         default=None, description="cuda: bias and activation inside of a convolution"
     )
-    gpu_memory_mib: Annotated[int, Field(ge=1)] | None = Field(
+    gpu_memory_mib: Mebibytes | None = Field(
         default=None, description="cuda: limit of the memory it takes, MiB"
     )
     trt_fp16_enable: bool | None = Field(
@@ -72,7 +75,7 @@ class ProviderOptions(BaseModel):
         description="tensorrt: let TensorRT compute a float32 graph in fp16 where it is quicker; "
         "`precision: fp16` says exactly what is fp16, and is not to be mixed with it",
     )
-    workspace_mib: Annotated[int, Field(ge=1)] | None = Field(
+    workspace_mib: Mebibytes | None = Field(
         default=None, description="tensorrt: limit of scratch memory while it builds, MiB"
     )
     builder_optimization_level: Annotated[int, Field(ge=0, le=5)] | None = Field(

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.engines.preflight import EngineChoice
 from pipeline.errors import RecipeError
+from pipeline.runtimes.ort_providers import Mebibytes
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.fuse_attention import FUSE_ATTENTION, FuseAttentionConfig
@@ -146,7 +147,7 @@ class EngineTarget(TargetBase):
             [{"batch": {"min": 1, "opt": 1, "max": 1}}, {"batch": {"min": 2, "opt": 8, "max": 32}}]
         ],
     )
-    workspace_mib: Annotated[int, Field(ge=1)] | None = Field(
+    workspace_mib: Mebibytes | None = Field(
         default=None,
         description="limit of the scratch memory of one layer, MiB; default: the GPU's memory",
     )

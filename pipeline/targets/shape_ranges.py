@@ -7,6 +7,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
+"""Of an axis: TensorRT holds the sizes of a profile in 32 bits with a sign."""
 
 
 class _Strict(BaseModel):
@@ -16,9 +18,9 @@ class _Strict(BaseModel):
 class ShapeRange(_Strict):
     """The smallest, the usual and the largest value of one named axis."""
 
-    min: Positive = Field(description="the smallest that must work")
-    opt: Positive = Field(description="the usual one; engines are fastest here")
-    max: Positive = Field(description="the largest that must work")
+    min: Size = Field(description="the smallest that must work")
+    opt: Size = Field(description="the usual one; engines are fastest here")
+    max: Size = Field(description="the largest that must work")
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
