@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import ml_dtypes
 import numpy as np
 
+from pipeline.graph.quantized_weights import rounded_scale
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -27,6 +29,9 @@ STORED: Final[dict[Bits, np.dtype[Any]]] = {4: np.dtype(ml_dtypes.int4), 8: np.d
 
 SHARES: Final = tuple(number / 20 for number in range(20, 11, -1))
 """Of the largest weight of a block, where its integers may end (method `clip`)."""
+
+SMALLEST_STEP: Final = float(np.finfo(np.float32).tiny)
+"""What is smaller is no step of a weight of any type, and is not divided by."""
 
 _ELEMENTS: Final = 1 << 20
 """That are worked on at a time, so that memory does not depend on the size of a weight."""
@@ -122,10 +127,7 @@ def _integers(blocks: NDArray[np.float32], scale: NDArray[Any], bits: Bits) -> N
 def stored_scale(scale: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Scales in the type of the weight: rounded up, because one that is too small cuts weights off.
 
-    Where there are nothing but zeros, or next to nothing, the scale is 1.
+    Where there are nothing but zeros, or next to nothing (`SMALLEST_STEP`), the scale is 1. float16 has
+    few bits for scales below 2^-14, and its weights have no more.
     """
-    smallest = float(ml_dtypes.finfo(dtype).smallest_normal)
-    used = np.where(scale < smallest, np.float32(1), scale)
-    stored = used.astype(dtype)
-    up = np.nextafter(stored, dtype.type(np.inf))
-    return np.where(stored.astype(np.float32) < used, up, stored)
+    return rounded_scale(np.where(scale < SMALLEST_STEP, np.float32(1), scale), dtype)

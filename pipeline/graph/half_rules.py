@@ -188,7 +188,7 @@ def fitted(array: np.ndarray, kind: HalfType) -> np.ndarray:
     """
     size = float(np.abs(array.reshape(()))) if array.size == 1 else 0.0
     if max(kind.largest, STANDS_FOR_INFINITY) < size < np.inf:
-        return np.clip(array, -kind.infinity, kind.infinity)
+        return np.asarray(np.clip(array, -kind.infinity, kind.infinity))
     return array
 
 

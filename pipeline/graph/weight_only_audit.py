@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
-from pipeline.graph.blockwise import LARGEST, STORED, stored_scale
+from pipeline.graph.blockwise import LARGEST, SMALLEST_STEP, STORED, stored_scale
 from pipeline.graph.quantization_audit import Asked, Audit, Auditor, grid_faults
 from pipeline.graph.weight_only import prepare, weight_only_reasons
 
@@ -208,7 +207,7 @@ class _Blocks:
     def step(self, start: int, *, may_clip: bool, largest: int) -> tuple[float, str]:
         """See the module: how much more coarsely a block is rounded than it needs to be."""
         needed = np.abs(self._content).max(axis=2) / np.float32(largest)
-        is_used = needed >= float(ml_dtypes.finfo(self._dtype).smallest_normal)
+        is_used = needed >= SMALLEST_STEP
         plain = stored_scale(needed, self._dtype).astype(np.float32)
         if not may_clip:
             ratio = self._scale[..., 0] / plain

@@ -107,7 +107,7 @@ def run(
 
 QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeWeightsConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),

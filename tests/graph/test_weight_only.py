@@ -114,6 +114,19 @@ def test_scales_are_positive_where_there_is_next_to_nothing() -> None:
     assert made.values.astype(int)[:, 2].tolist() == [7] * 32
 
 
+@pytest.mark.parametrize("method", ["rtn", "clip"])
+@pytest.mark.parametrize("changes", [{}, {"block_size": None}, EIGHT_BITS], ids=str)
+def test_small_weights_of_float16_keep_their_bits(changes: dict[str, Any], method: str) -> None:
+    """Their steps are below 2^-14, where float16 has fewer bits; the weights are whole numbers of 2^-24."""
+    weight = random(64, 8)
+    large, small = (
+        _restored((weight * factor).astype(np.float16), 0, method=method, **changes) / factor
+        for factor in (1.0, 0.0003)
+    )
+    errors = [np.linalg.norm(weight - made) / np.linalg.norm(weight) for made in (large, small)]
+    assert errors[1] < errors[0] * 1.2
+
+
 def test_a_block_that_does_not_divide_the_inputs_is_an_error() -> None:
     with pytest.raises(ValueError, match="40 inputs are no whole number of blocks of 32"):
         quantize_blocks(random(40, 4), axis=0, bits=4, block_size=32, method="rtn")

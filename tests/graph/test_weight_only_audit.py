@@ -155,6 +155,21 @@ def test_a_damaged_weight_is_found_in_its_layer(fault: str, form: str) -> None:
     assert kind in faults
 
 
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_small_weights_that_became_zeros_are_found(form: str) -> None:
+    """Half a step of 1 is more than all of them: only the step itself says that they are gone."""
+
+    def damage(model: onnx.ModelProto) -> None:
+        _edit("first_scale", np.ones_like)(model)
+        _edit("first_quantized", np.zeros_like)(model)
+
+    text = LAYERS.replace("float[", "float16[")
+    weights = {name: (array * 0.0003).astype(np.float16) for name, array in WEIGHTS.items()}
+    assert _faults(_audit(text=text, weights=weights, **FORMS[form])) == {}
+    faults = _faults(_audit(damage, text=text, weights=weights, **FORMS[form]))
+    assert faults["weight_step"] == ["hidden"]
+
+
 def test_a_zero_point_of_zero_is_none() -> None:
     assert _faults(_audit(_zero_point(0))) == {}
 
