@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.bundle.placing import placed_whole
 from pipeline.bundle.verified import require_passed
-from pipeline.engines.facts_file import facts_path, read_engine_facts, require_engine_of_facts
+from pipeline.engines.facts_file import (
+    ENGINE_SUFFIX,
+    facts_path,
+    read_engine_facts,
+    require_engine_of_facts,
+)
 from pipeline.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.engines.facts_file import EngineFacts
 
 CONTEXT_SUFFIX: Final = "_ctx.onnx"
+_WRITTEN: Final = (CONTEXT_SUFFIX, ENGINE_SUFFIX, f"{ENGINE_SUFFIX}.json")
+"""How the names end of what is written here."""
 _UNSUPPORTED: Final = ("sm75", "sm80")
 """TensorRT-RTX builds for them, and ONNX Runtime's provider of it refuses them: nv_execution_provider.cc."""
 
@@ -95,7 +102,11 @@ def export_ep_context(
 
 
 def _is_ours(child: Path) -> bool:
-    return child.is_dir() and any(child.glob(f"*{CONTEXT_SUFFIX}"))
+    if not child.is_dir():
+        return False
+    names = [file.name for file in child.iterdir()]
+    is_written = all(name.endswith(_WRITTEN) for name in names)
+    return is_written and any(name.endswith(CONTEXT_SUFFIX) for name in names)
 
 
 def _write_one(engine: Path, folder: Path, target: str) -> ContextFile:

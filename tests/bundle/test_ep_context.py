@@ -121,6 +121,10 @@ def test_the_command_writes_a_model_for_each_engine(artifact: Path, tmp_path: Pa
     assert (again.returncode, "is not empty" in again.stderr) == (2, True)
     forced = run_convert("export-epcontext", served, "out", "--force", cwd=tmp_path)
     assert forced.returncode == 0, forced.stderr
+    (folder / "notes.txt").write_text("mine")
+    kept = run_convert("export-epcontext", served, "out", "--force", cwd=tmp_path)
+    assert (kept.returncode, "`cpu-fp32` in it is no folder" in kept.stderr) == (2, True)
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_an_artifact_without_engines_is_refused(artifact: Path, tmp_path: Path) -> None:
