@@ -156,7 +156,11 @@ def read_engine_facts(path: Path) -> EngineFacts:
             f"the facts of an engine cannot be read: {error.strerror}", where=path.name
         ) from error
     if len(text) > _MAX_BYTES:
-        raise ArtifactError("this is too large to be the facts of an engine", where=path.name)
+        raise ArtifactError(
+            "this is too large to be the facts of an engine",
+            where=path.name,
+            hint="build the target again, which writes them",
+        )
     try:
         return EngineFacts.model_validate_json(text)
     except ValidationError as error:
@@ -189,7 +193,9 @@ def require_engine_of_facts(facts: EngineFacts, engine: Path) -> None:
         ) from error
     if size != facts.size_bytes:
         raise ArtifactError(
-            f"the engine has {size} bytes, and its facts say {facts.size_bytes}", where=engine.name
+            f"the engine has {size} bytes, and its facts say {facts.size_bytes}",
+            where=engine.name,
+            hint="copy the file again, or build the target again",
         )
     if digest != facts.sha256:
         raise ArtifactError(

@@ -33,6 +33,7 @@ _MASK_BITS = 32
 """More bits than there are GPU generations by a long way; builders of today use 7."""
 _LAYOUT = struct.Struct("<4sIQQ4B4sQ16xQ")
 _LAYOUT_NUMBERS = (0, 2)
+_COPY_AGAIN = "copy the file again, or build the target again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,9 @@ def read_engine_header(path: Path) -> EngineHeader:
         raise ArtifactError(f"the engine cannot be read: {error.strerror}", where=where) from error
     if len(head) < HEADER_BYTES:
         raise ArtifactError(
-            f"the engine has {len(head)} bytes; the header alone has {HEADER_BYTES}", where=where
+            f"the engine has {len(head)} bytes; the header alone has {HEADER_BYTES}",
+            where=where,
+            hint=_COPY_AGAIN,
         )
     return _parse(head, size, where)
 
@@ -98,6 +101,7 @@ def _parse(head: bytes, found_bytes: int, where: str) -> EngineHeader:
             f"this is not an engine: it starts with {magic!r} and has {second_magic!r} at 28, and "
             f"TensorRT-RTX writes {_MAGIC!r}",
             where=where,
+            hint="name a file that TensorRT or TensorRT-RTX wrote; a damaged one is built again",
         )
     if (first, second) != _LAYOUT_NUMBERS:
         raise ArtifactError(
@@ -109,7 +113,9 @@ def _parse(head: bytes, found_bytes: int, where: str) -> EngineHeader:
     if size != found_bytes:
         kind = "is truncated" if found_bytes < size else "has something after its end"
         raise ArtifactError(
-            f"the engine {kind}: {found_bytes} bytes, and its header says {size}", where=where
+            f"the engine {kind}: {found_bytes} bytes, and its header says {size}",
+            where=where,
+            hint=_COPY_AGAIN,
         )
     damage = _damage(size, mask, weights)
     if damage:

@@ -51,6 +51,7 @@ def test_a_file_that_is_no_whole_engine_is_refused_with_the_reason(
     with pytest.raises(ArtifactError, match=reason) as caught:
         read_engine_header(path)
     assert caught.value.where == "model.engine"
+    assert "buil" in caught.value.hint
 
 
 # Bytes that a change of is always seen: magic, layout, size of the file, second magic, and the
