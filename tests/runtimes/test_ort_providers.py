@@ -212,7 +212,7 @@ def test_a_reason_is_told_without_the_place_in_the_source() -> None:
         "/onnxruntime_src/onnxruntime/python/onnxruntime_pybind_state.cc:729 void onnxruntime::"
         "python::Register(PySessionOptions&, const onnxruntime::ProviderOptions&) Please install"
     )
-    assert module._reason(RuntimeError(said)) == "Please install"
+    assert module.error_reason(RuntimeError(said)) == "Please install"
 
 
 def test_the_session_line_names_what_stands_behind_the_provider(tmp_path: Path) -> None:
