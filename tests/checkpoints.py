@@ -114,6 +114,24 @@ def build_question_answerer(path: Path, seed: int = 0) -> Path:
     return save_model(BertForQuestionAnswering, bert_config(), path, seed)
 
 
+def build_causal_language_model(path: Path, seed: int = 0) -> Path:
+    """A Llama whose heads share keys and values by two."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=POSITIONS,
+        initializer_range=0.3,
+        pad_token_id=0,
+    )
+    return save_model(LlamaForCausalLM, config, path, seed)
+
+
 def build_masked_language_model(path: Path, seed: int = 0) -> Path:
     """A BERT masked language model, whose output weights are tied to its embeddings."""
     from transformers import BertForMaskedLM

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-SELF_CONTAINED = ("quickstart", "embeddings-int8")
+SELF_CONTAINED = ("quickstart", "embeddings-int8", "tensorrt-engines")
 LABELLED = {
     "text-classification": (checkpoints.build_text_classifier, "text"),
     "token-classification": (checkpoints.build_token_classifier, "tokens"),
     "question-answering": (checkpoints.build_question_answerer, "question"),
     "image-classification": (checkpoints.build_image_classifier, "image"),
+    "causal-lm": (checkpoints.build_causal_language_model, "text"),
 }
 TRAINED = {
     "text-classification": "snippets",
@@ -98,6 +99,28 @@ def test_a_trained_model_keeps_its_accuracy_by_the_recipe(name: str, tmp_path: P
         quality = target["parity"][-1]["parity"]["qualities"][0]
         assert quality["reference_score"] >= 0.9
         assert quality["drop"] <= 0.005
+
+
+@pytest.mark.trained
+def test_a_trained_language_model_keeps_its_perplexity_by_the_recipe(tmp_path: Path) -> None:
+    trained = ensure_trained("lm")
+    variables = {"model": str(trained.checkpoint), "data": str(trained.root)}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"extends": str(RECIPES / "causal-lm.yaml"), "benchmark": None}))
+    artifact = pipeline.convert(
+        recipe, output=tmp_path / "artifacts", store=tmp_path / "store", variables=variables
+    )
+    report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
+    assert {gate["verdict"] for gate in report["gates"]} == {"passed"}
+    gates = {(gate["target"], gate["metric"]): gate for gate in report["gates"]}
+    int4 = gates["cpu-int4", "quantize_weights.perplexity"]
+    assert 1.0 < int4["measured"] < 1.03
+    # Weights are there once, though the head is the embedding: 4 bytes each, and the graph.
+    size = (artifact.path / "cpu-fp32/model.onnx").stat().st_size
+    assert size < 1.05 * 4 * trained.facts["parameters"]
+    assert (artifact.path / "cpu-int4/model.onnx").stat().st_size < 0.25 * size
+    for name in ("cpu-fp32", "cpu-int4", "cpu-int8"):
+        assert not (artifact.path / name / "export.json").exists()
 
 
 @pytest.mark.slow

@@ -87,11 +87,24 @@ def candidates(
         parity=parity_limits(task, "int8", is_scalar=is_scalar),
         drop=0.02,
     )
+    exact = Candidate(
+        document={"name": "cpu-fp32", "runtime": "onnxruntime", "precision": "fp32"},
+        purpose="as exact as the checkpoint",
+    )
+    if task.has_cache:  # for which there are no engines yet
+        small = Candidate(
+            document={
+                "name": "cpu-int4",
+                "runtime": "onnxruntime",
+                "precision": "int4",
+                "quantization": {"mode": "weight_only"},
+            },
+            purpose="the smallest weights, which is what decoding waits for",
+            parity=parity_limits(task, "int4"),
+        )
+        return exact, dynamic, small
     return (
-        Candidate(
-            document={"name": "cpu-fp32", "runtime": "onnxruntime", "precision": "fp32"},
-            purpose="as exact as the checkpoint",
-        ),
+        exact,
         *((dynamic,) if is_text else ()),
         static,
         Candidate(
@@ -116,13 +129,14 @@ def parity_limits(task: Task, precision: str, *, is_scalar: bool = False) -> Lim
 
     Args:
         task: What is converted.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: `fp32`, `fp16`, `int8` or `int4`.
         is_scalar: The head gives one number.
     """
     cosine, mean, distance, agreement = {
         "fp32": (0.9999, None, 0.001, 0.99),
         "fp16": (0.999, None, 0.05, 0.97),
         "int8": (0.9, 0.98, 0.3, 0.9),
+        "int4": (0.8, 0.95, 0.4, 0.85),
     }[precision]
     if is_scalar:
         return {"relative_l2": {"max": distance}}
