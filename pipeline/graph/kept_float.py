@@ -39,7 +39,8 @@ def find_kept_float(
             raise QuantizationError(
                 f"exclude_nodes: `{pattern}` matches no layer with a weight; there are "
                 f"{_listing(candidates)}",
-                hint="`convert inspect` lists nodes; take the pattern out if nothing is to stay",
+                hint="`convert inspect model.onnx --layers` lists them; take the pattern out if "
+                "nothing is to stay",
             )
         for layer in matching:
             found.setdefault(layer, f"excluded by `{pattern}`")

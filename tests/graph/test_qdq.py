@@ -390,8 +390,11 @@ def test_nodes_are_excluded_by_pattern_and_reported() -> None:
     assert result.kept_float == (("down", "excluded by `d*n`"),)
     assert (result.weight_coverage, result.layer_coverage) == (0.5, 0.5)
     assert "second" in {tensor.name for tensor in quantized.graph.initializer}
-    with pytest.raises(QuantizationError, match=r"`middle` matches no layer .* `up`, `down`"):
+    with pytest.raises(
+        QuantizationError, match=r"`middle` matches no layer .* `up`, `down`"
+    ) as none:
         _quantize(model, TRT, ranges, exclude_nodes=("up", "middle"))
+    assert "inspect model.onnx --layers" in none.value.hint
 
 
 def test_operators_that_are_not_asked_for_stay_float() -> None:
