@@ -163,8 +163,9 @@ def make_engine(
 
 
 def _flags(config: EngineOptions) -> dict[str, bool]:
-    # TensorRT multiplies float32 as TF32, with 10 bits of mantissa, unless it is told not to.
-    flags = {"TF32": False} if config.precision == "fp32" else {}
+    # TensorRT multiplies float32 as TF32, with 10 bits of mantissa, unless it is told not to. What is
+    # still float32 in a graph of another precision is there because it must be exact.
+    flags = {"TF32": False}
     if config.refit:
         flags["REFIT"] = True
     if config.strip_weights:

@@ -259,6 +259,7 @@ def test_the_stage_of_full_tensorrt_says_what_it_built_and_where(
     assert facts["layer_rows"][1]["onnx_nodes"] == ["product", "relu"]
     calls = _calls(tmp_path / "site" / "calls.json")
     assert ["set_flag", "VERSION_COMPATIBLE"] in calls
+    assert ["clear_flag", "TF32"] in calls  # of fp16 too: what is left of float32 must be exact
     assert ["timing_cache", ""] in calls
 
 
