@@ -212,13 +212,14 @@ def _picture(layers: Sequence[Facts]) -> LayerPicture | None:
     roles = Counter(box.role for box in boxes)
     legend = tuple((name, counts[name]) for name in (*PRECISIONS, "none") if counts[name])
     rows = -(-len(first) // _IN_A_ROW)
+    of_profile = " of profile 0" if len(first) < len(layers) else ""
     return LayerPicture(
         width=min(len(first), _IN_A_ROW) * (_CELL + _GAP) - _GAP,
         height=(rows - 1) * _ROW + _TALLEST,
         box_width=_CELL,
         boxes=tuple(boxes),
         legend=legend,
-        said=f"{len(first)} layers: "
+        said=f"{len(first)} layers{of_profile}: "
         + ", ".join(f"{count} {name}" for name, count in roles.most_common()),
     )
 

@@ -67,6 +67,7 @@ def test_of_several_profiles_the_first_is_drawn() -> None:
     engine = _engine(layer_rows=rows)
     assert engine.picture is not None
     assert len(engine.picture.boxes) == 2
+    assert engine.picture.said == "2 layers of profile 0: 2 product"
     assert engine.layers is not None
     assert engine.layers.total == 4
 
