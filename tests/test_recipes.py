@@ -10,6 +10,8 @@ import pytest
 
 import pipeline
 from pipeline.build import BuildOptions, open_store, prepare_plan
+from pipeline.bundle.triton.source import read_artifact
+from pipeline.errors import RecipeError
 from pipeline.recipe import load_recipe_file
 from tests import checkpoints
 from tests.trained_models import ensure_trained
@@ -121,6 +123,8 @@ def test_a_trained_language_model_keeps_its_perplexity_by_the_recipe(tmp_path: P
     assert (artifact.path / "cpu-int4/model.onnx").stat().st_size < 0.25 * size
     for name in ("cpu-fp32", "cpu-int4", "cpu-int8"):
         assert not (artifact.path / name / "export.json").exists()
+    with pytest.raises(RecipeError, match="keeps no cache between requests"):
+        read_artifact(artifact.path)
 
 
 @pytest.mark.slow

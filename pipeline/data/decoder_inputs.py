@@ -55,14 +55,15 @@ def empty_caches(checkpoint: Path) -> dict[str, Tensor]:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise StageError(f"transformers cannot read it: {err}", where="config.json") from err
-    layers = getattr(config, "num_hidden_layers", None)
-    heads = getattr(config, "num_attention_heads", None)
-    hidden = getattr(config, "hidden_size", None)
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None)
-    if not width and isinstance(heads, int) and isinstance(hidden, int):
-        width = hidden // heads
-    if not all(isinstance(size, int) and size > 0 for size in (layers, shared, width)):
+
+    def size_of(name: str) -> int:
+        size = getattr(config, name, None)
+        return size if isinstance(size, int) and size > 0 else 0
+
+    layers, heads = size_of("num_hidden_layers"), size_of("num_attention_heads")
+    shared = size_of("num_key_value_heads") or heads
+    width = size_of("head_dim") or (size_of("hidden_size") // heads if heads else 0)
+    if not (layers and shared and width):
         raise StageError(
             "it does not say how many layers, heads and numbers for each head the cache has",
             where="config.json",

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def test_the_zoo_has_every_architecture_and_every_task() -> None:
     assert {entry.architecture for entry in ENTRIES} == set(ARCHITECTURES)
-    assert {entry.task for entry in ENTRIES} == {task.name for task in TASKS}
+    # Decoders have other targets; tests/runtimes/test_torch_decoder.py has their families.
+    tasks = {task.name for task in TASKS if not task.has_cache}
+    assert {entry.task for entry in ENTRIES} == tasks
     assert max(Counter(map(str, ENTRIES)).values()) == 1
 
 

@@ -49,7 +49,7 @@ def test_a_target_gives_the_numbers_of_its_graph(artifact: Path, target: str) ->
     assert (str(model.device), model.dtype) == ("cpu", torch.float32)
 
 
-@pytest.mark.parametrize("task", [task.name for task in TASKS])
+@pytest.mark.parametrize("task", [task.name for task in TASKS if not task.has_cache])
 def test_every_task_has_the_output_class_of_transformers(task: str) -> None:
     outputs = [spec.name for spec in next(t for t in TASKS if t.name == task).outputs]
     spec = load_treespec(output_spec(task, outputs))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipeline.bench.feeds import SampleStream
 from pipeline.data.decoder_inputs import completed, empty_caches, is_cache, positions_of
 from pipeline.data.sample_set import load_samples
 from pipeline.errors import StageError
@@ -129,3 +130,12 @@ def test_padding_is_cut_off_what_the_cache_will_be() -> None:
     assert np.array_equal(kept, sample[:, 1:4])
     assert vectors_last(sample, declared).shape == (2, 5, 8)
     assert vectors_last(sample).shape == (5, 8, 2)
+
+
+def test_inputs_of_any_shape_are_measured_with_an_empty_cache(tmp_path: Path) -> None:
+    samples = load_samples(_samples(tmp_path)[1])
+    stream = SampleStream(samples, ("batch", "sequence"))
+    feeds = stream.cut(samples.input_names, (3, 40), 1)
+    assert feeds["input_ids"].shape == feeds["attention_mask"].shape == (3, 40)
+    assert feeds["position_ids"].tolist() == [list(range(40))] * 3
+    assert feeds["past_key_values.0.key"].shape == (3, 2, 0, 8)

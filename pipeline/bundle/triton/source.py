@@ -152,6 +152,12 @@ def read_artifact(directory: Path, targets: Sequence[str] = ()) -> ArtifactSourc
             raise RecipeError(f"there is no target `{name}`, only {', '.join(known)}")
     report = load_report(directory / "report.json")
     measured = {target.name: target.benchmark for target in report.targets}
+    task = find_task(recipe.model.task)
+    if task.has_cache:
+        raise RecipeError(
+            f"models of task `{task.name}` cannot be served by this: Triton would run one step, and "
+            "keeps no cache between requests"
+        )
     wanted = [known[name] for name in targets] or list(recipe.targets)
     shapes = recipe.shapes
     named = {"sequence": shapes.sequence, "num_choices": shapes.num_choices}
@@ -159,7 +165,7 @@ def read_artifact(directory: Path, targets: Sequence[str] = ()) -> ArtifactSourc
         directory=directory,
         name=facts.name,
         version=facts.version,
-        task=find_task(recipe.model.task),
+        task=task,
         batch=shapes.batch,
         sizes={axis: sizes for axis, sizes in named.items() if sizes is not None},
         has_pairs=recipe.data.evaluation is not None
