@@ -214,7 +214,7 @@ def _picture(layers: Sequence[Facts]) -> LayerPicture | None:
     rows = -(-len(first) // _IN_A_ROW)
     of_profile = " of profile 0" if len(first) < len(layers) else ""
     return LayerPicture(
-        width=min(len(first), _IN_A_ROW) * (_CELL + _GAP) - _GAP,
+        width=_IN_A_ROW * (_CELL + _GAP) - _GAP,  # of all engines: a layer is as large in each
         height=(rows - 1) * _ROW + _TALLEST,
         box_width=_CELL,
         boxes=tuple(boxes),

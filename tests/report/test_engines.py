@@ -62,6 +62,17 @@ def test_layers_go_on_in_the_next_row_and_stay_inside() -> None:
     assert max(box.y + box.height for box in picture.boxes) <= picture.height
 
 
+def test_a_layer_is_as_large_in_the_picture_of_every_engine() -> None:
+    few, many = (_engine(layer_rows=[_layer("product", "fp16")] * count) for count in (3, 300))
+    assert few.picture is not None
+    assert many.picture is not None
+    assert (few.picture.width, few.picture.box_width) == (
+        many.picture.width,
+        many.picture.box_width,
+    )
+    assert few.picture.height < many.picture.height
+
+
 def test_of_several_profiles_the_first_is_drawn() -> None:
     rows = [_layer("product", "fp16", number) for number in (0, 0, 1, 1)]
     engine = _engine(layer_rows=rows)
