@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pytest
 
 from pipeline.checks.base import Measured
@@ -14,6 +13,7 @@ from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC, QuantizeDynamicCo
 from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS, QuantizeWeightsConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from tests.decoders import POSITIONS, TASK, random_texts, write_reference
+from tests.mutants.faults import decoding
 from tests.mutants.surgery import Graph
 from tests.stages.context import RecordingContext
 from tests.stages.test_quantize_static import Workbench
@@ -100,106 +100,18 @@ def _damaged(
     return tiny_decoder.ports(directory)
 
 
-def _joins(graph: Graph) -> list[Any]:
-    """The nodes that put new keys and values behind those of the cache."""
-    made = [graph.maker(name) for name in graph.outputs if name.startswith("present.")]
-    assert all(node is not None and node.op_type == "Concat" for node in made)
-    return made
-
-
-def _mask_lost(graph: Graph) -> None:
-    ones = graph.insert("Equal", ["attention_mask", "attention_mask"])
-    whole = graph.insert("Cast", [ones], to=7)
-    equal = graph.maker(ones)
-    graph.redirect("attention_mask", whole, but=[equal])
-
-
-def _past_length(graph: Graph) -> str:
-    return graph.insert("Shape", ["past_key_values.0.key"], start=2, end=3)
-
-
-def _positions_shifted(graph: Graph) -> None:
-    moved = graph.insert("Add", ["position_ids", _past_length(graph)])
-    graph.redirect("position_ids", moved, but=[graph.maker(moved)])
-
-
-def _positions_start_anew(graph: Graph) -> None:
-    moved = graph.insert("Sub", ["position_ids", _past_length(graph)])
-    graph.redirect("position_ids", moved, but=[graph.maker(moved)])
-
-
-def _new_entries_first(graph: Graph) -> None:
-    for node in _joins(graph):
-        node.input[0], node.input[1] = node.input[1], node.input[0]
-
-
-def _new_entries_first_in_the_result_only(graph: Graph) -> None:
-    """Attention is right, and as keys know their places a full mask hides what is filed wrongly."""
-    for node in _joins(graph):
-        present = node.output[0]
-        past, new = node.input
-        graph.before_output(present)
-        graph.insert("Concat", [new, past], axis=-2, output=present)
-
-
-def _heads_permuted(graph: Graph) -> None:
-    order = graph.put("order", np.array([1, 0]))
-    for name in [name for name in graph.outputs if name.startswith("present.")]:
-        inner = graph.before_output(name)
-        graph.insert("Gather", [inner, order], axis=1, output=name)
-
-
-def _heads_of_weights_permuted(graph: Graph) -> None:
-    (name,) = graph.find("layers.1", "k_proj.weight")
-    graph.change(name, lambda weight: np.concatenate([weight[8:], weight[:8]]))
-
-
-def _stale_present(graph: Graph) -> None:
-    for name in [name for name in graph.outputs if name.startswith("present.")]:
-        graph.before_output(name)
-        past = name.replace("present", "past_key_values")
-        graph.insert("Identity", [past], output=name)
-
-
-def _stale_entries(graph: Graph) -> None:
-    """As long as it must be, but the new entry is another one's."""
-    for node in _joins(graph):
-        present = node.output[0]
-        inner = graph.before_output(present)
-        axes = {"starts": [1], "ends": [2**40], "axes": [2]}
-        sizes = [graph.put(f"{present}_{key}", np.array(value)) for key, value in axes.items()]
-        tail = graph.insert("Slice", [inner, *sizes])
-        first = graph.insert(
-            "Slice",
-            [inner, graph.put("zero", np.array([0])), graph.put("one", np.array([1])), sizes[2]],
-        )
-        graph.insert("Concat", [tail, first], axis=2, output=present)
-
-
-def _rope_base(graph: Graph) -> None:
-    (name,) = graph.find("inv_freq")
-    graph.change(name, lambda found: found ** (np.log(50_000) / np.log(10_000)))
-
-
-def _head_untied(graph: Graph) -> None:
-    transposed = graph.maker(graph.maker("logits").input[1])  # type: ignore[union-attr]
-    weight = graph.get(transposed.input[0])  # type: ignore[union-attr]
-    weight[[3, 4]] = weight[[4, 3]]
-    transposed.input[0] = graph.put("head", weight)  # type: ignore[union-attr]
-
-
 DAMAGES: dict[Callable[[Graph], Any], str] = {
-    _mask_lost: "logits.left_padded.itself",
-    _positions_shifted: "logits.token_by_token.itself",
-    _positions_start_anew: "logits.longest.checkpoint",
-    _new_entries_first: "logits.chunked.itself",
-    _new_entries_first_in_the_result_only: "cache.chunked.itself",
-    _heads_permuted: "logits.token_by_token.itself",
-    _heads_of_weights_permuted: "logits.prefill",
-    _stale_present: "logits.prefill",
-    _stale_entries: "cache.chunked.itself",
-    _rope_base: "logits.prefill",
-    _head_untied: "logits.prefill",
+    decoding.cache_mask_lost: "logits.left_padded.itself",
+    decoding.positions_shifted_by_past: "logits.token_by_token.itself",
+    decoding.positions_start_anew: "logits.longest.checkpoint",
+    decoding.new_entries_first: "logits.chunked.itself",
+    decoding.new_entries_first_in_result: "cache.chunked.itself",
+    decoding.cache_heads_permuted: "logits.token_by_token.itself",
+    decoding.key_heads_permuted: "logits.prefill",
+    decoding.present_is_past: "logits.prefill",
+    decoding.cache_entries_stale: "cache.chunked.itself",
+    decoding.rope_base: "logits.prefill",
+    decoding.head_untied: "logits.prefill",
 }
 
 
@@ -262,7 +174,9 @@ def test_quantised_graphs_are_held_against_themselves(
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-@pytest.mark.parametrize("damage", [_positions_shifted, _stale_entries])
+@pytest.mark.parametrize(
+    "damage", [decoding.positions_shifted_by_past, decoding.cache_entries_stale]
+)
 def test_faults_of_a_cache_do_not_hide_behind_quantisation(
     tiny_decoder: TinyDecoder,
     quantized: dict[str, Path],

@@ -12,9 +12,11 @@ from pathlib import Path
 from tests.mutants.bench import Bench
 from tests.mutants.catalogue import all_faults
 from tests.mutants.delivery import try_deliveries
-from tests.mutants.models import MODELS, TARGETS
+from tests.mutants.models import DECODER_TARGETS, DECODERS, MODELS, TARGETS
 from tests.mutants.table import render, summary
 from tests.mutants.trial import Outcome, trials, try_fault, try_good
+
+_DECODERS = frozenset(model.name for model in DECODERS)
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
@@ -23,7 +25,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
         description="Damages conversions in small, realistic ways, and shows which gate catches "
         "each, and which stage it accuses. Exit code 1 when one is missed.",
     )
-    names = [model.name for model in MODELS]
+    names = [model.name for model in (*MODELS, *DECODERS)]
     parser.add_argument("faults", nargs="*", help="parts of names of faults; default: all")
     parser.add_argument("--model", action="append", choices=names, help="may be repeated")
     parser.add_argument("--good", action="store_true", help="good twins instead of faults")
@@ -40,7 +42,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run what is asked; the exit status."""
     options = _arguments(arguments)
-    models = options.model or [model.name for model in MODELS]
+    models = options.model or [model.name for model in (*MODELS, *DECODERS)]
     faults = [
         fault
         for fault in all_faults()
@@ -62,6 +64,8 @@ def main(arguments: list[str]) -> int:
                 outcomes.append(outcome)
                 _say_progress(outcome)
         for model in models:
+            if model in _DECODERS:
+                continue
             for outcome in try_deliveries(bench, model, options.faults):
                 outcomes.append(outcome)
                 _say_progress(outcome)
@@ -78,7 +82,8 @@ def _good(bench: Bench, models: list[str], seeds: int) -> int:
     alarms = 0
     for model in models:
         for seed in range(seeds):
-            report = try_good(bench, model, list(TARGETS), seed)
+            targets = DECODER_TARGETS if model in _DECODERS else tuple(TARGETS)
+            report = try_good(bench, model, targets, seed)
             is_good = report.verdict == "passed"
             alarms += not is_good
             _say(f"{model:9} seed {seed:2}: {report.verdict} {'; '.join(report.reasons)}")

@@ -134,7 +134,7 @@ def result_fault(
 
 def all_faults() -> tuple[Fault, ...]:
     """Every fault, in the order of the files."""
-    from tests.mutants.faults import arithmetic, quantising, ranges, weights, wiring
+    from tests.mutants.faults import arithmetic, decoding, quantising, ranges, weights, wiring
 
-    del arithmetic, quantising, ranges, weights, wiring
+    del arithmetic, decoding, quantising, ranges, weights, wiring
     return tuple(FAULTS)

@@ -166,13 +166,32 @@ MODELS: Final = (
 )
 
 
+def _language_model(folder: Path) -> dict[str, Any]:
+    del folder
+    shapes = {
+        "batch": {"min": 1, "opt": 4, "max": 8},
+        "sequence": {"min": 2, "opt": 32, "max": 64},
+    }
+    document = _trained("lm", shapes, {}, {})
+    document["data"]["evaluation"]["samples"] = 12
+    return document
+
+
+DECODERS: Final = (
+    Model(name="lm", what="language model, Llama byte by byte", document=_language_model),
+)
+"""Have faults of their own; no chain makes an engine of them."""
+
+DECODER_TARGETS: Final = ("fp32", "dynamic")
+
+
 def find_model(name: str) -> Model:
     """The model of this name.
 
     Raises:
         KeyError: when there is none.
     """
-    for model in (*MODELS, *TINY):
+    for model in (*MODELS, *DECODERS, *TINY):
         if model.name == name:
             return model
     raise KeyError(name)

@@ -14,7 +14,7 @@ import pytest
 from tests.mutants.bench import Bench, Damage
 from tests.mutants.catalogue import all_faults
 from tests.mutants.delivery import ARTIFACT_FAULTS, try_deliveries
-from tests.mutants.models import MODELS, find_model, plan_model
+from tests.mutants.models import DECODERS, MODELS, find_model, plan_model
 from tests.mutants.surgery import NotHereError
 from tests.mutants.table import render, summary
 from tests.mutants.trial import trials, try_fault, try_good
@@ -109,6 +109,16 @@ def test_every_fault_is_caught_in_every_model(bench: Bench, model: str) -> None:
     missed = [outcome for outcome in outcomes if not (outcome.is_caught and outcome.is_attributed)]
     assert not missed, render(missed)
     assert Counter(outcome.model for outcome in outcomes)[model] >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [model.name for model in DECODERS])
+def test_every_fault_of_a_decoder_is_caught(bench: Bench, model: str) -> None:
+    outcomes = [try_fault(bench, fault, name) for fault, name in trials(all_faults(), [model])]
+    found = [outcome for outcome in outcomes if outcome is not None]
+    missed = [outcome for outcome in found if not (outcome.is_caught and outcome.is_attributed)]
+    assert not missed, render(missed)
+    assert len(found) == len(outcomes) >= 11
 
 
 def test_every_delivered_file_has_a_fault() -> None:

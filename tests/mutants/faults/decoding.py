@@ -1,0 +1,122 @@
+"""What goes wrong with a decoder: the cache, positions behind a past, shared heads, the tied head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tests.mutants.catalogue import graph_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.mutants.surgery import Graph
+
+
+def _decoder_fault(
+    kind: str, why: str
+) -> Callable[[Callable[[Graph], None]], Callable[[Graph], None]]:
+    return graph_fault(kind, why, stages={"export": ("dynamic",)}, models=("lm",))
+
+
+def _joins(graph: Graph) -> list[Any]:
+    """The nodes that put new keys and values behind those of the cache."""
+    made = [graph.maker(name) for name in graph.outputs if name.startswith("present.")]
+    assert all(node is not None and node.op_type == "Concat" for node in made)
+    return made
+
+
+@_decoder_fault("mask", "the attention mask is not used; it shows beside longer prompts")
+def cache_mask_lost(graph: Graph) -> None:
+    ones = graph.insert("Equal", ["attention_mask", "attention_mask"])
+    whole = graph.insert("Cast", [ones], to=7)
+    equal = graph.maker(ones)
+    graph.redirect("attention_mask", whole, but=[equal])
+
+
+def _past_length(graph: Graph) -> str:
+    return graph.insert("Shape", ["past_key_values.0.key"], start=2, end=3)
+
+
+@_decoder_fault(
+    "cache", "positions count the past twice: the wrapper adds it, and so does the model"
+)
+def positions_shifted_by_past(graph: Graph) -> None:
+    moved = graph.insert("Add", ["position_ids", _past_length(graph)])
+    graph.redirect("position_ids", moved, but=[graph.maker(moved)])
+
+
+@_decoder_fault("cache", "positions begin anew behind every past")
+def positions_start_anew(graph: Graph) -> None:
+    moved = graph.insert("Sub", ["position_ids", _past_length(graph)])
+    graph.redirect("position_ids", moved, but=[graph.maker(moved)])
+
+
+@_decoder_fault("cache", "new keys and values are put in front of the past")
+def new_entries_first(graph: Graph) -> None:
+    for node in _joins(graph):
+        node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+@_decoder_fault(
+    "cache",
+    "attention is right, but what is handed on has the new entries in front; a full mask hides it",
+)
+def new_entries_first_in_result(graph: Graph) -> None:
+    for node in _joins(graph):
+        present = node.output[0]
+        past, new = node.input
+        graph.before_output(present)
+        graph.insert("Concat", [new, past], axis=-2, output=present)
+
+
+@_decoder_fault("cache", "key and value heads are handed on in another order")
+def cache_heads_permuted(graph: Graph) -> None:
+    order = graph.put("order", np.array([1, 0]))
+    for name in [name for name in graph.outputs if name.startswith("present.")]:
+        inner = graph.before_output(name)
+        graph.insert("Gather", [inner, order], axis=1, output=name)
+
+
+@_decoder_fault("weights", "key heads of one layer belong to other queries")
+def key_heads_permuted(graph: Graph) -> None:
+    (name,) = graph.find("layers.1", "k_proj.weight")
+    graph.change(name, lambda weight: np.roll(weight, len(weight) // 2, axis=0))
+
+
+@_decoder_fault("cache", "the past is handed on as it came")
+def present_is_past(graph: Graph) -> None:
+    for name in [name for name in graph.outputs if name.startswith("present.")]:
+        graph.before_output(name)
+        past = name.replace("present", "past_key_values")
+        graph.insert("Identity", [past], output=name)
+
+
+@_decoder_fault("cache", "as long as it must be, but the new entry is the first one again")
+def cache_entries_stale(graph: Graph) -> None:
+    for node in _joins(graph):
+        present = node.output[0]
+        inner = graph.before_output(present)
+        axes = {"starts": [1], "ends": [2**40], "axes": [2]}
+        sizes = [graph.put(f"{present}_{key}", np.array(value)) for key, value in axes.items()]
+        tail = graph.insert("Slice", [inner, *sizes])
+        first = graph.insert(
+            "Slice",
+            [inner, graph.put("zero", np.array([0])), graph.put("one", np.array([1])), sizes[2]],
+        )
+        graph.insert("Concat", [tail, first], axis=2, output=present)
+
+
+@_decoder_fault("positions", "the rotary base of another model of the family")
+def rope_base(graph: Graph) -> None:
+    (name,) = graph.find("inv_freq")
+    graph.change(name, lambda found: found ** (np.log(50_000) / np.log(10_000)))
+
+
+@_decoder_fault("weights", "the head was stored apart from the embeddings, and is not the same")
+def head_untied(graph: Graph) -> None:
+    transposed = graph.maker(graph.maker("logits").input[1])  # type: ignore[union-attr]
+    weight = graph.get(transposed.input[0])  # type: ignore[union-attr]
+    weight[[3, 4]] = weight[[4, 3]]
+    transposed.input[0] = graph.put("head", weight)  # type: ignore[union-attr]
