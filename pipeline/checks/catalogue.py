@@ -8,6 +8,7 @@ from pipeline.checks.cast import CAST_CHECK
 from pipeline.checks.companions import COMPANIONS_CHECK
 from pipeline.checks.export import EXPORT_CHECK
 from pipeline.checks.generation import GENERATION
+from pipeline.checks.generation_speed import GENERATION_SPEED
 from pipeline.checks.headroom import HEADROOM
 from pipeline.checks.invariance import INVARIANCE
 from pipeline.checks.layers import LAYERS
@@ -23,6 +24,7 @@ CHECKS: tuple[Check, ...] = (
     EXPORT_CHECK,
     INVARIANCE,
     GENERATION,
+    GENERATION_SPEED,
     HEADROOM,
     CAST_CHECK,
     QUANTIZATION,

@@ -9,6 +9,7 @@ from pipeline.checks.cast import CastLimits
 from pipeline.checks.companions import CompanionLimits
 from pipeline.checks.export import ExportLimits
 from pipeline.checks.generation import GenerationLimits
+from pipeline.checks.generation_speed import GenerationSpeedLimits  # noqa: TC001  (pydantic reads it)
 from pipeline.checks.headroom import HeadroomLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
@@ -32,6 +33,11 @@ class CheckLimits(Limits):
         default=GenerationLimits(),
         description="of text generation: a text token by token, in chunks, with padding in front "
         "and behind any past, against the text read whole, and that against the checkpoint",
+    )
+    generation_speed: GenerationSpeedLimits | None = Field(
+        default=None,
+        description="of text generation, when it is there: ttft, tpot, itl and tokens a second of "
+        "what is delivered, by the reference loop on this machine's CPU",
     )
     export: ExportLimits | None = Field(
         default=ExportLimits(),

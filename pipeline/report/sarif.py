@@ -87,6 +87,12 @@ RULES = {
         help="A text is read in several ways and compared with the text read whole, and with the "
         "checkpoint; `gates.checks.generation` holds the limits.",
     ),
+    "generation_speed": Rule(
+        name="WritesTooSlowly",
+        text="A decoder writes fewer tokens a second than the recipe asks for.",
+        help="The reference loop is timed on this machine's CPU; "
+        "`gates.checks.generation_speed` holds the limit.",
+    ),
     "quantization": Rule(
         name="QuantisedWrong",
         text="A quantised graph is not its float graph in fewer bits.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.stages.adopt import ADOPT
 from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE, BENCHMARK_PROVIDER
+from pipeline.stages.benchmark_generation import BENCHMARK_GENERATION
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
 from pipeline.stages.check_cast import CHECK_CAST
@@ -77,5 +78,6 @@ STAGES: tuple[AnyStage, ...] = (
     BENCHMARK,
     BENCHMARK_ENGINE,
     BENCHMARK_PROVIDER,
+    BENCHMARK_GENERATION,
 )
 """Every stage there is, in the order in which a chain may use them."""
