@@ -43,6 +43,8 @@ _PRECISIONS = {
     "Int4": "int4",
     "FP4": "fp4",
 }
+_CONVOLUTIONS = ("correlation", "convolution")
+"""TensorRT-RTX's word, and how those of full TensorRT end (`CaskConvolution`)."""
 _COPIES = ("copy", "reformat")
 """`copy` is TensorRT-RTX's; full TensorRT writes `Reformat`."""
 _BITS = {"Int4": 4, "FP4": 4, "Int8": 8, "FP8": 8, "Half": 16, "BFloat16": 16, "Float": 32}
@@ -93,6 +95,11 @@ class LayerRow:
         return self.type == "gemm" or (self.type == "runtime_fusion" and self.weights is not None)
 
     @property
+    def is_product(self) -> bool:
+        """Whether it multiplies: a matrix product of its own, or a convolution."""
+        return self.is_gemm or self.type.lower().endswith(_CONVOLUTIONS)
+
+    @property
     def widens_weights(self) -> bool:
         """Whether it writes weights out as wider floats, for a product that then reads no weights."""
         if self.inputs or self.is_gemm or self.weights is None:
@@ -109,11 +116,11 @@ class LayerRow:
     def precision(self) -> str:
         """What it computes in, as recipes write it (`fp16`, `int8`).
 
-        Of a matrix product the type of the numbers that are multiplied, which weights of fewer bits
-        are widened to. Of all else the widest floating type that it reads or writes; where it
+        Of a matrix product or a convolution the type of the numbers that are multiplied, which weights
+        of fewer bits are widened to. Of all else the widest floating type that it reads or writes; where it
         handles indices alone, their type (`int64`, `bool`). Empty for a layer without tensors.
         """
-        if self.is_gemm:
+        if self.is_product:
             return _PRECISIONS.get(self._multiplied, self._multiplied.lower())
         dtypes = [tensor.dtype for tensor in (*self.inputs, *self.outputs)]
         numbers = [dtype for dtype in dtypes if dtype in _BITS] or dtypes

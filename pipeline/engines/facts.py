@@ -196,7 +196,7 @@ def layer_role(layer: LayerRow, attentions: Sequence[tuple[str, ...]]) -> str:
         for block in attentions
     ):
         return "attention"
-    if layer.is_gemm:
+    if layer.is_product:
         return "product"
     return "copy" if layer.is_copy else "other"
 

@@ -115,15 +115,22 @@ def test_weights_alone_in_eight_bits_are_told_from_products_in_eight_bits() -> N
         )
 
 
+def _wide(layer: LayerRow) -> LayerRow:
+    """The layer with float32 behind it."""
+    return replace(layer, outputs=(TensorRow((1,), "Float", ""),))
+
+
 @pytest.mark.parametrize(
     ("layer", "precision"),
     [
         (_layer("gemm", dtype="Int8", weights="Int8"), "int8"),
         (_layer("runtime_fusion", dtype="Half", weights="Int4"), "fp16"),
         (_layer("gemm", dtype="FP8", weights="FP8"), "fp8"),
+        (_wide(_layer("correlation", dtype="FP8", weights="FP8")), "fp8"),
+        (_wide(_layer("CaskConvolution", dtype="Int8", weights="Int8")), "int8"),
         (_layer("kgen", dtype="BFloat16"), "bf16"),
         (_layer("shape_call", dtype="Int64"), "int64"),
-        (replace(_layer("kgen"), outputs=(TensorRow((1,), "Float", ""),)), "fp32"),
+        (_wide(_layer("kgen")), "fp32"),
         (replace(_layer("wait"), inputs=(), outputs=()), ""),
     ],
 )
@@ -136,6 +143,7 @@ def test_the_precision_of_a_layer_is_what_it_computes_in(layer: LayerRow, precis
     ("layer", "role"),
     [
         (_layer("gemm", weights="Half"), "product"),
+        (_layer("correlation", weights="Half"), "product"),
         (replace(_layer("kgen"), onnx_nodes=("scores", "softmax", "values")), "attention"),
         (replace(_layer("gemm"), onnx_nodes=("scores", "softmax", "values")), "product"),
         (replace(_layer("kgen"), onnx_nodes=("scores", "softmax")), "other"),
