@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from pipeline.data.decoder_inputs import positions_of
 from pipeline.errors import PipelineError
 from pipeline.parity.generation import noise, root_mean_square
 from pipeline.runtimes.decoder import Feed
-from pipeline.runtimes.generation import pad_left, positions_of, prefill
+from pipeline.runtimes.generation import pad_left, prefill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

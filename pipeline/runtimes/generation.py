@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.data.decoder_inputs import positions_of
 from pipeline.runtimes.base import FeedError
 from pipeline.runtimes.decoder import Feed
 
@@ -125,12 +126,6 @@ def pad_left(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tokens, To
         tokens[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
     return tokens, mask
-
-
-def positions_of(mask: Tokens) -> Tokens:
-    """Place of each token in its text, int64 like `mask`; 0 for padding in front."""
-    positions: Tokens = np.clip(np.cumsum(mask, axis=1) - 1, 0, None)
-    return positions
 
 
 def prefill(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.bench.feeds import SampleStream
-from pipeline.data.decoder_inputs import completed, empty_caches, is_cache, positions_of
+from pipeline.data.decoder_inputs import completed, is_cache, positions_of
+from pipeline.data.empty_caches import empty_caches
 from pipeline.data.sample_set import load_samples
 from pipeline.errors import StageError
 from pipeline.parity.compare import cut_padding, vectors_last

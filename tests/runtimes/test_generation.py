@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipeline.data.decoder_inputs import positions_of
 from pipeline.errors import StageError
 from pipeline.runtimes.base import FeedError
 from pipeline.runtimes.decoder import Feed
@@ -16,7 +17,6 @@ from pipeline.runtimes.generation import (
     distribution,
     generate,
     pad_left,
-    positions_of,
     prefill,
 )
 from pipeline.runtimes.ort_decoder import OrtDecoder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.data.decoder_inputs import POSITIONS, completed, empty_caches
+from pipeline.data.decoder_inputs import POSITIONS, completed
+from pipeline.data.empty_caches import empty_caches
 from pipeline.data.prepare.texts import TextPreparation
 from pipeline.data.sample_set import InputSpec
 from pipeline.tasks import PAST_AXIS, SEQUENCE_AXIS

@@ -1,0 +1,50 @@
+"""The cache of a text of which nothing was read yet, by what a checkpoint's `config.json` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.data.decoder_inputs import CACHE_PREFIX
+from pipeline.errors import StageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.data.sample_set import Tensor
+
+
+def empty_caches(checkpoint: Path) -> dict[str, Tensor]:
+    """Input name -> float32 (KV heads, 0, head size), by what `config.json` says.
+
+    Raises:
+        StageError: when it does not say how many layers and heads there are.
+    """
+    from transformers import AutoConfig  # seconds; it knows the names that each family gives these
+
+    try:
+        config = AutoConfig.from_pretrained(
+            checkpoint, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise StageError(f"transformers cannot read it: {err}", where="config.json") from err
+
+    def size_of(name: str) -> int:
+        size = getattr(config, name, None)
+        return size if isinstance(size, int) and size > 0 else 0
+
+    layers, heads = size_of("num_hidden_layers"), size_of("num_attention_heads")
+    shared = size_of("num_key_value_heads") or heads
+    width = size_of("head_dim") or (size_of("hidden_size") // heads if heads else 0)
+    if not (layers and shared and width):
+        raise StageError(
+            "it does not say how many layers, heads and numbers for each head the cache has",
+            where="config.json",
+            hint="`num_hidden_layers`, `num_attention_heads` and `hidden_size` are needed",
+        )
+    return {
+        f"{CACHE_PREFIX}{layer}.{kind}": np.zeros((shared, 0, width), dtype=np.float32)
+        for layer in range(layers)
+        for kind in ("key", "value")
+    }
