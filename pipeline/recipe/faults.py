@@ -54,7 +54,8 @@ def find_problems(
     faults = [
         fault
         for details in error.errors(include_url=False, include_input=False)
-        if not _only_counts_valid(fault := _fault(details, document, prefix))
+        if details["type"] != "default_factory_not_called"  # for lack of another, faulty field
+        and not _only_counts_valid(fault := _fault(details, document, prefix))
     ]
     faults = _without_misspelt(_one_for_each_place(faults))
     hidden = [problem.path for problem in document.problems if problem.hides_value]
