@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pipeline.hashing import JSON
 
 
+_STATIC_HINT = "static quantisation also covers convolutions: `quantization: {mode: static}`"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationResult:
     """What was quantised.
@@ -42,8 +45,11 @@ class QuantizationResult:
     weight_coverage: float
     layer_coverage: float
 
-    def require_any(self) -> None:
+    def require_any(self, hint: str = _STATIC_HINT) -> None:
         """Refuse a quantisation that left every layer float: it is not what was asked for.
+
+        Args:
+            hint: What to do.
 
         Raises:
             QuantizationError: with the reason that most layers have.
@@ -54,7 +60,7 @@ class QuantizationResult:
         why = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common(3))
         raise QuantizationError(
             "no layer of this model could be quantised" + (f" ({why})" if why else ""),
-            hint="static quantisation also covers convolutions: `quantization: {mode: static}`",
+            hint=hint,
         )
 
     def as_json(self, size_ratio: float) -> dict[str, JSON]:

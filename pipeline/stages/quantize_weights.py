@@ -90,7 +90,10 @@ def run(
     result = quantize_weights(model, WeightOnlyRequest(**config.model_dump()))
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
-    result.require_any()
+    result.require_any(
+        "only products with constant weights are stored in few bits, and in blocks only where "
+        "`block_size` divides their inputs: take a smaller one, or another precision"
+    )
     # The checker does not know the operators of other domains.
     is_standard = {node.domain for node in model.graph.all_nodes()} <= {"", "ai.onnx"}
     path = save_ir_model(model, output)

@@ -237,8 +237,9 @@ def test_blocks_that_fit_no_layer_are_an_error_and_no_float_model(
     bench: Workbench, tmp_path: Path
 ) -> None:
     config = QuantizeWeightsConfig(block_size=256)
-    with pytest.raises(QuantizationError, match="no whole number of blocks of 256"):
+    with pytest.raises(QuantizationError, match="no whole number of blocks of 256") as none:
         Workbench(tmp_path).run(QUANTIZE_WEIGHTS, config, "none", model=bench.root / "fuse")
+    assert "smaller" in none.value.hint
 
 
 def test_configs_say_what_is_meant() -> None:
