@@ -46,7 +46,7 @@ from pipeline.stages.validate_engine import VALIDATE_ENGINE, ValidateEngineConfi
 from pipeline.stages.validate_provider import VALIDATE_PROVIDER, ValidateProviderConfig
 from pipeline.targets.base import ModelLink, NodeRef, Ref, SourceRef
 from pipeline.targets.tensorrt import TIMING_CACHE_GROUP
-from pipeline.tasks import check_task, find_task
+from pipeline.tasks import BATCH_AXIS, check_task, find_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -465,6 +465,7 @@ def build_plan(
         with _about(where, "targets", place):
             _check_runtime(target.runtime, task)
             chain = target.chain(builder)
+        _check_measured(recipe, task, target.name, chain, where)
         targets.append(_plan_target(target.name, chain, builder, recipe, task, measures))
     work = len(builder.drafts)
     # Behind all others, so that those keep their places: they are there already.
@@ -621,7 +622,10 @@ def _on_device(
         config = ValidateEngineConfig(
             task=builder.task_name,
             runtime="tensorrt" if device.runtime == "tensorrt" else "tensorrt-rtx",
-            batch_size=max(recipe.shapes.batch.opt, device.smallest_batch),
+            # Smaller ones would be filled up.
+            batch_size=max(
+                recipe.shapes.batch.opt, min(each[BATCH_AXIS][0] for each in device.profiles)
+            ),
         )
     inputs: dict[str, Ref] = {
         "model": device.node,
@@ -864,6 +868,28 @@ def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:
             + (f" - did you mean `{near[0]}`?" if near else f", only: {', '.join(known)}"),
             where=where("gates", "coverage", name),
         )
+
+
+def _check_measured(
+    recipe: Recipe, task: Task, target: str, chain: TargetChain, where: Where
+) -> None:
+    """Of an engine that is timed here, every shape must be one that a profile takes."""
+    for device in chain.device_runs.values():
+        for place, shape in enumerate(_benchmark_shapes(recipe, task) if device.profiles else ()):
+            sizes = dict(zip(task.axes, shape, strict=True))
+            if any(
+                all(least <= sizes[axis] <= most for axis, (least, _, most) in profile.items())
+                for profile in device.profiles
+            ):
+                continue
+            assert recipe.benchmark is not None
+            is_given = bool(recipe.benchmark.shapes)
+            raise RecipeError(
+                f"{', '.join(f'{axis} {size}' for axis, size in sizes.items())} is measured, and no "
+                f"profile of `{target}` takes it",
+                where=where("benchmark", "shapes", place) if is_given else where("benchmark"),
+                hint="measure shapes (`benchmark.shapes`) that one of its `profiles` takes",
+            )
 
 
 def _benchmark_shapes(recipe: Recipe, task: Task) -> tuple[tuple[int, ...], ...]:

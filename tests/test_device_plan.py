@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.environment import MACHINE_FACTS
+from pipeline.errors import RecipeError
 from pipeline.planning import node_preimage
 from pipeline.targets import tensorrt as full_target
 from tests.recipes import FP32, RTX
@@ -172,3 +173,24 @@ def test_an_engine_without_its_weights_is_not_run(
     assert "weights were stripped" in target.chain.not_run_reason
     assert "engine" in _stages(plan)
     assert not {"validate_engine", "benchmark_engine"} & set(_stages(plan))
+
+
+def test_an_engine_is_measured_in_shapes_that_a_profile_takes(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = [
+        {"batch": {"min": 1, "opt": 1, "max": 1}, "sequence": {"min": 2, "opt": 4, "max": 8}},
+        {"batch": {"min": 2, "opt": 2, "max": 4}},
+    ]
+    target = {**RTX, "profiles": profiles}
+
+    def plan(shapes: list[list[int]]) -> Plan:
+        return _plan(tmp_path, sentence_encoder, targets=[target], benchmark={"shapes": shapes})
+
+    plan([[1, 16]])  # without a GPU it is not measured
+    _with(monkeypatch, L4)
+    assert plan([[1, 8], [2, 16]]).targets[0].benchmarks
+    with pytest.raises(
+        RecipeError, match="batch 1, sequence 16 is measured, and no profile of `rtx"
+    ):
+        plan([[1, 8], [1, 16]])

@@ -96,7 +96,7 @@ class DeviceRun:
         node: The node that makes it.
         runtime: What runs it.
         arithmetic: The least exact numbers it computes with on purpose.
-        smallest_batch: The smallest batch that one of its profiles takes.
+        profiles: Of an engine, each axis name -> (min, opt, max).
         provider: Of ONNX Runtime; None for engines.
         cache: The node that builds what the provider needs to load the model; None where it needs
             nothing.
@@ -105,7 +105,7 @@ class DeviceRun:
     node: NodeRef
     runtime: Literal["tensorrt-rtx", "tensorrt", "onnxruntime"]
     arithmetic: Arithmetic
-    smallest_batch: int = 1
+    profiles: tuple[Mapping[str, tuple[int, int, int]], ...] = ()
     provider: ProviderPlan | None = None
     cache: NodeRef | None = None
 

@@ -29,7 +29,6 @@ from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 from pipeline.targets.shape_ranges import ProfileShapes
-from pipeline.tasks import BATCH_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -267,7 +266,7 @@ class EngineTarget(TargetBase):
                         node=engine,
                         runtime=order.runtime,
                         arithmetic=links[-1].arithmetic or "quantized",
-                        smallest_batch=min(ranges[BATCH_AXIS][0] for ranges in profiles),
+                        profiles=profiles,
                     )
             deliverables[component] = tuple(made)
         return TargetChain(
