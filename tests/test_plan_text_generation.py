@@ -61,6 +61,16 @@ def test_engines_are_refused_with_the_reason(tmp_path: Path, checkpoint: Path) -
     assert "onnxruntime" in caught.value.hint
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_providers_for_gpus_are_refused_with_the_reason(
+    tmp_path: Path, checkpoint: Path, provider: str
+) -> None:
+    target = FP32 | {"name": "gpu", "precision": "fp16", "provider": provider}
+    with pytest.raises(RecipeError, match="the cache has none yet") as caught:
+        _plan(tmp_path, checkpoint, targets=[FP32, target])
+    assert "recipe.yaml:" in caught.value.where
+
+
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     bare = build_tiny_llama(tmp_path / "bare")
     with pytest.raises(RecipeError, match="has no tokenizer"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.errors import RecipeError
 from pipeline.runtimes.ort_providers import (
     Provider,
     ProviderOptions,
@@ -86,9 +87,17 @@ class OnnxRuntimeTarget(TargetBase):
         """Export, simplify, fuse, and quantise when asked to; for a GPU see `_device_chain`.
 
         Raises:
+            RecipeError: a decoder with a cache is wanted for a GPU.
             EnvironmentMissing: this ONNX Runtime lacks the provider, or there is no GPU for it.
         """
         if self.provider != "cpu":
+            if builder.task.has_cache:
+                raise RecipeError(
+                    f"task `{builder.task.name}` has no targets of provider `{self.provider}`: what "
+                    "runs there is compared and timed within ranges of its inputs' axes, and the "
+                    "cache has none yet",
+                    hint="leave `provider` out",
+                )
             require_provider(self.provider)
             return self._device_chain(builder, self.provider)
         models: dict[str, tuple[ModelLink, ...]] = {}
