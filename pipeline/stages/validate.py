@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.compared import (
+    MODEL_PORT,
+    PARITY_FILE,
+    PROBES_PORT,
+    REFERENCE_PORT,
+    SAMPLES_PORT,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,12 +21,6 @@ if TYPE_CHECKING:
 
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
-
-PARITY_FILE = "parity.json"
-MODEL_PORT = "model"
-SAMPLES_PORT = "samples"
-REFERENCE_PORT = "reference"
-PROBES_PORT = "probes"
 
 
 class ValidateConfig(StageConfig):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field
 
 from pipeline.stages.base import ENGINE_FILE, Footprint, Stage, StageConfig
-from pipeline.stages.validate import (
+from pipeline.stages.compared import (
     MODEL_PORT,
     PARITY_FILE,
     PROBES_PORT,

@@ -11,14 +11,14 @@ from pydantic import Field
 
 from pipeline.runtimes.ort_providers import ProviderPlan
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
-from pipeline.stages.provider_engine import LIBRARIES, MACHINE, PACKAGES
-from pipeline.stages.validate import (
+from pipeline.stages.compared import (
     MODEL_PORT,
     PARITY_FILE,
     PROBES_PORT,
     REFERENCE_PORT,
     SAMPLES_PORT,
 )
+from pipeline.stages.provider_engine import LIBRARIES, MACHINE, PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
