@@ -70,6 +70,12 @@ ENGINE = Stage(
     footprint=Footprint(base_mib=350, memory_per_weight=1.5, disk_per_weight=0.5),
     config_type=EngineConfig,
     coverage=COVERAGE,
+    preload=(
+        "pipeline.engines.build",
+        "pipeline.engines.facts",
+        "pipeline.engines.facts_file",
+        "pipeline.graph.engine_checks",
+    ),
     run=run_engine,
     packages=("numpy", "onnx", "onnx-ir", "tensorrt-rtx"),
     extra="rtx",

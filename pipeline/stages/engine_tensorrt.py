@@ -86,6 +86,12 @@ ENGINE_TENSORRT = Stage(
     footprint=Footprint(base_mib=1500, memory_per_weight=2.0, disk_per_weight=0.5),
     config_type=TensorRTEngineConfig,
     coverage=COVERAGE,
+    preload=(
+        "pipeline.engines.build",
+        "pipeline.engines.facts",
+        "pipeline.engines.facts_file",
+        "pipeline.graph.engine_checks",
+    ),
     run=run_tensorrt_engine,
     packages=("numpy", "onnx", "onnx-ir", "tensorrt"),
     extra="gpu",
