@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.options import json_option, output_option
-from pipeline.cli.output import emit, say
+from pipeline.cli.exporting import export_parameters, tell_export
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command("export-triton")
-@click.argument("artifact")
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--target", "targets", metavar="NAME", multiple=True, help="Only this; repeatable.")
+@export_parameters
 @click.option("--name", help="What the models' names begin with; default the artifact's name.")
-@click.option("--force", "must_replace", is_flag=True, help="Replace a repository in DIRECTORY.")
-@output_option
-@json_option
 def export_triton_command(
     artifact: str,
     directory: Path,
@@ -46,7 +42,6 @@ def export_triton_command(
     something is in the way, 3 the artifact is damaged.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.triton.repository import export_triton
-    from pipeline.cli.lines import columns, one_line
     from pipeline.listing import find_artifact
 
     made = export_triton(
@@ -56,22 +51,14 @@ def export_triton_command(
         name=name,
         replace=must_replace,
     )
-    if is_json:
-        document = {
-            "exit_code": 0,
-            "directory": str(made.directory),
-            "artifact": made.artifact,
-            "models": [
-                {"name": model.name, "backend": model.backend, "target": model.target}
-                for model in made.models
-            ],
-            "notes": list(made.notes),
-        }
-        emit(json.dumps(document, indent=2))
-        return
-    for line in columns((model.name, model.backend, model.target) for model in made.models):
-        emit(line)
-    for note in made.notes:
-        say(f"note: {one_line(note)}")
-    emit(f"written: {one_line(made.directory)}")
-    say(f"serve it: tritonserver --model-repository={one_line(directory.absolute())}")
+    tell_export(
+        directory=made.directory,
+        artifact=made.artifact,
+        models=[
+            {"name": model.name, "backend": model.backend, "target": model.target}
+            for model in made.models
+        ],
+        notes=made.notes,
+        serve=f"tritonserver --model-repository={directory.absolute()}",
+        is_json=is_json,
+    )
