@@ -26,7 +26,8 @@ def check_ranges(ranges: Mapping[str, tuple[int, int, int]]) -> None:
         if not 1 <= smallest <= usual <= largest:
             raise EngineBuildError(
                 f"the profile of axis `{axis}` does not hold 1 <= min <= opt <= max: "
-                f"{smallest}, {usual}, {largest}"
+                f"{smallest}, {usual}, {largest}",
+                hint="order the three sizes of the axis in `shapes` or in `profiles` of the recipe",
             )
 
 

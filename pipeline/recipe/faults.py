@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.recipe import schema as schemas
 from pipeline.recipe.problems import Problem
 from pipeline.recipe.types import InvalidAt
-from pipeline.recipe.wording import Fault, nearest, wording
+from pipeline.recipe.wording import Fault, hint_for, nearest, wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -175,6 +175,7 @@ def _problem(fault: Fault, document: Document) -> Problem:
         position=position,
         path=origin.path,
         text=lambda: wording(fault) + note,
+        hint=hint_for(fault),
         kind=f"{fault.kind} {fault.path[-1]}" if fault.kind == "missing" else fault.kind,
         combination=origin.combination,
     )

@@ -105,6 +105,29 @@ def wording(fault: Fault) -> str:
     return say(fault) if say else fault.message
 
 
+def hint_for(fault: Fault) -> str:
+    """What to do about it, where the line that says what is wrong has no room for it."""
+    if "compute_capability" in fault.path[-2:] and fault.kind in {"literal_error", "tuple_type"}:
+        return _hint_for_capability(fault)
+    meant = getattr(fault.context.get("error"), "hint", "")
+    return f"{format_key_path(fault.path)}: {meant}" if meant else ""
+
+
+def _hint_for_capability(fault: Fault) -> str:
+    found = _as_target(fault.text or fault.value)
+    targets = schemas.choices(_item_schema(fault.schema))
+    if found in targets:
+        return ""  # the line itself says how to write it
+    if found in NO_RTX_TARGET:
+        return (
+            f"for {NO_RTX_TARGET[found]} take `runtime: tensorrt`, and build on such a GPU, or "
+            "`runtime: onnxruntime` with `provider: cuda`"
+        )
+    return (
+        "nvidia-smi --query-gpu=name,compute_cap --format=csv says what a GPU has: 8.9 is `sm89`"
+    )
+
+
 def nearest(word: str, options: Iterable[str]) -> str | None:
     """The option that a misspelt word most likely means, or nothing."""
     import difflib
@@ -175,9 +198,32 @@ def _meant_by(fault: Fault, schema: Schema) -> JSON:
         case "string", bool() | int() | float() if not schemas.choices(schema):
             return fault.text
         case "array", str() | int() | float():
-            return [value]
+            return _as_list(fault, schema)
         case _:
             return None
+
+
+def _as_list(fault: Fault, schema: Schema) -> JSON:
+    """The list of one item that a lone value was meant for; None where no item may be like that."""
+    choices = schemas.choices(_item_schema(schema))
+    if not choices or fault.value in choices:
+        return [fault.value]
+    if fault.path[-1] == "compute_capability":
+        target = _as_target(fault.text or fault.value)
+        return [target] if target in choices else None
+    meant = nearest(str(fault.value), [str(choice) for choice in choices])
+    return [meant] if meant else None
+
+
+def _item_schema(schema: Schema) -> Schema:
+    """Of a list's items; of anything else itself."""
+    items: Schema = schemas.resolve(schema["items"]) if "items" in schema else schema
+    return items
+
+
+def _as_target(value: object) -> str:
+    """`8.9`, `89` and `compute_89` -> `sm89`."""
+    return "sm" + "".join(each for each in str(value) if each in "0123456789")
 
 
 def _as_number(text: str, *, whole: bool) -> int | float | None:
@@ -205,8 +251,7 @@ def _not_listed(fault: Fault) -> str:
 def _compute_capability(fault: Fault) -> str:
     targets = schemas.choices(fault.schema)
     listed = ", ".join(str(target) for target in targets)
-    digits = "".join(each for each in str(fault.value) if each in "0123456789")
-    meant = f"sm{digits}"
+    meant = _as_target(fault.text or fault.value)
     if meant in targets:
         return f"needs a compute capability such as `sm89`, found {fault.found} - did you mean `{meant}`?"
     if gpu := NO_RTX_TARGET.get(meant):

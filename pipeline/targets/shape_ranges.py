@@ -11,6 +11,14 @@ Size = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
 """Of an axis: TensorRT holds the sizes of a profile in 32 bits with a sign."""
 
 
+class OutOfOrder(ValueError):
+    """Of a range; `hint` is the range with the same three sizes in their order."""
+
+    def __init__(self, sizes: tuple[int, int, int]) -> None:
+        super().__init__("min <= opt <= max does not hold: {}, {}, {}".format(*sizes))
+        self.hint = "{{min: {}, opt: {}, max: {}}}".format(*sorted(sizes))
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -25,8 +33,7 @@ class ShapeRange(_Strict):
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
         if not self.min <= self.opt <= self.max:
-            msg = f"min <= opt <= max does not hold: {self.min}, {self.opt}, {self.max}"
-            raise ValueError(msg)
+            raise OutOfOrder(self.sizes())
         return self
 
     def sizes(self) -> tuple[int, int, int]:
