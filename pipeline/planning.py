@@ -49,7 +49,7 @@ from pipeline.targets.tensorrt import TIMING_CACHE_GROUP
 from pipeline.tasks import BATCH_AXIS, check_task, find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pipeline.candidates import Candidate
@@ -476,7 +476,7 @@ def build_plan(
         else target
         for target in targets
     ]
-    _check_coverage(recipe, builder.drafts, where)
+    _check_coverage(recipe, targets, builder.drafts, where)
     _check_limits(recipe, where)
     nodes = _named(builder.drafts, work)
     for node in nodes:
@@ -857,16 +857,35 @@ def _check_limits(recipe: Recipe, where: Where) -> None:
                 )
 
 
-def _check_coverage(recipe: Recipe, drafts: list[_Draft], where: Where) -> None:
-    known = sorted({name for draft in drafts for name in draft.stage.coverage})
+def _check_coverage(
+    recipe: Recipe, targets: Sequence[TargetPlan], drafts: list[_Draft], where: Where
+) -> None:
+    """A limit must be of a number that a stage of some target may report as it is configured."""
+    chains = [target.chain for target in targets]
+    models = [link.node for chain in chains for links in chain.models.values() for link in links]
+    given = [
+        each.node for chain in chains for all_ in chain.deliverables.values() for each in all_
+    ]
+    delivering = {ref.node for ref in (*models, *given)}
+    reporting = [drafts[index] for index in sorted(delivering)]
+    known = sorted({name for draft in reporting for name in draft.stage.may_report(draft.config)})
+    kinds = {name for draft in reporting for name in draft.stage.coverage}
     for name in recipe.gates.coverage:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1)
+        if name in kinds:
+            message = f"no target of this recipe reports `{name}`: none has its precision"
+        elif near:
+            message = f"no stage of this recipe reports `{name}` - did you mean `{near[0]}`?"
+        else:
+            message = f"no stage of this recipe reports `{name}`"
         raise RecipeError(
-            f"no stage of this recipe reports `{name}`"
-            + (f" - did you mean `{near[0]}`?" if near else f", only: {', '.join(known)}"),
+            message,
             where=where("gates", "coverage", name),
+            hint=f"leave the limit out, or limit one of these: {', '.join(known)}"
+            if known
+            else "leave the limit out: nothing here reports coverage",
         )
 
 

@@ -264,3 +264,26 @@ def test_a_tolerance_of_a_stage_that_there_is_not_is_refused(
     with pytest.raises(RecipeError, match="no stage `fues` - did you mean `fuse`") as caught:
         _plan(tmp_path, sentence_encoder, gates=gates)
     assert "recipe.yaml" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("name", ["fp8_gemms", "bf16_weights", "quantized_weights"])
+def test_a_limit_that_no_target_of_its_precision_reports_is_refused_with_its_place(
+    name: str, tmp_path: Path, sentence_encoder: Path
+) -> None:
+    gates = {"parity": {"cosine_similarity": {"min": 0.9}}, "coverage": {name: {"min": 1.0}}}
+    with pytest.raises(RecipeError) as caught:
+        _plan(tmp_path, sentence_encoder, targets=[FP32, RTX], gates=gates)
+    assert f"reports `{name}`" in caught.value.message
+    assert caught.value.where.endswith(f": gates.coverage.{name}")
+    assert "fp16_gemms" in caught.value.hint
+    assert "fp16_weights" in caught.value.hint
+    assert name not in caught.value.hint
+
+
+def test_a_limit_of_what_one_target_of_several_reports_stands(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    names = ("fp16_gemms", "quantized_weights", "fused_attention")
+    limits = {name: {"min": 0.5} for name in names}
+    gates = {"parity": {"cosine_similarity": {"min": 0.9}}, "coverage": limits}
+    _plan(tmp_path, sentence_encoder, targets=[FP32, INT8, RTX], gates=gates)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from pipeline.hashing import JSON
@@ -112,6 +112,7 @@ class Stage(Generic[C]):
             everywhere.
         coverage: Names of the numbers it may report under `coverage` in its facts; a recipe's
             coverage gates can name these and no others.
+        coverage_of: Config -> those of `coverage` that it may report with this config; None: all.
         preload: Modules a fresh worker may import while it waits for its inputs.
         footprint: About how much memory and disk it takes; no part of the key.
         resumable: None: every attempt begins anew. Otherwise an attempt finds what the one before
@@ -130,10 +131,18 @@ class Stage(Generic[C]):
     optional_packages: tuple[str, ...] = ()
     machine: tuple[str, ...] = ()
     coverage: tuple[str, ...] = ()
+    coverage_of: Callable[[C], Collection[str]] | None = None
     preload: tuple[str, ...] = ()
     footprint: Footprint = Footprint()
     resumable: tuple[str, ...] | None = None
     is_exclusive: bool = False
+
+    def may_report(self, config: C) -> tuple[str, ...]:
+        """Names of `coverage` that it may report with a config."""
+        if self.coverage_of is None:
+            return self.coverage
+        own = self.coverage_of(config)
+        return tuple(name for name in self.coverage if name in own)
 
 
 AnyStage: TypeAlias = Stage[Any]

@@ -71,6 +71,7 @@ CAST = Stage(
     footprint=Footprint(base_mib=120, memory_per_weight=4.1, disk_per_weight=0.5),
     config_type=CastConfig,
     coverage=("fp16_weights", "bf16_weights"),
+    coverage_of=lambda config: (f"{config.precision}_weights",),
     run=_run,
     packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
     preload=("pipeline.graph.half", "pipeline.graph.interface"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.stages.base import Footprint, Stage
-from pipeline.stages.engine_work import COVERAGE, EngineOptions
+from pipeline.stages.engine_work import COVERAGE, EngineOptions, coverage_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +70,7 @@ ENGINE = Stage(
     footprint=Footprint(base_mib=350, memory_per_weight=1.5, disk_per_weight=0.5),
     config_type=EngineConfig,
     coverage=COVERAGE,
+    coverage_of=coverage_of,
     preload=(
         "pipeline.engines.build",
         "pipeline.engines.facts",

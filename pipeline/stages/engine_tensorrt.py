@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.stages.base import Footprint, Stage
-from pipeline.stages.engine_work import COVERAGE, TIMING_CACHE_FILE, EngineOptions
+from pipeline.stages.engine_work import COVERAGE, TIMING_CACHE_FILE, EngineOptions, coverage_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +86,7 @@ ENGINE_TENSORRT = Stage(
     footprint=Footprint(base_mib=1500, memory_per_weight=2.0, disk_per_weight=0.5),
     config_type=TensorRTEngineConfig,
     coverage=COVERAGE,
+    coverage_of=coverage_of,
     preload=(
         "pipeline.engines.build",
         "pipeline.engines.facts",

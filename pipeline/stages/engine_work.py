@@ -75,6 +75,12 @@ class EngineOptions(StageConfig):
     strip_weights: bool = False
 
 
+def coverage_of(options: EngineOptions) -> tuple[str, ...]:
+    """Those of `COVERAGE` that an engine of these options may report: of products, its own share."""
+    own = f"{options.precision}_gemms"
+    return tuple(name for name in COVERAGE if name == own or not name.endswith("_gemms"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What distinguishes the packages.
