@@ -20,7 +20,7 @@ from pipeline.errors import EnvironmentMissing
 from pipeline.hashing import sha256_bytes, tagged_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.hashing import JSON
     from pipeline.stages.base import AnyStage
@@ -224,23 +224,23 @@ def cores() -> int:
     )
 
 
-def _gpu_name() -> str:
+def _gpu_name(number: int = 0) -> str:
     from pipeline.gpu import gpu_name
 
-    return gpu_name()
+    return gpu_name(number)
 
 
-def _gpu_target() -> str:
+def _gpu_target(number: int = 0) -> str:
     from pipeline.gpu import gpu_target
 
-    return gpu_target()
+    return gpu_target(number)
 
 
 def _nvidia_driver() -> str:
     return nvidia_driver_version()
 
 
-MACHINE_FACTS: Mapping[str, Callable[[], str | int]] = {
+MACHINE_FACTS: Mapping[str, Callable[..., str | int]] = {
     "cpu_model": cpu_model,
     "cpu_flags": cpu_flags,
     "cores": cores,
@@ -249,7 +249,19 @@ MACHINE_FACTS: Mapping[str, Callable[[], str | int]] = {
     "gpu_target": _gpu_target,
     "nvidia_driver": _nvidia_driver,
 }
-"""Facts about the machine that a stage's output may depend on, by name (`Stage.machine`)."""
+"""Facts about the machine that a stage's output may depend on, by name (`Stage.machine`).
+
+Those of a GPU take its number; the first one's is 0.
+"""
+_OF_ONE_GPU = frozenset({"gpu_name", "gpu_target"})
+
+
+def machine_facts(names: Iterable[str], *, gpu: int = 0) -> dict[str, str | int]:
+    """Fact of `MACHINE_FACTS` -> its value here, those of a GPU of the one with this number."""
+    return {
+        name: MACHINE_FACTS[name](gpu) if name in _OF_ONE_GPU else MACHINE_FACTS[name]()
+        for name in names
+    }
 
 
 @functools.cache

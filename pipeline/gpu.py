@@ -84,12 +84,19 @@ class Machine:
         driver: Version of the NVIDIA kernel driver; empty when there is none.
         gpu: The first one that the driver shows (`CUDA_VISIBLE_DEVICES` says which); None when
             it shows none.
+        others: Those that it shows behind the first one, in its order.
         trouble: Why there is no GPU although there is a driver, in the driver's words.
     """
 
     driver: str
     gpu: Gpu | None = None
+    others: tuple[Gpu, ...] = ()
     trouble: str = ""
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """All that the driver shows; their places are the numbers that CUDA knows them by."""
+        return () if self.gpu is None else (self.gpu, *self.others)
 
 
 @functools.cache
@@ -118,20 +125,22 @@ def _read_answer(driver: str, text: str) -> Machine:
     answer = json.loads(text)
     if not answer["gpus"]:
         return Machine(driver=driver, trouble="it shows no GPU")
-    name, major, minor, memory = answer["gpus"][0]
     version = int(answer["cuda"])  # 13000 is 13.0
     cuda = f"{version // 1000}.{version % 1000 // 10}"
-    gpu = Gpu(name=name, major=major, minor=minor, memory_bytes=memory, cuda=cuda)
-    return Machine(driver=driver, gpu=gpu)
+    first, *others = (
+        Gpu(name=name, major=major, minor=minor, memory_bytes=memory, cuda=cuda)
+        for name, major, minor, memory in answer["gpus"]
+    )
+    return Machine(driver=driver, gpu=first, others=tuple(others))
 
 
-def gpu_target() -> str:
-    """For keys: the compute capability of this machine's GPU, such as `sm90`; empty without one."""
-    gpu = this_machine().gpu
-    return gpu.target if gpu else ""
+def gpu_target(number: int = 0) -> str:
+    """For keys: the compute capability of a GPU of this machine, such as `sm90`; empty without it."""
+    gpus = this_machine().gpus
+    return gpus[number].target if number < len(gpus) else ""
 
 
-def gpu_name() -> str:
-    """For keys: the name of this machine's GPU; empty without one."""
-    gpu = this_machine().gpu
-    return gpu.name if gpu else ""
+def gpu_name(number: int = 0) -> str:
+    """For keys: the name of a GPU of this machine; empty without it."""
+    gpus = this_machine().gpus
+    return gpus[number].name if number < len(gpus) else ""

@@ -16,10 +16,10 @@ from pipeline.checks.base import Link, Subject
 from pipeline.checks.catalogue import CHECKS
 from pipeline.data.fields import pick_fields
 from pipeline.environment import (
-    MACHINE_FACTS,
     code_digest,
     cores,
     find_package,
+    machine_facts,
     platform_tag,
     python_tag,
     require_packages,
@@ -942,7 +942,7 @@ def node_preimage(node: Node, inputs: Mapping[str, JSON]) -> dict[str, JSON]:
         "packages": packages,
         "python": python_tag(),
         "platform": platform_tag(),
-        "machine": {name: MACHINE_FACTS[name]() for name in stage.machine},
+        "machine": {**machine_facts(stage.machine, gpu=node.config.gpu_number)},
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline import gpu
-from pipeline.environment import MACHINE_FACTS, nvidia_driver_version
+from pipeline.environment import MACHINE_FACTS, machine_facts, nvidia_driver_version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,16 @@ def test_the_first_gpu_is_described_as_the_driver_does(
         name="NVIDIA H200", major=9, minor=0, memory_bytes=150 << 30, cuda="13.1"
     )
     assert (machine.gpu.target, machine.gpu.compute_capability) == ("sm90", "9.0")
+
+
+def test_gpus_behind_the_first_one_have_the_numbers_that_cuda_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = _answer(tmp_path, monkeypatch)
+    assert [one.name for one in machine.gpus] == ["NVIDIA H200", "NVIDIA L4"]
+    monkeypatch.setattr(gpu, "this_machine", lambda: machine)
+    names = [machine_facts(["gpu_name"], gpu=number)["gpu_name"] for number in range(3)]
+    assert names == ["NVIDIA H200", "NVIDIA L4", ""]
 
 
 def test_a_driver_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

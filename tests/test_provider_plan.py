@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipeline import gpu
 from pipeline.errors import EnvironmentMissing, RecipeError, StageError
 from pipeline.gpu import Machine
 from pipeline.hashing import sha256_file
@@ -18,7 +19,7 @@ from pipeline.runtimes.ort_providers import NAMES, ProviderPlan
 from pipeline.stages.provider_engine import PROVIDER_ENGINE, ProviderEngineConfig
 from pipeline.stages.validate_provider import VALIDATE_PROVIDER, ValidateProviderConfig
 from tests.parity.graphs import write_graph, write_samples
-from tests.runtimes.devices import H200, L4
+from tests.runtimes.devices import BOTH, H200, L4
 from tests.stages.context import RecordingContext
 from tests.test_plan import _plan
 
@@ -154,6 +155,37 @@ def test_tensorrt_builds_its_engines_once_in_a_stage_of_their_own(
     assert engine.stage is PROVIDER_ENGINE
     assert plan.nodes[engine.inputs["model"].node].stage.name == "cast"
     assert target.validations["model"][-1][0].arithmetic == "float16"
+
+
+@pytest.mark.parametrize("target", [CUDA, TENSORRT], ids=["cuda", "tensorrt"])
+def test_the_key_has_the_facts_of_the_gpu_that_is_asked_for(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
+) -> None:
+    _with_gpu(monkeypatch, BOTH)
+    monkeypatch.setattr(gpu, "this_machine", lambda: BOTH)
+    for number, name in enumerate(["NVIDIA L4", "NVIDIA H200"]):
+        other = {**target, "provider_options": {"device_id": number}}
+        plan = _plan(tmp_path, sentence_encoder, targets=[other], **TIMED)
+        facts = [
+            planning.node_preimage(node, dict.fromkeys(node.inputs, ""))["machine"]
+            for node in plan.nodes
+            if "gpu_name" in node.stage.machine
+        ]
+        assert len(facts) == (2 if target is CUDA else 3)
+        assert {fact["gpu_name"] for fact in facts} == {name}
+        assert {fact["gpu_target"] for fact in facts} == {BOTH.gpus[number].target}
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_gpu(monkeypatch, BOTH)
+    absent = {**CUDA, "provider_options": {"device_id": 2}}
+    with pytest.raises(EnvironmentMissing) as caught:
+        _plan(tmp_path, sentence_encoder, targets=[absent])
+    assert "`provider_options.device_id` is 2" in caught.value.message
+    assert "0 (NVIDIA L4), 1 (NVIDIA H200)" in caught.value.message
+    assert caught.value.hint
 
 
 def test_tf32_is_judged_by_what_it_is(

@@ -148,7 +148,7 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     started = time.perf_counter_ns()
     loaded = load_torch_model(checkpoint, contender.task, contender.component)
     if contender.device == "cuda":
-        return _on_cuda(loaded, started)
+        return _on_cuda(loaded, started, contender.device_number)
     load_time_ns = time.perf_counter_ns() - started
 
     def bind(feeds: Feeds) -> Call:
@@ -169,13 +169,13 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     )
 
 
-def _on_cuda(loaded: TorchComponent, started: int) -> Loaded:
+def _on_cuda(loaded: TorchComponent, started: int, number: int) -> Loaded:
     """The model on the GPU; a call brings pinned inputs there and outputs back, as an engine's does."""
     import torch
 
     if not torch.cuda.is_available():
         raise StageError(f"torch {torch.__version__} cannot use this machine's GPU")
-    device = torch.device("cuda", 0)
+    device = torch.device("cuda", number)
     module = loaded.module.to(device)
     load_time_ns = time.perf_counter_ns() - started
 

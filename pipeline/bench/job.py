@@ -22,6 +22,7 @@ class Contender(Frozen):
     Attributes:
         path: A checkpoint directory for torch, else a directory with a graph or an engine.
         device: Where torch computes; the other runtimes know it themselves.
+        device_number: Which of the GPUs, for torch.
         provider: Of ONNX Runtime.
         provider_options: For that provider; see `pipeline.runtimes.ort_providers`.
     """
@@ -31,6 +32,7 @@ class Contender(Frozen):
     task: str = ""
     component: str = ""
     device: Literal["cpu", "cuda"] = Field(default="cpu", exclude_if=lambda name: name == "cpu")
+    device_number: int = Field(default=0, exclude_if=lambda number: not number)
     provider: str = Field(default=CPU_PROVIDER, exclude_if=lambda name: name == CPU_PROVIDER)
     provider_options: dict[str, str] = Field(default_factory=dict, exclude_if=lambda d: not d)
 

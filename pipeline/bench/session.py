@@ -45,6 +45,7 @@ def measure(
         task=config.task,
         component=config.component,
         device=config.reference_device,
+        device_number=config.gpu_number,
     )
     with Nursery(checkpoint, folder, config.threads) as nursery:
         session = _Session(

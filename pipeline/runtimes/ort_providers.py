@@ -177,11 +177,16 @@ def copy_cache(kept: Path, to: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def require_provider(provider: Literal["cuda", "tensorrt"]) -> None:
+def require_provider(provider: Literal["cuda", "tensorrt"], gpu: int = 0) -> None:
     """Refuse a provider that cannot start here, before anything is made; imports nothing.
 
+    Args:
+        provider: As recipes name it.
+        gpu: Number of the GPU that it is to run on.
+
     Raises:
-        EnvironmentMissing: this build of ONNX Runtime lacks it, or there is no GPU for it.
+        EnvironmentMissing: this build of ONNX Runtime lacks it, there is no GPU for it, or none of
+            this number.
     """
     machine = this_machine()
     if not _has_library(provider):
@@ -199,6 +204,13 @@ def require_provider(provider: Literal["cuda", "tensorrt"]) -> None:
         raise EnvironmentMissing(
             f"provider {provider} runs on a GPU, and {reason}",
             hint="take `provider: cpu`, or a machine with a GPU",
+        )
+    if gpu >= len(machine.gpus):
+        shown = ", ".join(f"{number} ({one.name})" for number, one in enumerate(machine.gpus))
+        raise EnvironmentMissing(
+            f"`provider_options.device_id` is {gpu}, and the driver shows GPUs of these numbers: "
+            f"{shown}",
+            hint="take one of those; CUDA_VISIBLE_DEVICES hides and numbers them",
         )
 
 

@@ -40,6 +40,11 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @property
+    def gpu_number(self) -> int:
+        """Which GPU it runs on, where it runs on one; facts of the machine are of this one."""
+        return 0
+
 
 class StageContext(Protocol):
     """What a running stage may ask of the process it runs in."""

@@ -57,6 +57,11 @@ class BenchmarkConfig(StageConfig):
     seed: int = 0
     seconds_per_shape: Annotated[float, Field(gt=0)] = 1.0
 
+    @property
+    def gpu_number(self) -> int:
+        """That of the provider's options; engines run on the first GPU."""
+        return self.provider.options.device_id if self.provider else 0
+
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:
         if self.axes[0] != BATCH_AXIS or len(set(self.axes)) != len(self.axes):

@@ -35,6 +35,11 @@ class ProviderEngineConfig(StageConfig):
     plan: ProviderPlan
     profile: dict[str, tuple[int, int, int]]
 
+    @property
+    def gpu_number(self) -> int:
+        """That of the provider's options."""
+        return self.plan.options.device_id
+
 
 def run(
     config: ProviderEngineConfig, inputs: Mapping[str, Path], output: Path, context: StageContext

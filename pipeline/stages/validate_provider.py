@@ -47,6 +47,11 @@ class ValidateProviderConfig(StageConfig):
     batch_size: Annotated[int, Field(ge=1)]
     outputs: tuple[str, ...] | None = None
 
+    @property
+    def gpu_number(self) -> int:
+        """That of the provider's options."""
+        return self.plan.options.device_id
+
 
 def run(
     config: ValidateProviderConfig, inputs: Mapping[str, Path], output: Path, context: StageContext

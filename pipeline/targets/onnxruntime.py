@@ -98,7 +98,7 @@ class OnnxRuntimeTarget(TargetBase):
                     "cache has none yet",
                     hint="leave `provider` out",
                 )
-            require_provider(self.provider)
+            require_provider(self.provider, (self.provider_options or ProviderOptions()).device_id)
             return self._device_chain(builder, self.provider)
         models: dict[str, tuple[ModelLink, ...]] = {}
         deliverables: dict[str, tuple[Deliverable, ...]] = {}

@@ -20,6 +20,7 @@ def gpu(major: int = 8, minor: int = 9, name: str = "NVIDIA L4") -> Gpu:
 
 L4 = Machine(driver="580.65.06", gpu=gpu())
 H200 = Machine(driver="580.65.06", gpu=gpu(9, 0, "NVIDIA H200"))
+BOTH = Machine(driver="580.65.06", gpu=gpu(), others=(gpu(9, 0, "NVIDIA H200"),))
 BARE = Machine(driver="")
 
 
