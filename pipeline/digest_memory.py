@@ -1,6 +1,7 @@
-"""Remembers digests of large source files, so that an unchanged file is not read again.
+"""Remembers digests of large files, so that an unchanged file is not read again.
 
-A file is recognised by path, size, inode and both time stamps. A digest is only remembered when the
+It serves the files of a checkpoint, and the models of an artifact that is judged again; `convert verify`
+and what serves results of the store read every byte. A file is recognised by path, size, inode and both time stamps. A digest is only remembered when the
 file is older than two seconds: a younger one could still change within one tick of its time stamp
 (git's "racy" index problem). `--rehash` starts from an empty memory. Losing the file costs time only.
 """
@@ -24,8 +25,12 @@ RACY_SECONDS = 2.0
 
 def file_identity(path: Path) -> tuple[int, int, int, int]:
     """(size, inode, mtime, ctime in ns) of the file a path leads to."""
-    stat = path.stat()
-    return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+    return status_identity(path.stat())
+
+
+def status_identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """The same of a status that was asked for already."""
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 class DigestMemory:
@@ -34,9 +39,13 @@ class DigestMemory:
     Args:
         path: Where to keep it; the folder is made when something is saved.
         is_fresh: Start empty whatever the file holds.
+
+    Attributes:
+        recalled: How many digests were given without a file being read.
     """
 
     def __init__(self, path: Path, *, is_fresh: bool = False) -> None:
+        self.recalled = 0
         self._path = path
         self._known: dict[str, tuple[list[int], str]] = {}
         self._is_changed = False
@@ -55,17 +64,31 @@ class DigestMemory:
         Raises:
             OSError: when the file cannot be read.
         """
-        name = os.fspath(path.absolute())
-        identity = list(file_identity(path))
-        known = self._known.get(name)
-        if known is not None and known[0] == identity:
-            return known[1]
+        identity = file_identity(path)
+        if known := self.recall(path, identity):
+            return known
         digest = sha256_file(path)
-        age_s = time.time() - max(identity[2], identity[3]) / 1e9
-        if list(file_identity(path)) == identity and age_s > RACY_SECONDS:
-            self._known[name] = (identity, digest)
-            self._is_changed = True
+        if file_identity(path) == identity:
+            self.learn(path, identity, digest)
         return digest
+
+    def recall(self, path: Path, identity: tuple[int, int, int, int]) -> str:
+        """The digest of a file that is still what it was when it was learnt; else empty."""
+        known = self._known.get(os.fspath(path.absolute()))
+        if known is None or known[0] != list(identity):
+            return ""
+        self.recalled += 1
+        return known[1]
+
+    def learn(self, path: Path, identity: tuple[int, int, int, int], digest: str) -> None:
+        """Remember the digest of a file whose identity was the same before and after it was read.
+
+        A file younger than `RACY_SECONDS` is not remembered.
+        """
+        age_s = time.time() - max(identity[2], identity[3]) / 1e9
+        if age_s > RACY_SECONDS:
+            self._known[os.fspath(path.absolute())] = (list(identity), digest)
+            self._is_changed = True
 
     def save(self) -> None:
         """Write the memory if it has learnt something; failing to is no error."""

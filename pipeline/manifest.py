@@ -8,23 +8,23 @@ name that another operating system would read differently. This module never cha
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
 import re
-import stat
 import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from pipeline.directory_files import DAMAGE, FileDigest, hash_files, os_reason, walk_directory
 from pipeline.errors import ArtifactError
 from pipeline.hashing import canonical_json, tagged_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from pipeline.digest_memory import DigestMemory
+    from pipeline.directory_files import FoundFile
 
 MANIFEST_TAG = "convert/manifest/1"
 """Type tag of the digest; the number is the version of the format."""
@@ -40,14 +40,8 @@ _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])")
 """Source: "Naming Files, Paths, and Namespaces", learn.microsoft.com; reserved with any suffix."""
 
-_POOL_BYTES = 4 << 20
-"""Less than this is hashed in the calling thread: starting threads would cost more."""
-
-_DAMAGE = frozenset(
-    {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO}
-)
-"""Errors that say something about the file. Others (too many open files, no permission) say
-something about this process, and must not make a good file look bad."""
+REMEMBERED_BYTES = 4 << 20
+"""Only digests of files that are at least so large are taken from a memory: reports are always read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +120,6 @@ class Manifest:
         return manifest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What `lstat` says of one name in a directory; `problem` is empty for a plain file."""
-
-    path: str
-    size_bytes: int
-    problem: str
-
-
 def check_name(name: str) -> str:
     """Why one path component is not portable; empty when it is.
 
@@ -195,14 +180,14 @@ def scan_directory(path: Path) -> Manifest:
             something cannot be read.
     """
     try:
-        found = _walk(path)
+        found = walk_directory(path)
         problems = [item.problem for item in found if item.problem]
         problems += check_paths([item.path for item in found if not item.problem])
         if problems:
             raise ArtifactError(_first(problems), where=str(path))
-        digests = _hash_all(path, [(item.path, item.size_bytes) for item in found])
+        digests = hash_files(path, [(item.path, item.size_bytes) for item in found])
     except OSError as err:
-        raise ArtifactError(f"cannot be read: {_reason(err)}", where=str(path)) from err
+        raise ArtifactError(f"cannot be read: {os_reason(err)}", where=str(path)) from err
     changed = [digest.problem for digest in digests.values() if digest.problem]
     if changed:
         raise ArtifactError(_first(changed), where=str(path))
@@ -214,7 +199,11 @@ def scan_directory(path: Path) -> Manifest:
 
 
 def check_directory(
-    path: Path, manifest: Manifest, *, ignore: frozenset[str] = frozenset()
+    path: Path,
+    manifest: Manifest,
+    *,
+    ignore: frozenset[str] = frozenset(),
+    memory: DigestMemory | None = None,
 ) -> tuple[str, ...]:
     """Compare a directory with its manifest, both ways.
 
@@ -222,6 +211,9 @@ def check_directory(
         path: The directory.
         manifest: What should be in it.
         ignore: Relative paths of files that are not looked at, such as the manifest itself.
+        memory: Digests of an earlier check; a file of `REMEMBERED_BYTES` or more is not read again
+            while its size, inode and both times are the same. It learns, and is not saved. Without
+            one every byte is read.
 
     Returns:
         Problems as sentences: missing, extra, size, digest, kind, second hard link. Empty when
@@ -232,7 +224,7 @@ def check_directory(
             files; that is not damage.
     """
     try:
-        found = {item.path: item for item in _walk(path) if item.path not in ignore}
+        found = {item.path: item for item in walk_directory(path) if item.path not in ignore}
         expected = {entry.path: entry for entry in manifest.entries if entry.path not in ignore}
         problems = [f"{name!r} is missing" for name in expected.keys() - found.keys()]
         to_hash: list[tuple[str, int]] = []
@@ -244,20 +236,39 @@ def check_directory(
                 problems.append(f"{name!r} is not in the manifest")
             elif item.size_bytes != entry.size_bytes:
                 problems.append(f"{name!r} has {item.size_bytes} bytes, not {entry.size_bytes}")
+            elif known := _recalled(path, item, memory):
+                problems += _digest_problems(name, known, entry)
             else:
                 to_hash.append((name, item.size_bytes))
-        for name, digest in _hash_all(path, to_hash).items():
-            if digest.problem:
-                problems.append(digest.problem)
-            elif digest.sha256 != expected[name].sha256:
-                problems.append(
-                    f"{name!r} has SHA-256 {digest.sha256}, not {expected[name].sha256}"
-                )
+        digests = hash_files(path, to_hash)
     except OSError as err:
-        if err.errno in _DAMAGE:
-            return (f"cannot be read: {_reason(err)}",)
-        raise ArtifactError(f"cannot be read: {_reason(err)}", where=str(path)) from err
+        if err.errno in DAMAGE:
+            return (f"cannot be read: {os_reason(err)}",)
+        raise ArtifactError(f"cannot be read: {os_reason(err)}", where=str(path)) from err
+    for name, digest in digests.items():
+        problems += _digest_problems(name, digest, expected[name])
+        _learn(path / name, digest, memory)
     return tuple(sorted(problems))
+
+
+def _recalled(root: Path, item: FoundFile, memory: DigestMemory | None) -> FileDigest | None:
+    if memory is None or item.size_bytes < REMEMBERED_BYTES:
+        return None
+    sha256 = memory.recall(root / item.path, item.identity)
+    return FileDigest(sha256=sha256) if sha256 else None
+
+
+def _learn(path: Path, digest: FileDigest, memory: DigestMemory | None) -> None:
+    if memory is None or digest.identity is None or digest.identity[0] < REMEMBERED_BYTES:
+        return
+    memory.learn(path, digest.identity, digest.sha256)
+
+
+def _digest_problems(name: str, digest: FileDigest, entry: ManifestEntry) -> Iterable[str]:
+    if digest.problem:
+        yield digest.problem
+    elif digest.sha256 != entry.sha256:
+        yield f"{name!r} has SHA-256 {digest.sha256}, not {entry.sha256}"
 
 
 def _entry_fields(entry: ManifestEntry) -> dict[str, str | int]:
@@ -283,99 +294,6 @@ def _iter_entry_problems(entries: Sequence[ManifestEntry]) -> Iterable[str]:
     paths = [entry.path for entry in entries]
     if any(first >= second for first, second in pairwise(paths)):
         yield "paths are not sorted, or one is there twice"
-
-
-def _walk(root: Path) -> list[_Found]:
-    """Everything below `root` that is not a directory, and directories that are empty."""
-    mode = os.lstat(root).st_mode
-    if not stat.S_ISDIR(mode):
-        return [_Found(path=".", size_bytes=0, problem=f"it is {_kind(mode)}, not a directory")]
-    found: list[_Found] = []
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        is_empty = True
-        with os.scandir(root / prefix) as children:
-            for child in children:
-                is_empty = False
-                name = prefix + child.name
-                status = child.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(f"{name}/")
-                else:
-                    problem = _status_problem(name, status)
-                    found.append(_Found(path=name, size_bytes=status.st_size, problem=problem))
-        if is_empty and prefix:
-            problem = f"{prefix!r} is an empty directory, and a manifest holds files only"
-            found.append(_Found(path=prefix, size_bytes=0, problem=problem))
-    return found
-
-
-def _kind(mode: int) -> str:
-    kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
-        (stat.S_ISREG, "a file"),
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISLNK, "a symbolic link"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISSOCK, "a socket"),
-    )
-    return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
-
-
-def _status_problem(name: str, status: os.stat_result) -> str:
-    if not stat.S_ISREG(status.st_mode):
-        return f"{name!r} is {_kind(status.st_mode)}, not a regular file"
-    if status.st_nlink != 1:
-        return f"{name!r} has {status.st_nlink} hard links, so it can change behind our back"
-    return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Digest:
-    """The hash of one file, or why there is none that can be trusted."""
-
-    sha256: str = ""
-    problem: str = ""
-
-
-def _hash_all(root: Path, files: Sequence[tuple[str, int]]) -> dict[str, _Digest]:
-    """Hash files of given sizes; the largest first, in threads, since hashlib releases the GIL."""
-    ordered = sorted(files, key=lambda file: -file[1])
-    names = [name for name, _ in ordered]
-    if len(names) < 2 or sum(size for _, size in files) < _POOL_BYTES:
-        return {name: _hash_file(root, name, size) for name, size in ordered}
-    # Imported here because it costs 18 ms, which a run over small trees never needs.
-    from concurrent.futures import ThreadPoolExecutor
-
-    threads = min(len(names), max(2, os.cpu_count() or 2))
-    with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
-        digests = pool.map(lambda file: _hash_file(root, *file), ordered)
-        return dict(zip(names, digests, strict=True))
-
-
-def _hash_file(root: Path, name: str, size_bytes: int) -> _Digest:
-    """Hash through one descriptor, and look before and after: what is hashed is what was seen."""
-    # O_NONBLOCK: a pipe that took the file's place must not hang us.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        with os.fdopen(os.open(root / name, flags), "rb", buffering=0) as file:
-            before = os.fstat(file.fileno())
-            if problem := _status_problem(name, before):
-                return _Digest(problem=problem)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            after = os.fstat(file.fileno())
-    except OSError as err:
-        if err.errno in _DAMAGE:
-            return _Digest(problem=f"{name!r} cannot be read: {_reason(err)}")
-        raise
-    is_same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not is_same or after.st_size != size_bytes:
-        return _Digest(problem=f"{name!r} changed while it was read; something still writes to it")
-    return _Digest(sha256=sha256)
-
-
-def _reason(err: OSError) -> str:
-    return f"{err.strerror or err} ({errno.errorcode.get(err.errno or 0, 'unknown error')})"
 
 
 def _first(problems: Sequence[str]) -> str:

@@ -16,15 +16,13 @@ from pydantic import ValidationError
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.hashing import sha256_bytes
 from pipeline.judging import judged, require_measured
-from pipeline.listing import find_artifact, path_kind
 from pipeline.publish import MANIFEST_FILE
 from pipeline.recipe import dump_recipe
 from pipeline.recipe.types import Recipe
 from pipeline.report.printable import printable_text
 from pipeline.report.schema import Rejudged
-from pipeline.report.serialize import load_report
 from pipeline.stages.catalogue import STAGES
-from pipeline.verification import verify_published
+from pipeline.stored_reports import REPORT_FILE, locate_report, opened_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,28 +33,12 @@ if TYPE_CHECKING:
     from pipeline.recipe import LoadedRecipe
     from pipeline.report.places import Places
     from pipeline.report.schema import Report
-
-REPORT_FILE = "report.json"
+    from pipeline.stored_reports import StoredReport
 
 DECLARED = {stage.name: stage.coverage for stage in STAGES}
 
 GateId = tuple[str, str, str]
 """Kind, target and metric of a gate."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredReport:
-    """A report that was found, and whether its digest was checked.
-
-    Attributes:
-        path: The file.
-        artifact: The verified artifact it belongs to; None for a report that lies alone.
-        report: What it says.
-    """
-
-    path: Path
-    artifact: Path | None
-    report: Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,41 +75,18 @@ class Judgement:
 
 
 def find_report(name: str, output: Path) -> StoredReport:
-    """The report of an artifact as a user names it, verified.
+    """The report of an artifact as a user names it, verified, every byte of it.
 
     Args:
-        name: As `pipeline.listing.find_artifact`, or a `report.json`. One that lies beside a manifest
-            is verified with its artifact; one that lies alone has no digest to be held against.
+        name: See `locate_report`.
         output: Where artifacts are.
 
     Raises:
         RecipeError: there is no such artifact.
         ArtifactError: it is damaged, or its report is of an unknown schema version.
     """
-    from pathlib import Path
-
-    path = Path(name)
-    artifact: Path | None
-    if path_kind(path) == "file" and path.suffix == ".json":
-        artifact = path.parent if (path.parent / MANIFEST_FILE).is_file() else None
-        if artifact is not None and path.name != REPORT_FILE:
-            raise RecipeError(
-                f"`{path.name}` is not the report of this artifact",
-                hint=f"convert judge {artifact / REPORT_FILE}",
-            )
-    else:
-        artifact = find_artifact(name, output)
-        path = artifact / REPORT_FILE
-    if artifact is not None:
-        problems = verify_published(artifact).problems
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise ArtifactError(
-                f"the artifact is not what was published, so nothing is judged: {problems[0]}{more}",
-                where=str(artifact),
-                hint=f"convert verify {artifact}",
-            )
-    return StoredReport(path=path, artifact=artifact, report=load_report(path))
+    with opened_report(locate_report(name, output)) as finish:
+        return finish()
 
 
 def choose_recipe(loaded: Sequence[LoadedRecipe], name: str) -> LoadedRecipe:

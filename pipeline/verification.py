@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from pipeline.digest_memory import DigestMemory
+
 REPORTED = ("name", "version", "verdict", "created_at")
 """What manifest and report both say, and must say alike."""
 
@@ -39,18 +41,25 @@ class Verification:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def verify_published(directory: Path) -> Verification:
+def verify_published(directory: Path, memory: DigestMemory | None = None) -> Verification:
     """Check an artifact: every file against the manifest, both ways, and the manifest itself.
 
     The manifest is held against its own digest of the list of files, and against the report, which
     it lists: an edited verdict does not go unseen.
+
+    Args:
+        directory: The artifact.
+        memory: Digests of an earlier check, so that large files that are the same by size, inode and
+            times are not read again; without one every byte is read. See `check_directory`.
 
     Raises:
         ArtifactError: the manifest cannot be read.
     """
     document = read_manifest(directory)
     manifest = _listed_files(document, directory)
-    problems = list(check_directory(directory, manifest, ignore=frozenset({MANIFEST_FILE})))
+    problems = list(
+        check_directory(directory, manifest, ignore=frozenset({MANIFEST_FILE}), memory=memory)
+    )
     if manifest.digest != document.get("files_digest"):
         problems.append(f"{MANIFEST_FILE}: `files_digest` is not the digest of `files`")
     problems += _report_problems(directory, document)

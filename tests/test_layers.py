@@ -20,7 +20,7 @@ LAYERS = (
     ("build",),
     ("assemble",),
     ("bundle", "rejudging", "diffing"),
-    ("doctor", "drafting", "inspection", "verification"),
+    ("doctor", "drafting", "inspection", "stored_reports", "verification"),
     ("listing", "package_checks", "store_trial"),
     ("publish", "run", "forecast", "resolving", "foreign_models"),
     ("judging", "planning"),
@@ -34,7 +34,15 @@ LAYERS = (
     ("calibration", "candidates", "data", "graph", "runtimes", "store", "source", "data_source"),
     ("engines",),
     ("stages.base",),
-    ("tasks", "manifest", "source_checks", "digest_memory", "environment", "gpu"),
+    (
+        "tasks",
+        "manifest",
+        "directory_files",
+        "source_checks",
+        "digest_memory",
+        "environment",
+        "gpu",
+    ),
     ("errors", "file_names", "hashing", "records"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import manifest as module
+from pipeline import directory_files as module
 from pipeline.errors import ArtifactError
 from pipeline.hashing import tagged_digest
 from pipeline.manifest import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.build import BuildOptions, BuildResult, build
+from pipeline.digest_memory import DigestMemory, file_identity
 from pipeline.errors import ArtifactError, PipelineError, RecipeError
 from pipeline.publish import verify_artifact
 from pipeline.recipe import load_recipe_file, load_recipes
@@ -25,6 +27,8 @@ from pipeline.rejudging import (
     write_judgement,
 )
 from pipeline.report import load_report, report_json
+from pipeline.stored_reports import locate_report, opened_report
+from pipeline.verification import verify_published
 from tests.cli.artifacts import edit_manifest
 from tests.cli.commands import run_convert
 from tests.recipes import FP32, INT8, RTX, write_recipe
@@ -207,6 +211,43 @@ def test_a_damaged_artifact_is_not_judged(copied: Path) -> None:
         with pytest.raises(ArtifactError, match=r"'report\.json' has") as caught:
             find_report(str(name), copied)
         assert caught.value.hint == f"convert verify {copied}"
+
+
+def test_a_file_is_read_again_only_when_it_may_have_changed(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.manifest.REMEMBERED_BYTES", 1)
+    monkeypatch.setattr("pipeline.digest_memory.RACY_SECONDS", -1.0)
+    store = tmp_path / "store"
+    store.mkdir()
+    place = locate_report(str(copied), tmp_path)
+    files = sum(path.is_file() for path in copied.rglob("*")) - 1  # the manifest lists itself not
+
+    def unread(**options: bool) -> int:
+        with opened_report(place, store, **options) as finish:
+            return finish().unread
+
+    assert (unread(), unread(), unread(must_rehash=True)) == (0, files, 0)
+    model = copied / "cpu-fp32" / "model.onnx"
+    before = model.stat()
+    with model.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert model.stat().st_size == before.st_size
+    for _ in range(2):  # what is damaged stays damaged
+        with pytest.raises(ArtifactError, match=r"cpu-fp32/model\.onnx' has SHA-256"):
+            unread()
+
+
+def test_only_large_files_are_taken_from_memory(copied: Path, tmp_path: Path) -> None:
+    memory = DigestMemory(tmp_path / "digests.json")
+    report = copied / "report.json"
+    memory.learn(report, file_identity(report), "0" * 64)
+    assert verify_published(copied, memory).problems == ()
+    assert memory.recalled == 0
 
 
 CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

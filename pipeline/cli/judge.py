@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,14 +53,27 @@ MAX_CHANGES = 20
     show_default=True,
     help="Where artifacts are.",
 )
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where digests are remembered; default $CONVERT_STORE, or the user's cache directory.",
+)
+@click.option(
+    "--rehash",
+    "must_rehash",
+    is_flag=True,
+    help="Read every file of the artifact again, even if it seems unchanged.",
+)
 @variables_option
 @json_option
 @github_option
-def judge_command(
+def judge_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     artifact: str,
     recipe: Path | None,
     output: Path | None,
     artifacts: Path,
+    store: Path | None,
+    must_rehash: bool,
     variables: dict[str, str],
     is_json: bool,
     is_github: bool | None,
@@ -68,7 +82,8 @@ def judge_command(
 
     ARTIFACT is an artifact's directory, passed or failed, a name below --artifacts with or without
     /VERSION, `latest` where there is one artifact, or a report.json. It is verified first, and never
-    changed. Only the gates may differ: other targets are refused, other differences named and not
+    changed; a model that is the same by size, inode and times as when `convert judge` last read it is
+    not read again, where `convert verify` always reads every byte. Only the gates may differ: other targets are refused, other differences named and not
     applied. Without --recipe, the stored verdict is held against the stored numbers.
 
     \b
@@ -81,19 +96,20 @@ def judge_command(
     Exit codes: 0 the gates hold; 1 one does not; 2 the recipe is wrong, is of other targets or limits
     what was not measured; 3 the artifact is damaged, or a stage of its build had failed.
     """  # noqa: D301 - \b is click's own
-    from pipeline.recipe import load_recipes
-    from pipeline.rejudging import (
-        choose_recipe,
-        find_report,
-        judge_again,
-        judge_by,
-        write_judgement,
-    )
+    from pipeline.store import resolve_store_root
+    from pipeline.stored_reports import locate_report, opened_report
 
     if recipe is None and variables:
         raise click.UsageError("`--var` sets a variable of a recipe, and no `--recipe` is given")
-    given = None if recipe is None else load_recipes(recipe, variables)
-    stored = find_report(artifact, artifacts)
+    place = locate_report(artifact, artifacts)
+    root = store or resolve_store_root(os.environ)
+    with opened_report(place, root, must_rehash=must_rehash) as finish:
+        # Imported while files are hashed: on two cores that hides one of the two.
+        from pipeline.recipe import load_recipes
+        from pipeline.rejudging import choose_recipe, judge_again, judge_by, write_judgement
+
+        given = None if recipe is None else load_recipes(recipe, variables)
+        stored = finish()
     loaded = None if given is None else choose_recipe(given, stored.report.name)
     judgement = judge_again(stored) if loaded is None else judge_by(stored, loaded)
     if output is not None:
@@ -115,7 +131,7 @@ def _places(loaded: LoadedRecipe | None) -> Places | None:
 
 def _print_summary(judgement: Judgement, output: Path | None) -> None:
     """The verdict as a build prints it, and what is not as it was, on standard error."""
-    from pipeline.cli.lines import one_line
+    from pipeline.cli.lines import counted, one_line
     from pipeline.report import render_terminal_summary
 
     report, stored = judgement.report, judgement.stored
@@ -136,6 +152,9 @@ def _print_summary(judgement: Judgement, output: Path | None) -> None:
     if stored.artifact is None:
         say("note: this report lies alone, so nothing says that it is as it was published")
     say(f"{'artifact (verified)' if stored.artifact else 'report'}: {where}")
+    if stored.unread:
+        files = counted(stored.unread, "large file")
+        say(f"note: {files} unchanged since an earlier judge, so not read again; see --rehash")
     if output is not None:
         say(f"report: {output / 'report.html'}")
 
@@ -174,6 +193,7 @@ def _document(judgement: Judgement, output: Path | None) -> dict[str, object]:
         "exit_code": int(EXIT_CODES[report.verdict]),
         "artifact": str(stored.artifact.resolve()) if stored.artifact else None,
         "is_verified": stored.artifact is not None,
+        "unread_files": stored.unread,
         "stored_verdict": stored.report.verdict,
         "changes": [
             {
