@@ -30,7 +30,10 @@ _BITWISE: Final = {
 """Python's operators -> the operators they stand for; overloads have the same names."""
 
 _CONVERSIONS: Final = frozenset({"aten::to", "aten::type_as"})
-_IDENTITIES: Final = frozenset({"aten::contiguous", "aten::detach", "aten::alias", "aten::lift"})
+_IDENTITIES: Final = frozenset(
+    {"aten::contiguous", "aten::detach", "aten::detach_", "aten::alias", "aten::lift"}
+)
+"""`detach_` writes nothing: it takes a tensor out of autograd, which is not traced."""
 _ACCUMULATIONS: Final = frozenset({"aten::cumsum", "aten::sum", "aten::prod", "aten::cumprod"})
 _CATEGORIES: Final = (bool, int, float)
 

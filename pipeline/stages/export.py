@@ -125,7 +125,7 @@ def _check(path: Path, component: TorchComponent) -> dict[str, JSON]:
 
 EXPORT = Stage(
     name="export",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=550, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=ExportConfig,
     run=_run,

@@ -35,6 +35,13 @@ class MixesTypes(torch.nn.Module):
         return torch.arange(x.shape[1]) * 0.5 + x
 
 
+class MakesATensor(torch.nn.Module):
+    """Traced as a `detach_`, which torch calls one that writes; every rotary embedding has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
 class SumsSmallIntegers(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cumsum((x > 0).int(), dim=1)
@@ -84,6 +91,7 @@ def translate(module: torch.nn.Module, example: torch.Tensor) -> Translation:
     [
         (Plain(), "direct"),
         (SumsSmallIntegers(), "direct"),
+        (MakesATensor(), "direct"),
         (TakesPiecesApart(), "direct"),
         (ViewsACopy(), "decomposed"),
         (CountsWithSizes(), "decomposed"),
