@@ -8,7 +8,7 @@ Source: `optimum.exporters.tasks.TasksManager`, optimum 2.3.0.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from pipeline.errors import RecipeError
@@ -23,12 +23,16 @@ PAST_AXIS: Final = "past_sequence"
 """Tokens that a decoder's cache holds already."""
 TOTAL_AXIS: Final = "total_sequence"
 """Tokens of the cache and new ones together: what attention looks at."""
-DERIVED_AXES: Final = frozenset({PAST_AXIS, TOTAL_AXIS})
+ENCODER_AXIS: Final = "encoder_sequence"
+"""Tokens of the source that an encoder has read, as its decoder sees them."""
+DERIVED_AXES: Final = frozenset({PAST_AXIS, TOTAL_AXIS, ENCODER_AXIS})
 """Axes that a recipe gives no sizes for, as they follow from the sequence and the cache."""
+ENCODER: Final = "encoder"
+DECODER: Final = "decoder"
 SENTENCE_EMBEDDING: Final = "sentence_embedding"
 """The pooled output that checkpoints of sentence-transformers have besides the task's own."""
 
-Modality: TypeAlias = Literal["text", "image"]
+Modality: TypeAlias = Literal["text", "image", "audio"]
 Answer: TypeAlias = Literal["class", "choice", "token_classes", "span"]
 """What the true answer of a sample is: one class; which of its choices; a class for each of its
 tokens; the first and the last token of a passage."""
@@ -56,6 +60,15 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one graph of a model takes and gives, beside keys and values; fields as in `Task`."""
+
+    inputs: tuple[TensorSpec, ...]
+    required: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One task.
 
@@ -77,6 +90,8 @@ class Task:
         has_cache: It is a decoder, whose keys and values of every layer are inputs
             `past_key_values.N.key` and `.value`, and outputs `present.N.key` and `.value`. How many
             there are and how large is the model's, so they are not among `inputs` and `outputs`.
+        parts: Of an encoder with a decoder, what each of the two takes and gives; empty for one
+            graph. `inputs` are then those of the encoder and `outputs` those of the decoder.
     """
 
     name: str
@@ -92,11 +107,18 @@ class Task:
     answer: Answer | None = None
     ranked: tuple[str, ...] = ()
     has_cache: bool = False
+    parts: Mapping[str, Part] = field(default_factory=dict)
+
+    def part(self, component: str) -> Part:
+        """What one of the components takes and gives."""
+        whole = Part(inputs=self.inputs, required=self.required, outputs=self.outputs)
+        return self.parts.get(component, whole)
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of all axes whose size a recipe chooses, the batch first."""
-        named = (axis for spec in self.inputs for axis in spec.named_axes)
+        specs = (spec for name in self.components for spec in self.part(name).inputs)
+        named = (axis for spec in specs for axis in spec.named_axes)
         return tuple(axis for axis in dict.fromkeys(named) if axis not in DERIVED_AXES)
 
 
@@ -115,6 +137,9 @@ _DECODER_INPUTS = (
     TensorSpec(name="attention_mask", axes=(BATCH_AXIS, TOTAL_AXIS)),
     *_per_token("position_ids"),
 )
+_SOURCE_INPUTS = _per_token("input_ids", "attention_mask")
+_SOUND_INPUTS = (TensorSpec(name="input_features", axes=(BATCH_AXIS,), dtype="float32"),)
+_SOURCE_MASK = TensorSpec(name="encoder_attention_mask", axes=(BATCH_AXIS, ENCODER_AXIS))
 _IMAGE_INPUTS = (TensorSpec(name="pixel_values", axes=(BATCH_AXIS,), dtype="float32"),)
 _IMAGE_REQUIRED = ("pixel_values",)
 _TEXT = {"text": "text"}
@@ -190,6 +215,58 @@ TASKS: Final[tuple[Task, ...]] = (
         has_cache=True,
     ),
     Task(
+        name="text2text-generation",
+        synonyms=("text2text-generation-with-past", "seq2seq-lm", "translation", "summarization"),
+        components=(ENCODER, DECODER),
+        inputs=_SOURCE_INPUTS,
+        required=_TEXT_REQUIRED,
+        outputs=_per_token("logits"),
+        auto_class="AutoModelForSeq2SeqLM",
+        head_suffixes=("ForConditionalGeneration", "MTModel", "LMHeadModel"),
+        columns={"text": "text", "target": "target"},
+        ranked=("logits",),
+        has_cache=True,
+        parts={
+            ENCODER: Part(
+                inputs=_SOURCE_INPUTS,
+                required=_TEXT_REQUIRED,
+                outputs=_per_token("last_hidden_state"),
+            ),
+            DECODER: Part(
+                inputs=(*_per_token("input_ids"), _SOURCE_MASK),
+                required=("input_ids", "encoder_attention_mask"),
+                outputs=_per_token("logits"),
+            ),
+        },
+    ),
+    Task(
+        name="automatic-speech-recognition",
+        synonyms=("automatic-speech-recognition-with-past", "speech2seq-lm"),
+        components=(ENCODER, DECODER),
+        inputs=_SOUND_INPUTS,
+        required=("input_features",),
+        outputs=_per_token("logits"),
+        auto_class="AutoModelForSpeechSeq2Seq",
+        head_suffixes=("ForConditionalGeneration",),
+        modality="audio",
+        columns={"audio": "audio", "target": "text"},
+        ranked=("logits",),
+        has_cache=True,
+        parts={
+            ENCODER: Part(
+                inputs=_SOUND_INPUTS,
+                required=("input_features",),
+                outputs=(TensorSpec(name="last_hidden_state", axes=(BATCH_AXIS,)),),
+            ),
+            # All of 30 seconds is always looked at, silence too, so there is no mask.
+            DECODER: Part(
+                inputs=_per_token("input_ids"),
+                required=("input_ids",),
+                outputs=_per_token("logits"),
+            ),
+        },
+    ),
+    Task(
         name="multiple-choice",
         synonyms=(),
         inputs=_CHOICE_INPUTS,
@@ -258,16 +335,29 @@ def check_task(config: Mapping[str, object], task: Task) -> None:
     saved_as = f"saved as {', '.join(names)}" if names else "of unknown class"
     sign = _SIGNS[task.modality]
     if not isinstance(config.get(sign), int):
-        article = "an" if task.modality == "image" else "a"
+        article = "a" if task.modality == "text" else "an"
         raise RecipeError(
             f"task `{task.name}` needs {article} {task.modality} model, but the checkpoint "
             f"({saved_as}) has no `{sign}` in config.json",
             hint=_tasks_that_fit(config),
         )
-    if config.get("is_encoder_decoder") is True:
+    is_pair = config.get("is_encoder_decoder") is True
+    if is_pair and not task.parts:
         raise RecipeError(
             f"task `{task.name}` needs one encoder, but the checkpoint ({saved_as}) is an encoder "
-            "with a decoder"
+            "with a decoder",
+            hint=_tasks_that_fit(config),
+        )
+    if task.parts and not is_pair:
+        raise RecipeError(
+            f"task `{task.name}` needs an encoder with a decoder, but config.json of the checkpoint "
+            f"({saved_as}) says no `is_encoder_decoder: true`",
+            hint=_tasks_that_fit(config),
+        )
+    if task.modality == "text" and task.parts and _hears(config):
+        raise RecipeError(
+            f"task `{task.name}` reads texts, but the checkpoint ({saved_as}) listens",
+            hint=_tasks_that_fit(config),
         )
     if task.head_suffixes and not any(name.endswith(task.head_suffixes) for name in names):
         valid = " or ".join(f"...{suffix}" for suffix in task.head_suffixes)
@@ -278,8 +368,16 @@ def check_task(config: Mapping[str, object], task: Task) -> None:
         )
 
 
-_SIGNS: Final[Mapping[Modality, str]] = {"text": "vocab_size", "image": "num_channels"}
+_SIGNS: Final[Mapping[Modality, str]] = {
+    "text": "vocab_size",
+    "image": "num_channels",
+    "audio": "num_mel_bins",
+}
 """What every `config.json` of a model for this kind of input has."""
+
+
+def _hears(config: Mapping[str, object]) -> bool:
+    return isinstance(config.get(_SIGNS["audio"]), int)
 
 
 def fitting_tasks(config: Mapping[str, object]) -> tuple[Task, ...]:
@@ -290,6 +388,8 @@ def fitting_tasks(config: Mapping[str, object]) -> tuple[Task, ...]:
         task
         for task in TASKS
         if isinstance(config.get(_SIGNS[task.modality]), int)
+        and (config.get("is_encoder_decoder") is True) == bool(task.parts)
+        and not (task.modality == "text" and task.parts and _hears(config))
         and (not task.head_suffixes or any(name.endswith(task.head_suffixes) for name in names))
     ]
     return tuple(sorted(found, key=lambda task: not task.head_suffixes))

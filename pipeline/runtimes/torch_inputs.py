@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from pipeline.errors import ExportError
-from pipeline.tasks import BATCH_AXIS, CHOICES_AXIS, PAST_AXIS, SEQUENCE_AXIS, TOTAL_AXIS
+from pipeline.tasks import (
+    BATCH_AXIS,
+    CHOICES_AXIS,
+    ENCODER,
+    ENCODER_AXIS,
+    PAST_AXIS,
+    SEQUENCE_AXIS,
+    TOTAL_AXIS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +33,7 @@ EXAMPLE_SIZES: Final[Mapping[str, int]] = {
     CHOICES_AXIS: 3,
     SEQUENCE_AXIS: 11,
     PAST_AXIS: 7,
+    ENCODER_AXIS: 13,
 }
 """Axis -> its size in example tensors. The sequence is prime, and unlike the sizes that models are
 built from, so that no axis of fixed size is mistaken for it. A cache is not empty, as an empty one
@@ -76,7 +85,7 @@ class ModelInput:
         shape = self._shape_of(sizes)
         count = torch.arange(math.prod(shape), dtype=torch.int64).reshape(shape)
         offset = sum(map(ord, self.spec.name))
-        if self.spec.name == "attention_mask":
+        if self.spec.name in {"attention_mask", "encoder_attention_mask"}:
             mask = torch.ones_like(count)
             if TOTAL_AXIS in self.spec.axes:
                 mask[-1, :EXAMPLE_LEFT_PADDING] = 0
@@ -94,7 +103,7 @@ class ModelInput:
 
 
 def inputs_taken(
-    model: PreTrainedModel, task: Task, image_size: tuple[int, int, int] | None
+    model: PreTrainedModel, task: Task, image_size: tuple[int, ...] | None
 ) -> tuple[ModelInput, ...]:
     """The task's inputs that `forward` takes.
 
@@ -104,18 +113,20 @@ def inputs_taken(
     Args:
         model: A loaded model.
         task: What it was loaded for.
-        image_size: Channels, height and width of one image; None for text.
+        image_size: Channels, height and width of one image, or bins and frames of a sound; None for
+            text.
 
     Raises:
         ExportError: when the model does not take what every model of the task takes.
     """
     accepted = inspect.signature(model.forward).parameters
     types = getattr(model.config, "type_vocab_size", None) or 0
-    taken = [spec for spec in task.inputs if spec.name in accepted]
+    part = task.part(ENCODER)  # of one graph, the whole
+    taken = [spec for spec in part.inputs if spec.name in accepted]
     if types < 2:
         taken = [spec for spec in taken if spec.name != "token_type_ids"]
     names = {spec.name for spec in taken}
-    absent = [name for name in task.required if name not in names]
+    absent = [name for name in part.required if name not in names]
     if absent:
         raise ExportError(
             f"{type(model).__name__} takes no `{absent[0]}`, which task `{task.name}` needs"

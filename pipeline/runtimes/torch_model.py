@@ -24,6 +24,7 @@ from pipeline.runtimes.torch_inputs import (
     inputs_taken,
     longest_sequence,
 )
+from pipeline.runtimes.torch_seq2seq import cut_in_two, longest_of, sound_size
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
 
 if TYPE_CHECKING:
@@ -156,12 +157,15 @@ def load_torch_model(
     model, loading = _load_pretrained(checkpoint, found, attention)
     model.requires_grad_(requires_grad=False)
     pooling = load_sentence_pooling(checkpoint) if found.name == "feature-extraction" else None
-    takes = inputs_taken(model, found, _image_size(checkpoint, found))
+    fixed = sound_size(model) if found.modality == "audio" else _image_size(checkpoint, found)
+    takes = inputs_taken(model, found, fixed)
     outputs = found.outputs
     if pooling is not None:
         outputs = (*outputs, TensorSpec(name=SENTENCE_EMBEDDING, axes=(BATCH_AXIS,)))
     module: nn.Module
-    if found.has_cache:
+    if found.parts:
+        module, takes, outputs = cut_in_two(model, found, takes).of(component)
+    elif found.has_cache:
         cache = find_cache(model)
         takes = (*takes, *(ModelInput(spec=spec) for spec in cache.inputs))
         outputs = (*outputs, *cache.outputs)
@@ -177,12 +181,12 @@ def load_torch_model(
         module=module,
         takes=takes,
         outputs=outputs,
-        max_sequence=longest_sequence(model) if found.modality == "text" else None,
+        max_sequence=_max_sequence(model, found, component),
         unused_parameters=tuple(sorted(loading.missing)),
         ignored_weights=loading.ignored,
     )
     _require_outputs(loaded)
-    if found.has_cache:
+    if found.has_cache and not found.parts:
         require_cache_agreement(loaded)
     _require_no_influence(loaded, model, loading.missing)
     return loaded
@@ -262,6 +266,12 @@ def _load_pretrained(
         missing=frozenset(loading["missing_keys"]),
         ignored=tuple(sorted(loading["unexpected_keys"])),
     )
+
+
+def _max_sequence(model: PreTrainedModel, task: Task, component: str) -> int | None:
+    if task.parts:
+        return longest_of(model, component)
+    return longest_sequence(model) if task.modality == "text" else None
 
 
 def _image_size(checkpoint: Path, task: Task) -> tuple[int, int, int] | None:
