@@ -30,13 +30,17 @@ def _run(
 
     Raises:
         ArtifactError: when the input is no model.
+        StageError: when operators forbid the opset that a decoder is written in.
         StoreError: when the output cannot be written.
     """
+    from pipeline.graph.decoder_fusions import fuse_decoder, is_decoder
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.fusions import fuse_for_onnxruntime_cpu
 
     model = load_ir_model(inputs["model"] / MODEL_FILE)
     report = fuse_for_onnxruntime_cpu(model)
+    if is_decoder(model):
+        report = fuse_decoder(model, report)
     for name, outcome in report.outcomes.items():
         context.log(f"{name}: fired {outcome.fired} times, refused {len(outcome.refused)}")
     save_ir_model(model, output)
@@ -45,12 +49,16 @@ def _run(
 
 FUSE = Stage(
     name="fuse",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=110, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=FuseConfig,
     coverage=("fused_attention",),
     run=_run,
     packages=("onnx", "onnx-ir", "numpy"),
-    preload=("pipeline.graph.files", "pipeline.graph.fusions"),
+    preload=(
+        "pipeline.graph.files",
+        "pipeline.graph.fusions",
+        "pipeline.graph.decoder_fusions",
+    ),
 )
 """Port `model` (`model.onnx`) -> `model.onnx` with operators of ONNX Runtime's own domain."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,22 @@ def product(dims: Iterable[Dim]) -> Dim:
     for dim in dims:
         total *= dim
     return total
+
+
+def total(lengths: Sequence[Dim]) -> Dim:
+    """The sum of lengths; one that is not constant is an unknown, the same in whatever order."""
+    constant, others = 0, []
+    for length in lengths:
+        if length.is_constant:
+            constant += length.factor
+        else:
+            others.append(str(length))
+    if not others:
+        return Dim(constant)
+    if len(others) == 1 and constant == 0:
+        return next(each for each in lengths if not each.is_constant)
+    parts = sorted(others) + ([str(constant)] if constant else [])
+    return Dim(1, (f"({' + '.join(parts)})",))
 
 
 def minimum(length: Dim, bound: int) -> Dim:

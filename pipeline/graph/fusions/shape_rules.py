@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.graph.fusions.dims import ONE, Content, Dim, Shape, broadcast, minimum, product
+from pipeline.graph.fusions.dims import (
+    ONE,
+    Content,
+    Dim,
+    Shape,
+    broadcast,
+    minimum,
+    product,
+    total,
+)
 from pipeline.graph.fusions.matching import input_of, int_attribute
 
 if TYPE_CHECKING:
@@ -169,10 +178,7 @@ def _concat(shapes: SymbolicShapes, node: ir.Node) -> tuple[Dim | None, ...] | N
     if len(known) != len(parts) or not known:
         return None
     axis = int_attribute(node, "axis", 0) % len(known[0])
-    lengths = [part[axis] for part in known]
-    constant = all(length.is_constant for length in lengths)
-    total = Dim(sum(length.factor for length in lengths)) if constant else None
-    return (*known[0][:axis], total, *known[0][axis + 1 :])
+    return (*known[0][:axis], total([part[axis] for part in known]), *known[0][axis + 1 :])
 
 
 def _reduce(shapes: SymbolicShapes, node: ir.Node) -> Shape | None:
@@ -275,6 +281,13 @@ def _attention(shapes: SymbolicShapes, node: ir.Node) -> Shape | None:
     return (*query[:2], value[2])
 
 
+def _heads_attention(shapes: SymbolicShapes, node: ir.Node) -> Shape | None:
+    query, value = shapes.of(input_of(node, 0)), shapes.of(input_of(node, 2))
+    if query is None or value is None or not len(query) == len(value) == 4:
+        return None
+    return (*query[:3], value[3])
+
+
 def _content_shape(shapes: SymbolicShapes, node: ir.Node) -> Content | None:
     shape = shapes.of(input_of(node, 0))
     if shape is None:
@@ -332,7 +345,17 @@ def _content_mul(shapes: SymbolicShapes, node: ir.Node) -> Content | None:
     )
 
 
+def _content_add(shapes: SymbolicShapes, node: ir.Node) -> Content | None:
+    left, right = shapes.content(input_of(node, 0)), shapes.content(input_of(node, 1))
+    if left is None or right is None or len(left) != len(right):
+        return None
+    return tuple(
+        None if a is None or b is None else total((a, b)) for a, b in zip(left, right, strict=True)
+    )
+
+
 SHAPE_RULES: dict[str, Callable[[SymbolicShapes, ir.Node], tuple[Dim | None, ...] | None]] = {
+    "Attention": _heads_attention,
     "AveragePool": _pool,
     "Concat": _concat,
     "Conv": _conv,
@@ -353,8 +376,11 @@ SHAPE_RULES: dict[str, Callable[[SymbolicShapes, ir.Node], tuple[Dim | None, ...
     "ReduceMin": _reduce,
     "ReduceSum": _reduce,
     "Reshape": _reshape,
+    "RMSNormalization": _first,
+    "RotaryEmbedding": _first,
     "Shape": _shape_of,
     "SkipLayerNormalization": _first,
+    "SkipSimplifiedLayerNormalization": _first,
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Tile": _tile,
@@ -362,6 +388,7 @@ SHAPE_RULES: dict[str, Callable[[SymbolicShapes, ir.Node], tuple[Dim | None, ...
     "Unsqueeze": _unsqueeze,
 }
 CONTENT_RULES: dict[str, Callable[[SymbolicShapes, ir.Node], Content | None]] = {
+    "Add": _content_add,
     "Cast": _content_same,
     "Concat": _content_concat,
     "Gather": _content_gather,

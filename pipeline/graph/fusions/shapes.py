@@ -33,6 +33,7 @@ _BROADCASTING = frozenset({
     "Add", "And", "BitwiseAnd", "BitwiseOr", "Div", "Equal", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor",
 })  # fmt: skip
+_SUMMING = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 _INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 
 
@@ -107,7 +108,8 @@ class SymbolicShapes:
         if operator == "Split":
             return split_part(self, node, node.outputs.index(value))
         if value is not node.outputs[0]:
-            return None
+            # Of these the fourth is the sum of the first two inputs.
+            return self.of(input_of(node, 0)) if operator in _SUMMING else None
         if operator in _SAME_SHAPE:
             return self.of(input_of(node, 0))
         if operator in _BROADCASTING:
