@@ -19,13 +19,17 @@ from pipeline.graph.blockwise import quantize_blocks
 from pipeline.graph.fusions.matching import GraphEditor, node_name
 from pipeline.graph.kept_float import find_kept_float
 from pipeline.graph.opsets import raise_opset
+from pipeline.graph.product_moments import Factors
 from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
+from pipeline.graph.weight_methods.catalogue import METHODS
 from pipeline.graph.weighted_layers import WeightedLayer, find_weighted_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.graph.blockwise import Bits, Method
+    from pipeline.calibration.moments import Moments
+    from pipeline.graph.weight_methods.base import Bits
+    from pipeline.graph.weight_methods.compensation import Factor
 
 _OPSETS: Final[dict[Bits, int]] = {4: 21, 8: 19}
 """The first one with int4 and blocks; with scales in 16 bits."""
@@ -37,7 +41,7 @@ class WeightOnlyRequest:
 
     bits: Bits
     block_size: int | None
-    method: Method
+    method: str
     op_types: tuple[str, ...]
     exclude_nodes: tuple[str, ...]
 
@@ -53,28 +57,35 @@ def prepare(model: ir.Model, request: WeightOnlyRequest) -> tuple[WeightedLayer,
     return find_weighted_layers(model.graph)
 
 
-def quantize_weights(model: ir.Model, request: WeightOnlyRequest) -> QuantizationResult:
+def quantize_weights(
+    model: ir.Model, request: WeightOnlyRequest, moments: Moments | None = None
+) -> QuantizationResult:
     """Quantises the weights of a model's main graph in place.
 
     Args:
         model: Any opset from which the needed one can be declared.
         request: How to quantise.
+        moments: Of what goes into its products, for a calibrated method.
 
     Raises:
-        QuantizationError: when a pattern matches nothing.
+        QuantizationError: when a pattern matches nothing, or the moments of a product are missing.
         StageError: when an operator would mean something else in the opset that is needed.
     """
     layers = prepare(model, request)
     reasons = weight_only_reasons(layers, request)
     record = LayerRecord(layers, reasons)
     editor = GraphEditor(model.graph)
+    factors = None
+    if METHODS[request.method].is_calibrated:
+        factors = Factors(model.graph, moments)
     made: dict[ir.Value, ir.Value] = {}
     for layer in layers:
         weight = layer.weight
         if layer in reasons or weight is None:
             continue
         if weight not in made:
-            made[weight] = _dequantized(layer, weight, request, editor)
+            factor = None if factors is None else factors.of(layer)
+            made[weight] = _dequantized(layer, weight, request, editor, factor)
         layer.node.replace_input_with(1, made[weight])
     RemoveUnusedNodesPass()(model)
     return record.result(embeddings=())
@@ -147,7 +158,11 @@ def _shared_with_others(
 
 
 def _dequantized(
-    layer: WeightedLayer, weight: ir.Value, request: WeightOnlyRequest, editor: GraphEditor
+    layer: WeightedLayer,
+    weight: ir.Value,
+    request: WeightOnlyRequest,
+    editor: GraphEditor,
+    factor: Factor | None,
 ) -> ir.Value:
     if weight.const_value is None:
         raise ValueError(f"`{weight.name}` is not constant")
@@ -157,6 +172,7 @@ def _dequantized(
         bits=request.bits,
         block_size=request.block_size,
         method=request.method,
+        factor=factor,
     )
     inputs = [
         editor.constant(editor.name(f"{weight.name}_quantized"), made.values),

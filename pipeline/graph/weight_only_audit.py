@@ -1,16 +1,17 @@
 """Compares a graph with weights in 4 or 8 bits with the float graph, as `quantization_audit` does.
 
-The rows are the same kinds; what is right differs for weights:
+The rows are the same kinds; what is right differs for weights, by method:
 
-| kind            | method `rtn`                                  | method `clip`                      |
-|-----------------|-----------------------------------------------|------------------------------------|
-| `missing_layers`| layers whose weight is stored as floats       | the same                           |
-| `wrong_formats` | type, block size, axis, number and type of scales, zero points, bits used | the same |
-| `weight_error`  | distance of an integer from the float weight in steps: half a step | the same,     |
-|                 |                                               | but for weights that are cut off   |
-| `weight_step`   | step of a block over the smallest that reaches its values: 1 | error of a block    |
-|                 |                                               | over that of `rtn`: 1 or less      |
-| `changed_nodes` | also inputs that are rounded: activations stay float | the same                    |
+| kind            | `rtn`                           | `clip`, `hqq`, `k_quant`      | `gptq`               |
+|-----------------|---------------------------------|-------------------------------|----------------------|
+| `missing_layers`| layers whose weight is floats   | the same                      | the same             |
+| `wrong_formats` | type, block size, axis, number and type of scales, zero points, bits used | the same | the same |
+| `weight_error`  | distance of an integer from the | the same, but for weights     | from the weight with |
+|                 | float weight: half a step       | that are cut off              | what it takes over   |
+| `weight_step`   | step of a block over the        | loss of a block, as the       | see                  |
+|                 | smallest that reaches its       | method counts it, over that   | `calibrated_audit`   |
+|                 | values: 1                       | of `rtn`: 1 or less           |                      |
+| `changed_nodes` | also inputs that are rounded: activations stay float | the same | the same             |
 """
 
 from __future__ import annotations
@@ -19,19 +20,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.graph.blockwise import LARGEST, SMALLEST_STEP, STORED, stored_scale
+from pipeline.graph.blockwise import STORED
+from pipeline.graph.calibrated_audit import CompensatedRows
+from pipeline.graph.product_moments import Factors
 from pipeline.graph.quantization_audit import Asked, Audit, Auditor, grid_faults
+from pipeline.graph.weight_methods.base import (
+    LARGEST,
+    SMALLEST_STEP,
+    loss_of,
+    stored_scale,
+    whole_steps,
+)
+from pipeline.graph.weight_methods.catalogue import METHODS
 from pipeline.graph.weight_only import prepare, weight_only_reasons
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from pipeline.calibration.moments import Moments
+    from pipeline.graph.quantization_audit import Kind
     from pipeline.graph.unquantized import ActivationQuantizer, StoredConstant
+    from pipeline.graph.weight_methods.base import Bits, Blocks
+    from pipeline.graph.weight_methods.compensation import Factor
     from pipeline.graph.weight_only import WeightOnlyRequest
     from pipeline.graph.weighted_layers import WeightedLayer
+
+    Loss = Callable[[Blocks, Blocks], NDArray[np.float32]]
 
 _ROWS: int = 1 << 20
 """Elements that are compared at a time, so that memory does not depend on the size of a weight."""
@@ -41,12 +58,22 @@ _NEGLIGIBLE = 1e-3
 
 
 def audit_weight_only(
-    original: ir.Model, quantized: ir.Model, request: WeightOnlyRequest
+    original: ir.Model,
+    quantized: ir.Model,
+    request: WeightOnlyRequest,
+    moments: Moments | None = None,
 ) -> Audit:
     """Compare what `quantize_weights` made; arguments as `quantization_audit.audit_dynamic`.
 
+    Args:
+        original: The float graph; edited in place.
+        quantized: The other; it becomes its skeleton.
+        request: What was asked for.
+        moments: What a calibrated method was given.
+
     Raises:
-        QuantizationError: for a pattern in the request that matches no layer.
+        QuantizationError: for a pattern in the request that matches no layer, and when moments are
+            needed and missing.
         StageError: when an operator would mean something else in the opset that is needed.
     """
     layers = prepare(original, request)
@@ -57,7 +84,10 @@ def audit_weight_only(
         quantizes_embeddings=False,
         reasons=weight_only_reasons(layers, request),
     )
-    return _WeightOnlyAuditor(original, quantized, layers, asked, request).audit()
+    factors = None
+    if METHODS[request.method].is_calibrated:
+        factors = Factors(original.graph, moments)
+    return _WeightOnlyAuditor(original, quantized, layers, asked, request, factors).audit()
 
 
 class _WeightOnlyAuditor(Auditor):
@@ -70,9 +100,13 @@ class _WeightOnlyAuditor(Auditor):
         layers: tuple[WeightedLayer, ...],
         asked: Asked,
         request: WeightOnlyRequest,
+        factors: Factors | None,
     ) -> None:
         super().__init__(original, quantized, layers, asked, None)
         self._request = request
+        self._method = METHODS[request.method]
+        self._factors = factors
+        self._by_name = {layer.name: layer for layer in layers}
 
     def _lacks(self, *, is_stored: bool, reads_integers: bool) -> str:
         del reads_integers  # a row of `_activation`
@@ -134,13 +168,32 @@ class _WeightOnlyAuditor(Auditor):
             self._row("weight_error", layer, np.inf, f"{name} has another shape")
             return
         rows = _Rows(stored, content, axis, size)
+        found = self._plainly(rows) if self._factors is None else self._calibrated(rows, layer)
+        for kind, (value, where) in found.items():
+            self._row(kind, layer, value, f"{name} {where}")
+
+    def _plainly(self, rows: _Rows) -> dict[Kind, tuple[float, str]]:
         worst, step = (0.0, ""), (0.0, "")
-        may_clip = self._request.method == "clip"
+        loss = self._method.loss
         for start, blocks in rows.parts():
-            worst = max(worst, blocks.error(start, may_clip=may_clip, largest=self._largest))
-            step = max(step, blocks.step(start, may_clip=may_clip, largest=self._largest))
-        self._row("weight_error", layer, worst[0], f"{name} {worst[1]}")
-        self._row("weight_step", layer, step[0], f"{name} {step[1]}")
+            error = blocks.error(start, may_clip=loss is not None, largest=self._largest)
+            worst = max(worst, error)
+            step = max(step, blocks.step(start, loss, self._request.bits))
+        return {"weight_error": worst, "weight_step": step}
+
+    def _calibrated(self, rows: _Rows, layer: str) -> dict[Kind, tuple[float, str]]:
+        worst, step = (0.0, ""), (0.0, "")
+        if self._factors is None:
+            raise ValueError("the method is not calibrated")
+        factor = self._factors.of(self._by_name[layer])
+        moments = self._factors.products(self._by_name[layer])
+        for start, blocks in rows.parts():
+            these = blocks.compensated(factor, moments, self._largest)
+            value, (row, column) = these.distance()
+            worst = max(worst, (value, f"at output {start + row}, input {column}"))
+            value, row = these.coarseness()
+            step = max(step, (value, f"in output {start + row}"))
+        return {"weight_error": worst, "weight_step": step}
 
     @property
     def _largest(self) -> int:
@@ -204,26 +257,30 @@ class _Blocks:
         distance = np.abs(steps - self._values)
         return _worst(distance, start, "at output {}, block {}, place {}")
 
-    def step(self, start: int, *, may_clip: bool, largest: int) -> tuple[float, str]:
+    def step(self, start: int, loss: Loss | None, bits: Bits) -> tuple[float, str]:
         """See the module: how much more coarsely a block is rounded than it needs to be."""
-        needed = np.abs(self._content).max(axis=2) / np.float32(largest)
+        needed = whole_steps(self._content, bits)
         is_used = needed >= SMALLEST_STEP
-        plain = stored_scale(needed, self._dtype).astype(np.float32)
-        if not may_clip:
-            ratio = self._scale[..., 0] / plain
+        plain = stored_scale(needed, self._dtype)
+        if loss is None:
+            ratio = self._scale[..., 0] / plain.astype(np.float32)
         else:
-            integers = np.rint(self._content / plain[..., None])
-            slack = np.square(plain * _NEGLIGIBLE) * self._content.shape[2]
-            usual = _squares(self._content, integers, plain[..., None]) + slack
-            ratio = np.sqrt((_squares(self._content, self._values, self._scale) + slack) / usual)
+            unit = np.float32(_NEGLIGIBLE) * plain.astype(np.float32)[..., None]
+            slack = loss(np.broadcast_to(unit, self._content.shape), self._content)
+            usual = loss_of(self._content, plain, bits, loss) + slack
+            lost = self._content - self._values * self._scale
+            with np.errstate(invalid="ignore"):  # of blocks of zeros
+                ratio = np.sqrt((loss(lost, self._content) + slack) / usual)
         return _worst(np.where(is_used, ratio, 0.0), start, "in output {}, block {}")
 
-
-def _squares(
-    content: NDArray[np.float32], values: NDArray[np.float32], scale: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = np.square(content - values * scale).sum(axis=2)
-    return result
+    def compensated(
+        self, factor: Factor, moments: NDArray[np.float32], largest: int
+    ) -> CompensatedRows:
+        """The same blocks, for a calibrated method."""
+        content = self._content.astype(self._dtype)
+        return CompensatedRows(
+            content, self._values, self._scale[..., 0], factor, moments, largest
+        )
 
 
 def _worst(sizes: NDArray[Any], start: int, where: str) -> tuple[float, str]:

@@ -141,18 +141,21 @@ class NeededTensor:
     is_inner: bool
 
 
-def needed_tensors(graph: ir.Graph) -> tuple[NeededTensor, ...]:
+def needed_tensors(
+    graph: ir.Graph, operators: tuple[str, ...] = WEIGHTED_OPERATORS
+) -> tuple[NeededTensor, ...]:
     """The tensors whose ranges quantising this graph may need, in the order of its layers.
 
     One for each class of values, whatever number of layers read it.
 
     Args:
         graph: With constants lifted to initializers.
+        operators: Of the layers that are looked at.
     """
     classes = value_classes(graph)
     wanted: dict[frozenset[ir.Value], ir.Value] = {}
     for layer in find_weighted_layers(graph):
-        if not layer.reason:
+        if not layer.reason and layer.node.op_type in operators:
             for value in _activations(layer):
                 wanted.setdefault(classes[value], value)
     order = {value: number for number, value in enumerate(_computed(graph))}

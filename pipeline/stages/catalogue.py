@@ -24,6 +24,7 @@ from pipeline.stages.fuse_attention import FUSE_ATTENTION
 from pipeline.stages.headroom import HEADROOM
 from pipeline.stages.invariance import INVARIANCE
 from pipeline.stages.noise_floor import NOISE_FLOOR
+from pipeline.stages.observe_products import OBSERVE_PRODUCTS
 from pipeline.stages.probes import PROBES
 from pipeline.stages.provider_engine import PROVIDER_ENGINE
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
@@ -54,6 +55,7 @@ STAGES: tuple[AnyStage, ...] = (
     SHRINK_MASKS,
     FUSE_ATTENTION,
     CALIBRATE,
+    OBSERVE_PRODUCTS,
     SENSITIVITY,
     REPAIR,
     QUANTIZE_DYNAMIC,

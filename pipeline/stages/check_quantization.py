@@ -1,7 +1,7 @@
 """Compare a quantised graph with the float graph it was made from, exactly, and its ranges with data.
 
 Ports: `model` (quantised), `float` (what it was made from), `samples` (for evaluation), `probes`, for
-static quantisation `ranges`, and `repair` where the quantising stage had it. Facts only.
+static quantisation `ranges`, and `repair` and `moments` where the quantising stage had them. Facts only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
 from pipeline.stages.quantize_static import QuantizeStaticConfig
-from pipeline.stages.quantize_weights import QuantizeWeightsConfig
+from pipeline.stages.quantize_weights import MOMENTS_PORT, QuantizeWeightsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -114,6 +114,7 @@ def _audit(
     """What the two graphs say without being run; writes the one without its quantisation."""
     import gc
 
+    from pipeline.calibration.moments import Moments
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.qdq import QdqOptions
     from pipeline.graph.qdq_placements import PLACEMENTS
@@ -138,9 +139,9 @@ def _audit(
         options = QuantizationOptions(**config.dynamic.model_dump(), given_back=given_back)
         audit = audit_dynamic(original, made, options)
     elif config.weight_only is not None:
-        audit = audit_weight_only(
-            original, made, WeightOnlyRequest(**config.weight_only.model_dump())
-        )
+        moments = Moments(inputs[MOMENTS_PORT]) if MOMENTS_PORT in inputs else None
+        asked = WeightOnlyRequest(**config.weight_only.model_dump())
+        audit = audit_weight_only(original, made, asked, moments)
     else:
         raise ValueError("neither a dynamic, a static nor a weight-only quantisation")
     save_ir_model(made, skeleton)

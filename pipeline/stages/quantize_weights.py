@@ -1,7 +1,7 @@
 """Store the weights of a graph in 4 or 8 bits; what is computed stays float.
 
-Port: `model` (fused for ONNX Runtime, or cast to float16 or bfloat16 for TensorRT). No ranges are
-needed: activations are not quantised.
+Ports: `model` (fused for ONNX Runtime, or cast to float16 or bfloat16 for TensorRT) and, for a calibrated
+method, `moments` of what goes into its products. No ranges are needed: activations are not quantised.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from pipeline.stages.base import StageContext
 
 MODEL_PORT = "model"
+MOMENTS_PORT = "moments"
 
 BlockSize = Literal[16, 32, 64, 128, 256]
 
 DEFAULT_BLOCK_SIZE: Final[BlockSize] = 32
 
 Operator = Literal["MatMul", "Gemm"]
+
+CALIBRATED: Final = frozenset({"gptq"})
+"""Methods that need `moments`; the others look at weights alone."""
 
 
 def _default_block_size(given: dict[str, Any]) -> BlockSize | None:
@@ -42,10 +46,12 @@ class WeightOnlyOptions(StageConfig):
         description="how many weights along the input share one scale; null means one scale for "
         f"each output. 4 bits: {DEFAULT_BLOCK_SIZE} by default; 8 bits: always null",
     )
-    method: Literal["rtn", "clip"] = Field(
+    method: Literal["rtn", "clip", "hqq", "k_quant", "gptq"] = Field(
         default="clip",
-        description="how scales are found: rtn takes the largest weight of each block, clip the "
-        "scale with the least squared error, which may cut the largest weights off",
+        description="how weights are rounded: rtn by the largest weight of each block; clip by the "
+        "scale with the least squared error, which may cut the largest weights off; k_quant likewise, "
+        "with large weights counting more; hqq by a loss that forgives outliers; gptq as clip, and "
+        "each weight makes up for the errors of those before it, by `data.calibration`",
     )
     op_types: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm"), description="operators whose weights are quantised"
@@ -78,16 +84,19 @@ def run(
 
     Raises:
         ArtifactError: when the input is no model.
-        QuantizationError: when a pattern matches nothing, or no weight could be quantised.
+        QuantizationError: when a pattern matches nothing, no weight could be quantised, or the
+            moments of a product are missing.
         StageError: when the graph's operators forbid the opset that is needed, or the result is
             not valid.
     """
+    from pipeline.calibration.moments import Moments
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.validity import require_valid
     from pipeline.graph.weight_only import WeightOnlyRequest, quantize_weights
 
     model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
-    result = quantize_weights(model, WeightOnlyRequest(**config.model_dump()))
+    moments = Moments(inputs[MOMENTS_PORT]) if MOMENTS_PORT in inputs else None
+    result = quantize_weights(model, WeightOnlyRequest(**config.model_dump()), moments)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
     result.require_any(
@@ -110,7 +119,7 @@ def run(
 
 QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeWeightsConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),

@@ -19,16 +19,13 @@ from pipeline.stages.quantize_static import (
     QuantizeStaticConfig,
     StaticOptions,
 )
-from pipeline.stages.quantize_weights import (
-    QUANTIZE_WEIGHTS,
-    QuantizeWeightsConfig,
-    WeightOnlyOptions,
-)
+from pipeline.stages.quantize_weights import WeightOnlyOptions
 from pipeline.stages.shrink_masks import SHRINK_MASKS, ShrinkMasksConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 from pipeline.targets.shape_ranges import ProfileShapes
+from pipeline.targets.weight_only import add_weight_only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -313,8 +310,9 @@ class EngineTarget(TargetBase):
         )
         options = self.quantization
         if isinstance(options, TensorRTWeightOnlyQuantization):
-            config = QuantizeWeightsConfig(**options.model_dump(exclude={"mode"}))
-            quantized = builder.add(QUANTIZE_WEIGHTS, config, {"model": cast}, component=component)
+            quantized = add_weight_only(
+                builder, component, options, simplified=calibrated, model=cast
+            )
             add(quantized, "quantized")
         elif options is not None:
             graphs = (calibrated, cast)

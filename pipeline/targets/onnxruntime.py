@@ -23,14 +23,11 @@ from pipeline.stages.quantize_static import (
     OnnxRuntimeStaticOptions,
     QuantizeStaticConfig,
 )
-from pipeline.stages.quantize_weights import (
-    QUANTIZE_WEIGHTS,
-    QuantizeWeightsConfig,
-    WeightOnlyOptions,
-)
+from pipeline.stages.quantize_weights import WeightOnlyOptions
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
+from pipeline.targets.weight_only import add_weight_only
 
 if TYPE_CHECKING:
     from pipeline.parity.tolerances import Arithmetic
@@ -179,8 +176,7 @@ class OnnxRuntimeTarget(TargetBase):
         if options is None:
             raise ValueError("this target is not quantised")
         if isinstance(options, WeightOnlyQuantization):
-            weights = QuantizeWeightsConfig(**options.model_dump(exclude={"mode"}))
-            return builder.add(QUANTIZE_WEIGHTS, weights, {"model": fused}, component=component)
+            return add_weight_only(builder, component, options, simplified=simplified, model=fused)
         config = QuantizeDynamicConfig(**options.model_dump(exclude={"mode", *REPAIRABLE_KEYS}))
         repaired = add_repair(builder, component, options, config, {"model": fused}, "all")
         return builder.add(QUANTIZE_DYNAMIC, config, repaired, component=component)

@@ -11,11 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from pipeline.errors import QuantizationError, StageError
-from pipeline.graph.blockwise import LARGEST, quantize_blocks
+from pipeline.graph.blockwise import quantize_blocks
 from pipeline.graph.files import load_ir_model, save_ir_model
 from pipeline.graph.opsets import CHANGED, means_the_same, raise_opset
 from pipeline.graph.quantization_result import QuantizationResult
 from pipeline.graph.validity import require_valid
+from pipeline.graph.weight_methods.base import LARGEST
 from pipeline.graph.weight_only import WeightOnlyRequest, quantize_weights
 from tests.graph.models import parse, random, run, write
 

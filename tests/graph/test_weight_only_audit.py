@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FORMS: dict[str, dict[str, Any]] = {
     "rtn": {},
     "clip": {"method": "clip"},
+    "hqq": {"method": "hqq"},
+    "k_quant": {"method": "k_quant"},
     "one scale": {"block_size": None},
     "8 bits": EIGHT_BITS,
 }
