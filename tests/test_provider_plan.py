@@ -19,6 +19,7 @@ from pipeline.runtimes.ort_providers import NAMES, ProviderPlan
 from pipeline.stages.provider_engine import PROVIDER_ENGINE, ProviderEngineConfig
 from pipeline.stages.validate_provider import VALIDATE_PROVIDER, ValidateProviderConfig
 from tests.parity.graphs import write_graph, write_samples
+from tests.recipes import FP32
 from tests.runtimes.devices import BOTH, H200, L4
 from tests.stages.context import RecordingContext
 from tests.test_plan import _plan
@@ -157,6 +158,20 @@ def test_tensorrt_builds_its_engines_once_in_a_stage_of_their_own(
     assert target.validations["model"][-1][0].arithmetic == "float16"
 
 
+def test_what_the_provider_leaves_to_the_cpu_is_checked(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_gpu(monkeypatch)
+    plan = _plan(tmp_path, sentence_encoder, targets=[{**TENSORRT, "precision": "fp16"}, FP32])
+    first, second = plan.targets
+    (check,) = (check for check in first.checks if check.check == "assignment")
+    node = plan.nodes[check.node.node]
+    validation = plan.nodes[first.validations["model"][-1][1].node]
+    assert node.stage.name == "check_assignment"
+    assert node.inputs == {name: validation.inputs[name] for name in ("model", "cache")}
+    assert "assignment" not in {check.check for check in second.checks}
+
+
 @pytest.mark.parametrize("target", [CUDA, TENSORRT], ids=["cuda", "tensorrt"])
 def test_the_key_has_the_facts_of_the_gpu_that_is_asked_for(
     tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
@@ -171,7 +186,7 @@ def test_the_key_has_the_facts_of_the_gpu_that_is_asked_for(
             for node in plan.nodes
             if "gpu_name" in node.stage.machine
         ]
-        assert len(facts) == (2 if target is CUDA else 3)
+        assert len(facts) == (3 if target is CUDA else 4)
         assert {fact["gpu_name"] for fact in facts} == {name}
         assert {fact["gpu_target"] for fact in facts} == {BOTH.gpus[number].target}
 

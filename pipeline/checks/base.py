@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.parity.tolerances import Arithmetic
     from pipeline.parity.types import NoiseFloor
     from pipeline.stages.base import AnyStage, StageConfig
-    from pipeline.targets.base import ModelLink, NodeRef, Ref
+    from pipeline.targets.base import DeviceRun, ModelLink, NodeRef, Ref
     from pipeline.tasks import Task
 
 
@@ -62,6 +62,7 @@ class Subject:
         task: The task.
         profile: Axis -> (smallest, usual, largest) that the recipe allows.
         is_diagnosing: A gate failed, and what explains it is worth some time.
+        device: What runs the last link on this machine's GPU; None when nothing does.
     """
 
     component: str
@@ -72,6 +73,7 @@ class Subject:
     task: Task
     profile: Mapping[str, tuple[int, int, int]]
     is_diagnosing: bool = False
+    device: DeviceRun | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

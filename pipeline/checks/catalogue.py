@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.checks.assignment import ASSIGNMENT
 from pipeline.checks.cast import CAST_CHECK
 from pipeline.checks.companions import COMPANIONS_CHECK
 from pipeline.checks.export import EXPORT_CHECK
@@ -29,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     CAST_CHECK,
     QUANTIZATION,
     REPAIR_CHECK,
+    ASSIGNMENT,
     LAYERS,
     SENSITIVITY_CHECK,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from pipeline.checks.assignment import AssignmentLimits
 from pipeline.checks.base import Limits
 from pipeline.checks.cast import CastLimits
 from pipeline.checks.companions import CompanionLimits
@@ -57,6 +58,10 @@ class CheckLimits(Limits):
     )
     repair: RepairGate | None = Field(
         default=RepairGate(), description="a repair that was asked for has reached its limit"
+    )
+    assignment: AssignmentLimits | None = Field(
+        default=AssignmentLimits(),
+        description="nodes that a provider for GPUs leaves to the CPU, matrix products above all",
     )
     layers: LayerLimits | None = Field(
         default=LayerLimits(),

@@ -99,6 +99,12 @@ RULES = {
         help="Scales, weights and structure are compared with the graph that was quantised; "
         "`gates.checks.quantization` holds the limits.",
     ),
+    "assignment": Rule(
+        name="ProductsOnCpu",
+        text="A provider for GPUs leaves matrix products of the graph to the CPU.",
+        help="ONNX Runtime says nothing of it when the graph runs; `gates.checks.assignment` holds "
+        "the limits.",
+    ),
     "headroom": Rule(
         name="Float16Overflows",
         text="A value of the graph comes too near to the largest number of float16.",

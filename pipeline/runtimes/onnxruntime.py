@@ -66,6 +66,15 @@ _SOURCE_PLACE = re.compile(r"^/\S+\.cc:\d+ .*?\) (?=[A-Z])")
 _QUIET = 3  # ORT's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignedNode:
+    """A node of a graph, and ONNX Runtime's name of the provider that runs it."""
+
+    provider: str
+    name: str
+    op_type: str
+
+
 class OnnxRuntimeRunner:
     """An ONNX graph in an ONNX Runtime session.
 
@@ -103,6 +112,7 @@ class OnnxRuntimeRunner:
         self._threads = threads
         self._spins = spins
         self._is_frugal = is_frugal
+        self._records_assignment = False
         self._provider_options = dict(provider_options or {})
         self._binds = provider != CPU
         self._bound: _Bound | None = None
@@ -159,6 +169,8 @@ class OnnxRuntimeRunner:
             options.intra_op_num_threads = self._threads
         if not self._spins:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._records_assignment:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if self._is_frugal:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         try:
@@ -219,6 +231,24 @@ class OnnxRuntimeRunner:
     def load_time_ms(self) -> float:
         """From file to ready session, milliseconds."""
         return self._load_time_ms
+
+    def recording(self) -> Self:
+        """Itself, before the graph is loaded: `assignment` will have an answer."""
+        self._records_assignment = True
+        return self
+
+    def assignment(self) -> tuple[AssignedNode, ...]:
+        """Every node with the provider that runs it; only of a runner that was `recording`.
+
+        As the graph is after ONNX Runtime's basic optimisations, before those of a provider.
+        """
+        if self._session is None or not self._records_assignment:
+            raise RuntimeError("OnnxRuntimeRunner.assignment was not asked for in time")
+        return tuple(
+            AssignedNode(provider=part.ep_name, name=node.name, op_type=node.op_type)
+            for part in self._session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        )
 
     def run(
         self, feeds: Mapping[str, Array], names: Sequence[str] | None = None

@@ -9,6 +9,7 @@ from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE, BENCHMARK_PRO
 from pipeline.stages.benchmark_generation import BENCHMARK_GENERATION
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
+from pipeline.stages.check_assignment import CHECK_ASSIGNMENT
 from pipeline.stages.check_cast import CHECK_CAST
 from pipeline.stages.check_companions import CHECK_COMPANIONS
 from pipeline.stages.check_export import CHECK_EXPORT
@@ -76,6 +77,7 @@ STAGES: tuple[AnyStage, ...] = (
     CHECK_GENERATION,
     CHECK_QUANTIZATION,
     CHECK_REPAIR,
+    CHECK_ASSIGNMENT,
     COMPARE_LAYERS,
     BENCHMARK,
     BENCHMARK_ENGINE,
