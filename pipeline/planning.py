@@ -96,9 +96,7 @@ class Node:
 
     def parents(self) -> tuple[int, ...]:
         """Indices of the nodes it reads, in port order."""
-        return tuple(
-            ref.node for ref in self.inputs.values() if isinstance(ref, NodeRef)
-        )
+        return tuple(ref.node for ref in self.inputs.values() if isinstance(ref, NodeRef))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +163,7 @@ class Plan:
             candidate, kind = self._candidate(group)
             return {name: file.sha256 for name, file in candidate.group(kind).items()}
         if group.startswith(TIMING_CACHE_GROUP):
-            return {
-                name: file.sha256 for name, file in self._timing_cache(group).items()
-            }
+            return {name: file.sha256 for name, file in self._timing_cache(group).items()}
         use = _data_use(group)
         return self.data[use].digest() if use else dict(self.source.group_files(group))
 
@@ -300,8 +296,7 @@ class _Builder:
         """The node that makes the probes."""
         sequence = self._recipe.shapes.sequence
         config = ProbesConfig(
-            task=self._task.name,
-            lengths=(sequence.min, sequence.max) if sequence else None,
+            task=self._task.name, lengths=(sequence.min, sequence.max) if sequence else None
         )
         ports: dict[str, Ref] = {
             "samples": self.evaluation_samples(),
@@ -322,9 +317,7 @@ class _Builder:
                 f"{purpose}, and the recipe has no `data.calibration`",
                 hint="add `calibration: {source: ..., samples: 256}` beside `evaluation` in `data`",
             )
-        return self._samples(
-            "calibration", spec, {"evaluation": self.evaluation_samples()}
-        )
+        return self._samples("calibration", spec, {"evaluation": self.evaluation_samples()})
 
     def _samples(
         self,
@@ -346,15 +339,11 @@ class _Builder:
         if data.files:
             ports["data"] = SourceRef(f"{DATA_GROUP}{use}")
         # An address of its own for each use: `samples` and `samples@calibration`.
-        return self.add(
-            SAMPLES, config, ports, fixed_label="" if use == "evaluation" else use
-        )
+        return self.add(SAMPLES, config, ports, fixed_label="" if use == "evaluation" else use)
 
     def exported(self, component: str) -> NodeRef:
         config = ExportConfig(
-            **self._recipe.export.model_dump(),
-            task=self._task.name,
-            component=component,
+            **self._recipe.export.model_dump(), task=self._task.name, component=component
         )
         return self.add(
             EXPORT, config, {"checkpoint": SourceRef("checkpoint")}, component=component
@@ -371,22 +360,14 @@ class _Builder:
         fixed_label: str | None = None,
     ) -> NodeRef:
         wired = {port: _ref_json(ref) for port, ref in inputs.items()}
-        identity = canonical_json(
-            [stage.name, config.model_dump(mode="json"), wired, component]
-        )
+        identity = canonical_json([stage.name, config.model_dump(mode="json"), wired, component])
         full_label = "-".join(filter(None, (self.prefix, label)))
         if fixed_label is not None:  # it is the same for whichever target asks first
             full_label = fixed_label
         if identity not in self._known:
             self._known[identity] = len(self.drafts)
             self.drafts.append(
-                _Draft(
-                    stage=stage,
-                    config=config,
-                    inputs=inputs,
-                    component=component,
-                    labels=[],
-                )
+                _Draft(stage=stage, config=config, inputs=inputs, component=component, labels=[])
             )
         index = self._known[identity]
         if full_label and full_label not in self.drafts[index].labels:
@@ -400,9 +381,7 @@ def _ref_json(ref: Ref) -> JSON:
 
 def _key_path(*key_path: str | int) -> str:
     """`targets[1].name`: where a value stands when the recipe has no file."""
-    return "".join(
-        f"[{k}]" if isinstance(k, int) else f".{k}" for k in key_path
-    ).lstrip(".")
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key_path).lstrip(".")
 
 
 @contextlib.contextmanager
@@ -487,9 +466,7 @@ def build_plan(
             _check_runtime(target.runtime, task)
             chain = target.chain(builder)
         _check_measured(recipe, task, target.name, chain, where)
-        targets.append(
-            _plan_target(target.name, chain, builder, recipe, task, measures)
-        )
+        targets.append(_plan_target(target.name, chain, builder, recipe, task, measures))
     work = len(builder.drafts)
     # Behind all others, so that those keep their places: they are there already.
     explained = replace(measures, is_diagnosing=True)
@@ -529,11 +506,7 @@ class _Measures:
 
 
 def _with_diagnosis(
-    target: TargetPlan,
-    builder: _Builder,
-    recipe: Recipe,
-    task: Task,
-    measures: _Measures,
+    target: TargetPlan, builder: _Builder, recipe: Recipe, task: Task, measures: _Measures
 ) -> TargetPlan:
     """The target with the checks that explain its failure."""
     builder.prefix = target.name
@@ -541,9 +514,7 @@ def _with_diagnosis(
     checks = [
         check
         for component in target.chain.models
-        for check in _plan_checks(
-            component, target.chain, builder, task, limits, measures
-        )
+        for check in _plan_checks(component, target.chain, builder, task, limits, measures)
     ]
     return replace(target, checks=tuple(checks))
 
@@ -579,12 +550,7 @@ def _plan_target(
             }
             label = builder.drafts[link.node.node].stage.name
             found.append(
-                (
-                    link,
-                    builder.add(
-                        VALIDATE, config, inputs, component=component, label=label
-                    ),
-                )
+                (link, builder.add(VALIDATE, config, inputs, component=component, label=label))
             )
         if device := chain.device_runs.get(component):
             found.append(_on_device(component, device, builder, recipe, measures))
@@ -639,11 +605,7 @@ def _torch_has_cuda() -> bool:
 
 
 def _on_device(
-    component: str,
-    device: DeviceRun,
-    builder: _Builder,
-    recipe: Recipe,
-    measures: _Measures,
+    component: str, device: DeviceRun, builder: _Builder, recipe: Recipe, measures: _Measures
 ) -> tuple[ModelLink, NodeRef]:
     """What runs on the device as the last link of its chain, and the node that compares it."""
     stage: AnyStage = VALIDATE_ENGINE
@@ -662,8 +624,7 @@ def _on_device(
             runtime="tensorrt" if device.runtime == "tensorrt" else "tensorrt-rtx",
             # Smaller ones would be filled up.
             batch_size=max(
-                recipe.shapes.batch.opt,
-                min(each[BATCH_AXIS][0] for each in device.profiles),
+                recipe.shapes.batch.opt, min(each[BATCH_AXIS][0] for each in device.profiles)
             ),
         )
     inputs: dict[str, Ref] = {
@@ -674,9 +635,7 @@ def _on_device(
     }
     if device.cache is not None:
         inputs["cache"] = device.cache
-    link = ModelLink(
-        node=device.node, optimizations="disabled", arithmetic=device.arithmetic
-    )
+    link = ModelLink(node=device.node, optimizations="disabled", arithmetic=device.arithmetic)
     return link, builder.add(stage, config, inputs, component=component)
 
 
@@ -693,12 +652,7 @@ def _plan_checks(
     subject = Subject(
         component=component,
         links=tuple(
-            Link(
-                model=link,
-                stage=draft.stage.name,
-                config=draft.config,
-                inputs=draft.inputs,
-            )
+            Link(model=link, stage=draft.stage.name, config=draft.config, inputs=draft.inputs)
             for link, draft in zip(links, drafts, strict=True)
         ),
         samples=measures.samples,
@@ -735,20 +689,13 @@ def _named(drafts: list[_Draft], work: int) -> tuple[Node, ...]:
         base = draft.stage.name
         if draft.component not in {"", "model"}:
             base = f"{base}.{draft.component}"
-        rivals = [
-            d
-            for d in drafts
-            if d.stage is draft.stage and d.component == draft.component
-        ]
+        rivals = [d for d in drafts if d.stage is draft.stage and d.component == draft.component]
         name = base
         if len(rivals) > 1 and draft.labels:
             name = f"{base}@{draft.labels[0]}"
         number = 2
         while name in taken:
-            name, number = (
-                f"{base}@{draft.labels[0] if draft.labels else ''}-{number}",
-                number + 1,
-            )
+            name, number = f"{base}@{draft.labels[0] if draft.labels else ''}-{number}", number + 1
         taken.add(name)
         nodes.append(
             Node(
@@ -873,11 +820,7 @@ def _check_quality(recipe: Recipe, task: Task, where: Where) -> None:
                 f"task `{task.name}` has no answers that could be right or wrong",
                 where=where(*place),
                 hint="limit the distance to the checkpoint in `gates.parity` instead"
-                + (
-                    f", or one of these in `metrics`: {', '.join(known)}"
-                    if known
-                    else ""
-                ),
+                + (f", or one of these in `metrics`: {', '.join(known)}" if known else ""),
             )
         # A folder of images is labelled by its own folders.
         is_unlabelled = recipe.data.evaluation.label is None and task.modality == "text"
@@ -911,11 +854,7 @@ def _check_limits(recipe: Recipe, where: Where) -> None:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise RecipeError(
                     f"there is no stage `{name}`"
-                    + (
-                        f" - did you mean `{near[0]}`?"
-                        if near
-                        else f", only: {', '.join(known)}"
-                    ),
+                    + (f" - did you mean `{near[0]}`?" if near else f", only: {', '.join(known)}"),
                     where=where(*key_path, name),
                 )
 
@@ -925,36 +864,22 @@ def _check_coverage(
 ) -> None:
     """A limit must be of a number that a stage of some target may report as it is configured."""
     chains = [target.chain for target in targets]
-    models = [
-        link.node
-        for chain in chains
-        for links in chain.models.values()
-        for link in links
-    ]
+    models = [link.node for chain in chains for links in chain.models.values() for link in links]
     given = [
-        each.node
-        for chain in chains
-        for all_ in chain.deliverables.values()
-        for each in all_
+        each.node for chain in chains for all_ in chain.deliverables.values() for each in all_
     ]
     delivering = {ref.node for ref in (*models, *given)}
     reporting = [drafts[index] for index in sorted(delivering)]
-    known = sorted(
-        {name for draft in reporting for name in draft.stage.may_report(draft.config)}
-    )
+    known = sorted({name for draft in reporting for name in draft.stage.may_report(draft.config)})
     kinds = {name for draft in reporting for name in draft.stage.coverage}
     for name in recipe.gates.coverage:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1)
         if name in kinds:
-            message = (
-                f"no target of this recipe reports `{name}`: none has its precision"
-            )
+            message = f"no target of this recipe reports `{name}`: none has its precision"
         elif near:
-            message = (
-                f"no stage of this recipe reports `{name}` - did you mean `{near[0]}`?"
-            )
+            message = f"no stage of this recipe reports `{name}` - did you mean `{near[0]}`?"
         else:
             message = f"no stage of this recipe reports `{name}`"
         raise RecipeError(
@@ -971,15 +896,10 @@ def _check_measured(
 ) -> None:
     """Of an engine that is timed here, every shape must be one that a profile takes."""
     for device in chain.device_runs.values():
-        for place, shape in enumerate(
-            _benchmark_shapes(recipe, task) if device.profiles else ()
-        ):
+        for place, shape in enumerate(_benchmark_shapes(recipe, task) if device.profiles else ()):
             sizes = dict(zip(task.axes, shape, strict=True))
             if any(
-                all(
-                    least <= sizes[axis] <= most
-                    for axis, (least, _, most) in profile.items()
-                )
+                all(least <= sizes[axis] <= most for axis, (least, _, most) in profile.items())
                 for profile in device.profiles
             ):
                 continue
@@ -988,9 +908,7 @@ def _check_measured(
             raise RecipeError(
                 f"{', '.join(f'{axis} {size}' for axis, size in sizes.items())} is measured, and no "
                 f"profile of `{target}` takes it",
-                where=where("benchmark", "shapes", place)
-                if is_given
-                else where("benchmark"),
+                where=where("benchmark", "shapes", place) if is_given else where("benchmark"),
                 hint="measure shapes (`benchmark.shapes`) that one of its `profiles` takes",
             )
 
@@ -1035,9 +953,7 @@ def _data_use(group: str) -> str:
     return group.removeprefix(DATA_GROUP) if group.startswith(DATA_GROUP) else ""
 
 
-def input_digests(
-    plan: Plan, node: Node, trees: Mapping[int, str]
-) -> dict[str, JSON] | None:
+def input_digests(plan: Plan, node: Node, trees: Mapping[int, str]) -> dict[str, JSON] | None:
     """Port -> digest of its content; None while one of them is not known (`trees` lacks a parent).
 
     A checkpoint has a digest a file, so that `explain` can say which of them changed.
@@ -1066,9 +982,7 @@ def explain(preimage: Mapping[str, JSON], last: StageRecord | None) -> tuple[str
     return changes or ("its result is no longer in the store",)
 
 
-def _differences(
-    old: Mapping[str, JSON], new: Mapping[str, JSON], path: str
-) -> Iterator[str]:
+def _differences(old: Mapping[str, JSON], new: Mapping[str, JSON], path: str) -> Iterator[str]:
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         here = f"{path}.{name}" if path else name
@@ -1079,13 +993,7 @@ def _differences(
         elif path == "inputs":
             yield f"input `{name}` has other content"
         elif path.startswith("inputs."):
-            state = (
-                "is new"
-                if before is None
-                else "is gone"
-                if after is None
-                else "has changed"
-            )
+            state = "is new" if before is None else "is gone" if after is None else "has changed"
             yield f"`{name}` of the checkpoint {state}"
         elif name == "code":
             yield "the code of the stage changed"
@@ -1112,9 +1020,7 @@ def attempt_key(node: Node, preimage: Mapping[str, JSON]) -> str:
     return tagged_digest(ATTEMPT_TAG, {**preimage, "config": config})
 
 
-def node_status(
-    plan: Plan, node: Node, records: Records, trees: Mapping[int, str]
-) -> NodeStatus:
+def node_status(plan: Plan, node: Node, records: Records, trees: Mapping[int, str]) -> NodeStatus:
     """Whether a node's result is there, given the output digests of the nodes before it."""
     digests = input_digests(plan, node, trees)
     if digests is None:
