@@ -121,6 +121,24 @@ class EngineFacts(_Fact):
                 ):
                     msg = f"profile {number} does not hold min <= opt <= max for {name}"
                     raise ValueError(msg)
+            for axis, sizes in profile.axes.items():
+                if list(sizes) != sorted(sizes):
+                    msg = f"profile {number} does not hold min <= opt <= max for axis {axis}"
+                    raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _axes_are_those_of_the_inputs(self) -> Self:
+        """What is said of an axis by its name is what is said of every input that has it."""
+        for number, profile in enumerate(self.profiles):
+            for tensor in self.inputs:
+                shapes = profile.inputs[tensor.name]
+                for place, dim in enumerate(tensor.dims):
+                    own = tuple(shape[place : place + 1] for shape in shapes)
+                    said = profile.axes.get(dim) if isinstance(dim, str) else None
+                    if said is not None and own != tuple((size,) for size in said):
+                        msg = f"profile {number} gives axis {dim} and input {tensor.name} other sizes"
+                        raise ValueError(msg)
         return self
 
 

@@ -59,6 +59,11 @@ def _broken_order() -> dict[str, Any]:
     return _document(profiles=[profile])
 
 
+def _axes(*sizes: int) -> dict[str, Any]:
+    profile = {"axes": {"batch": list(sizes)}, "inputs": {"x": [[1, 4], [8, 4], [32, 4]]}}
+    return _document(profiles=[profile])
+
+
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
@@ -68,6 +73,8 @@ def _broken_order() -> dict[str, Any]:
         (_document(profiles=[]), "`profiles`"),
         (_document(inputs=[]), "profile 0 is of other inputs"),
         (_broken_order(), "profile 0 does not hold min <= opt <= max for x"),
+        (_axes(9, 5, 1), "profile 0 does not hold min <= opt <= max for axis batch"),
+        (_axes(1, 8, 64), "profile 0 gives axis batch and input x other sizes"),
         (_document(format=2), "`format`"),
         (_document(surprise=1), "`surprise`"),
     ],
