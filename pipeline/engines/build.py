@@ -5,6 +5,7 @@ See `builder_program.py` for why the process is needed and what it does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from pipeline.engines.module import TENSORRT_RTX, search_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Self
 
     from pipeline.engines.module import EngineModule
     from pipeline.engines.profiles import InputProfile
@@ -124,21 +126,64 @@ class BuiltEngine:
     timing_cache: Path | None = None
 
 
+class EngineBuilder:
+    """One builder's process, which imports TensorRT while its caller looks at the graph.
+
+    A context manager: a process that was not told to build anything is ended with it.
+
+    Args:
+        module: The package that builds.
+        scratch: An empty private directory for the process.
+    """
+
+    def __init__(self, module: EngineModule, scratch: Path) -> None:
+        self._module = module
+        self._scratch = scratch
+        self._process = _start_program(module, scratch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+    def build(self, request: EngineRequest) -> BuiltEngine:
+        """Build, once; takes seconds to minutes.
+
+        Args:
+            request: What to build, with the package that was started.
+
+        Raises:
+            EngineBuildError: when the graph, the target or a profile is refused, when the build
+                fails, when the builder warns of something that makes the engine wrong, or when its
+                process is killed or dies.
+        """
+        assert request.module == self._module
+        _write_request(request, self._scratch)
+        lines = _finish_program(self._process, self._scratch)
+        return _read_result(request, self._scratch, lines)
+
+
 def build_engine(request: EngineRequest, scratch: Path) -> BuiltEngine:
-    """Build; takes seconds to minutes.
+    """Start a builder's process and build; see `EngineBuilder.build`.
 
     Args:
         request: What to build.
         scratch: An empty private directory for the builder's process.
 
     Raises:
-        EngineBuildError: when the graph, the target or a profile is refused, when the build fails,
-            when the builder warns of something that makes the engine wrong, or when its process is
-            killed or dies.
+        EngineBuildError: see `EngineBuilder.build`.
     """
-    _write_request(request, scratch)
-    is_rtx = request.module == TENSORRT_RTX
-    lines = _run_program(scratch, _KEPT_VARIABLES if is_rtx else _DEVICE_VARIABLES)
+    with EngineBuilder(request.module, scratch) as builder:
+        return builder.build(request)
+
+
+def _read_result(request: EngineRequest, scratch: Path, lines: list[str]) -> BuiltEngine:
     text = (scratch / program.RESULT_FILE).read_text(encoding="utf-8")
     result = BuilderResult.model_validate_json(text)
     if result.parser_errors:
@@ -161,8 +206,6 @@ def _write_request(request: EngineRequest, scratch: Path) -> None:
         request.model.parent.resolve(), target_is_directory=True
     )
     document = {
-        "module": request.module.import_name,
-        "search_path": search_path(request.module),
         "model": f"{program.MODEL_DIRECTORY}/{request.model.name}",
         "compute_capabilities": request.compute_capabilities,
         "profiles": [dict(profile) for profile in request.profiles],
@@ -179,22 +222,28 @@ def _write_request(request: EngineRequest, scratch: Path) -> None:
     (scratch / program.REQUEST_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
-def _run_program(scratch: Path, variables: tuple[str, ...]) -> list[str]:
-    """Run it to its end; the lines that it, or a library below it, printed."""
+def _start_program(module: EngineModule, scratch: Path) -> subprocess.Popen[bytes]:
+    package = {"module": module.import_name, "search_path": search_path(module)}
+    (scratch / program.PACKAGE_FILE).write_text(json.dumps(package), encoding="utf-8")
+    variables = _KEPT_VARIABLES if module == TENSORRT_RTX else _DEVICE_VARIABLES
     environment = {name: os.environ[name] for name in variables if name in os.environ}
     environment["PYTHONHASHSEED"] = "0"
-    log = scratch / _LOG_FILE
-    with log.open("wb") as file:
-        code = subprocess.run(  # noqa: S603 - our own program, by its path
+    with (scratch / _LOG_FILE).open("wb") as file:
+        return subprocess.Popen(  # noqa: S603 - our own program, by its path
             [sys.executable, "-s", "-S", "-P", str(_PROGRAM)],
             cwd=scratch,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        )
+
+
+def _finish_program(process: subprocess.Popen[bytes], scratch: Path) -> list[str]:
+    """Let it build, to its end; the lines that it, or a library below it, printed."""
+    process.communicate(b"1")  # where it has died already, its exit code and its log say why
+    code = process.returncode
+    lines = (scratch / _LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     if code == 0:
         return lines
     raise process_failure(code, _signal_name(code), lines)

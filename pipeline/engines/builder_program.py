@@ -10,9 +10,11 @@ space is not randomised (docs/decisions/0003-engines-without-a-gpu.md).
 One program for `tensorrt` (10.13 and later, 11) and `tensorrt_rtx`: it looks at the attributes that
 a package has, and never at its version.
 
-Protocol: the current directory holds `request.json` and the graph under `model/`. The program
-leaves `result.json`, and `model.engine` when it has built one, with `timing.cache` on request. Exit code 0 says that the result
-can be read, whatever it says. Records of the log, but for the verbose ones, go to stderr as they
+Protocol: the current directory holds `package.json`, which says what to import. That is done at once,
+so that a caller can look at the graph meanwhile; then the program waits for a byte on stdin, and ends
+when stdin ends without one. With the byte, `request.json` and the graph under `model/` are there. The
+program leaves `result.json`, and `model.engine` when it has built one, with `timing.cache` on request.
+Exit code 0 says that the result can be read, whatever it says, or that nothing was asked for. Records of the log, but for the verbose ones, go to stderr as they
 come, so that they are there when the process is killed.
 """
 
@@ -28,6 +30,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+PACKAGE_FILE = "package.json"
 REQUEST_FILE = "request.json"
 RESULT_FILE = "result.json"
 ENGINE_FILE = "model.engine"
@@ -226,10 +229,15 @@ def _inspect(trt: Any, request: dict[str, Any], logger: Any, plan: Any) -> str:
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def _build(request: dict[str, Any]) -> dict[str, Any]:
+def _import_package() -> Any:
+    """TensorRT. Nothing of the request is known yet: the same is done ahead of every build."""
+    package = json.loads(Path(PACKAGE_FILE).read_text(encoding="utf-8"))
+    sys.path.extend(package["search_path"])
+    return importlib.import_module(package["module"])
+
+
+def _build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Build; see the module's text for what is left behind."""
-    sys.path.extend(request["search_path"])
-    trt = importlib.import_module(request["module"])
     records: list[tuple[str, str]] = []
     layers: list[str] = []
     result: dict[str, Any] = {
@@ -269,11 +277,14 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Build what `request.json` asks for; the exit code of the process."""
+    """Build what `request.json` asks for, once it does; the exit code of the process."""
     _die_with_parent()
     is_fixed = _fix_addresses()
+    trt = _import_package()
+    if not os.read(sys.stdin.fileno(), 1):
+        return 0  # the graph was refused
     request = json.loads(Path(REQUEST_FILE).read_text(encoding="utf-8"))
-    result = _build(request)
+    result = _build(trt, request)
     result["addresses_are_fixed"] = is_fixed
     Path(RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
     return 0

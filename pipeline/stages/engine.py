@@ -66,7 +66,7 @@ def _require_target(target: str, header: EngineHeader) -> None:
 
 ENGINE = Stage(
     name="engine",
-    version=3,
+    version=4,
     footprint=Footprint(base_mib=350, memory_per_weight=1.5, disk_per_weight=0.5),
     config_type=EngineConfig,
     coverage=COVERAGE,

@@ -82,7 +82,7 @@ def _accept(header: EngineHeader) -> None:
 
 ENGINE_TENSORRT = Stage(
     name="engine_tensorrt",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=1500, memory_per_weight=2.0, disk_per_weight=0.5),
     config_type=TensorRTEngineConfig,
     coverage=COVERAGE,

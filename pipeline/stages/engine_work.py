@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from pipeline.engines.build import BuiltEngine
+    from pipeline.engines.build import BuiltEngine, EngineRequest
     from pipeline.engines.facts_file import TensorFacts
     from pipeline.engines.header import EngineHeader
     from pipeline.engines.module import EngineModule
@@ -130,14 +130,38 @@ def make_engine(
             not what was asked for.
         EnvironmentMissing: when the package is not installed.
     """
-    from pipeline.engines.build import EngineRequest, build_engine
-    from pipeline.engines.diagnosis import graph_failure
+    from pipeline.engines.build import EngineBuilder
     from pipeline.engines.module import require_module
+
+    require_module(order.module)
+    # Its process imports TensorRT while the graph is looked at, and is told to build when that is done.
+    with EngineBuilder(order.module, context.scratch) as builder:
+        graph, request = _checked_request(config, order, source / MODEL_FILE)
+        built = builder.build(request)
+    if order.runtime == "tensorrt-rtx" and not built.result.addresses_are_fixed:
+        context.log("addresses are randomised here: a rebuild may differ in a few bytes")
+    for message in built.warnings:
+        context.log(f"{order.product} warns: {message}")
+    facts = _facts(config, order, graph, request.profiles, built, output)
+    shutil.move(built.path, output / ENGINE_FILE)
+    if built.timing_cache is not None:
+        shutil.move(built.timing_cache, output / TIMING_CACHE_FILE)
+    return facts
+
+
+def _checked_request(
+    config: EngineOptions, order: Order, model: Path
+) -> tuple[EngineGraph, EngineRequest]:
+    """Look at the graph; what the builder is told to make of it.
+
+    Raises:
+        EngineBuildError: when it cannot become an engine.
+    """
+    from pipeline.engines.build import EngineRequest
+    from pipeline.engines.diagnosis import graph_failure
     from pipeline.engines.profiles import profiles_from_axes
     from pipeline.graph.engine_checks import read_engine_graph
 
-    require_module(order.module)
-    model = source / MODEL_FILE
     graph = read_engine_graph(model)
     if graph.problems:
         raise graph_failure(graph.problems)
@@ -156,16 +180,7 @@ def make_engine(
         # it may fall apart; where there is a kernel this changes nothing.
         is_attention_decomposable=any(len(block.nodes) == 1 for block in graph.attentions),
     )
-    built = build_engine(request, context.scratch)
-    if order.runtime == "tensorrt-rtx" and not built.result.addresses_are_fixed:
-        context.log("addresses are randomised here: a rebuild may differ in a few bytes")
-    for message in built.warnings:
-        context.log(f"{order.product} warns: {message}")
-    facts = _facts(config, order, graph, profiles, built, output)
-    shutil.move(built.path, output / ENGINE_FILE)
-    if built.timing_cache is not None:
-        shutil.move(built.timing_cache, output / TIMING_CACHE_FILE)
-    return facts
+    return graph, request
 
 
 def _flags(config: EngineOptions) -> dict[str, bool]:
@@ -183,7 +198,7 @@ def _facts(
     config: EngineOptions,
     order: Order,
     graph: EngineGraph,
-    profiles: tuple[dict[str, InputProfile], ...],
+    profiles: tuple[Mapping[str, InputProfile], ...],
     built: BuiltEngine,
     output: Path,
 ) -> dict[str, JSON]:
@@ -227,7 +242,7 @@ def _facts(
         target=order.target,
         precision=config.precision,
         profiles=tuple(
-            ProfileFacts(axes=axes, inputs=inputs)
+            ProfileFacts(axes=axes, inputs=dict(inputs))
             for axes, inputs in zip(config.profiles, profiles, strict=True)
         ),
         inputs=tuple(_tensor(tensor) for tensor in graph.inputs),

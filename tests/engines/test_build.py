@@ -18,10 +18,11 @@ import psutil
 import pytest
 
 from pipeline.engines import builder_program
-from pipeline.engines.build import EngineRequest, build_engine
+from pipeline.engines.build import EngineBuilder, EngineRequest, build_engine
 from pipeline.engines.module import TENSORRT_RTX
 from pipeline.engines.profiles import profile_from_axes
 from pipeline.errors import EngineBuildError
+from pipeline.stages.engine import ENGINE, EngineConfig
 from tests.engines.graphs import (
     HIDDEN,
     PROFILE,
@@ -30,6 +31,7 @@ from tests.engines.graphs import (
     product_with_dead_input,
     product_with_positions,
 )
+from tests.stages.context import RecordingContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +84,21 @@ def test_same_request_same_bytes_whatever_surrounds_the_build(
     monkeypatch.chdir(tmp_path)
     second = _build(_request(encoder(2), elsewhere, profile=profile), tmp_path / ("s" * 90))
     assert first == second
+
+
+@pytest.mark.slow
+def test_five_rebuilds_are_the_same_bytes_whenever_the_builder_is_told(tmp_path: Path) -> None:
+    ranges = {"batch": (1, 8, 32), "sequence": (1, 32, 64)}
+    request = _request(encoder(6), tmp_path / "in", profile=_encoder_profile(ranges))
+    digests = set()
+    for number in range(5):
+        scratch = tmp_path / f"scratch{number}"
+        scratch.mkdir()
+        with EngineBuilder(request.module, scratch) as builder:
+            time.sleep(0.4 * number)  # it may still be importing, or wait since long
+            built = builder.build(request)
+        digests.add(hashlib.sha256(built.path.read_bytes()).hexdigest())
+    assert len(digests) == 1
 
 
 def test_the_request_directory_is_not_written_to(tmp_path: Path) -> None:
@@ -229,3 +246,32 @@ def test_a_builder_does_not_outlive_its_parent(tmp_path: Path) -> None:
     assert not alive
     assert not (tmp_path / "scratch" / builder_program.RESULT_FILE).exists()
     assert gone
+
+
+def test_a_graph_that_is_refused_is_never_built_though_the_builder_was_started(
+    tmp_path: Path,
+) -> None:
+    graph = product()
+    graph.graph.node[0].op_type = "NonZero"
+    _request(graph, tmp_path / "in")
+    for name in ("out", "scratch"):
+        (tmp_path / name).mkdir()
+    config = EngineConfig(
+        compute_capability="sm89", precision="fp16", profiles=({"batch": (1, 2, 4)},)
+    )
+    context = RecordingContext(tmp_path / "scratch")
+    with pytest.raises(EngineBuildError, match="NonZero"):
+        ENGINE.run(config, {"model": tmp_path / "in"}, tmp_path / "out", context)
+    started = {path.name for path in context.scratch.iterdir()}
+    assert started == {builder_program.PACKAGE_FILE, "builder.log"}
+    assert not list((tmp_path / "out").iterdir())
+    programs = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert not any(builder_program.__file__ in program for program in programs)
+
+
+def test_a_builder_that_is_told_nothing_ends_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{"module": "json", "search_path": []}')
+    command = [sys.executable, "-s", "-S", "-P", builder_program.__file__]
+    done = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, check=True, timeout=60)
+    assert done.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["package.json"]
