@@ -24,9 +24,22 @@ FORMULAS: Final[Mapping[str, str]] = {
     "prefill_tokens_per_s": "texts x prompt tokens / ttft",
     "decode_tokens_per_s": "texts x (new tokens - 1) / (time to the last token - ttft)",
     "cache_bytes_per_token": "layers x 2 x key/value heads x width of a head x bytes of an element",
+    "mbu": "(bytes of weights + texts x (prompt + new tokens / 2) x cache_bytes_per_token) / tpot "
+    "/ read_bytes_per_s",
+    "mfu": "prefill_tokens_per_s x 2 x weights in products / float32_flops_per_s",
+    "cold_start_s": "from the start of a new process to the first token of one text: Python, imports, "
+    "load, prefill",
+    "load_s": "time in which ONNX Runtime makes a session of the file",
+    "peak_rss_mib": "largest resident memory of the process, to the end of all that is timed",
+    "read_bytes_per_s": "main memory of this machine, the best of a few rounds of reading 512 MiB",
+    "float32_flops_per_s": "products of float32 matrices on this machine, the best of a few rounds",
 }
 """Name -> formula. The names are those of MLPerf Inference's token latencies and of vLLM's benchmarks; all
-texts of a batch get their tokens together."""
+texts of a batch get their tokens together. Model bandwidth utilization (mbu) is Databricks' (LLM Inference
+Performance Engineering: Best Practices, 2023), with the cache as long as it is on average; model FLOPs
+utilization (mfu) that of PaLM (Chowdhery et al., 2022, appendix B) without attention, of prefill, where a
+machine computes and does not wait for its memory. Both are shares of what this machine was measured to do.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,4 +146,24 @@ def summarize(calls: Sequence[GenerationTimes], cache_bytes_per_token: int) -> d
         "prefill_tokens_per_s": median(call.prefill_tokens_per_s for call in calls),
         "decode_tokens_per_s": median(call.decode_tokens_per_s for call in calls),
         "cache_bytes_per_token": cache_bytes_per_token,
+    }
+
+
+def utilization(
+    times: Mapping[str, JSON], *, weight_bytes: int, flops: int, peaks: Mapping[str, float]
+) -> dict[str, JSON]:
+    """Which share of what the machine can do a summary stands for: `mbu` of decode, `mfu` of prefill.
+
+    Args:
+        times: What `summarize` made.
+        weight_bytes: Read for every step, whatever the batch.
+        flops: Of one token of one text.
+        peaks: `read_bytes_per_s` and `float32_flops_per_s` of the machine.
+    """
+    known = {key: float(value) for key, value in times.items() if isinstance(value, (int, float))}
+    seen = known["prompt"] + known["tokens"] / 2
+    step_bytes = weight_bytes + known["batch"] * seen * known["cache_bytes_per_token"]
+    return {
+        "mbu": step_bytes / (known["tpot_ms"] / 1e3) / peaks["read_bytes_per_s"],
+        "mfu": known["prefill_tokens_per_s"] * flops / peaks["float32_flops_per_s"],
     }

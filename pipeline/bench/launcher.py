@@ -40,7 +40,7 @@ class _Folder:
 
     def read(self, returncode: int) -> LaunchRecord:
         if returncode != 0:
-            raise StageError(_describe_failure(returncode, self.log), where="benchmark launch")
+            raise StageError(describe_failure(returncode, self.log), where="benchmark launch")
         return LaunchRecord.model_validate_json(self.record.read_bytes())
 
 
@@ -60,7 +60,7 @@ def launch(job: LaunchJob, folder: Path) -> LaunchRecord:
     files = _Folder(folder, job)
     with files.log.open("wb") as log:
         done = subprocess.run(  # noqa: S603  (our own module, our own arguments)
-            [*_command("pipeline.bench.launch"), str(files.job), str(files.record)],
+            [*launch_command("pipeline.bench.launch"), str(files.job), str(files.record)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -118,7 +118,7 @@ class Nursery:
         log = self._folder / "nursery.log"
         with log.open("wb") as stream:
             self._process = subprocess.Popen(  # noqa: S603  (our own module, our own arguments)
-                [*_command("pipeline.bench.nursery"), str(self._checkpoint)],
+                [*launch_command("pipeline.bench.nursery"), str(self._checkpoint)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -134,11 +134,12 @@ class Nursery:
         answer = process.stdout.readline().strip()
         if not answer:
             log = self._folder / "nursery.log"
-            raise StageError(_describe_failure(process.wait(), log), where="benchmark launch")
+            raise StageError(describe_failure(process.wait(), log), where="benchmark launch")
         return answer
 
 
-def _command(module: str) -> list[str]:
+def launch_command(module: str) -> list[str]:
+    """What starts a module of ours in a process of its own."""
     return [sys.executable, "-P", "-m", module]
 
 
@@ -162,7 +163,8 @@ def launch_environment(folder: Path, threads: int) -> dict[str, str]:
     }
 
 
-def _describe_failure(returncode: int, log_path: Path) -> str:
+def describe_failure(returncode: int, log_path: Path) -> str:
+    """How a launch ended, and its last lines."""
     if returncode < 0:
         how = f"was killed by {signal.Signals(-returncode).name}"
     else:

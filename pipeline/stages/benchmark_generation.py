@@ -1,10 +1,12 @@
 """Time a decoder as it writes: the reference loop on ONNX Runtime's CPU, greedily, with random prompts.
 
-Nothing is compared here; times of one machine in one run, for people to read.
+In a process of its own, so that starting and memory are those of a service. Nothing is compared here;
+times of one machine in one run, beside what that machine can do at best.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -23,6 +25,23 @@ MODEL_PORT = "model"
 Positive = Annotated[int, Field(ge=1)]
 
 
+class ServerScenario(StageConfig):
+    """Requests that come at random times, and what they are promised; see `pipeline.bench.server`."""
+
+    requests_per_s: Annotated[float, Field(gt=0)] = Field(
+        description="how many requests come on average; each has a prompt and new tokens as timed"
+    )
+    ttft_ms: Annotated[float, Field(gt=0)] = Field(
+        description="objective: the first token is there by then, waiting included"
+    )
+    tpot_ms: Annotated[float, Field(gt=0)] = Field(
+        description="objective: time for each token behind the first"
+    )
+    requests: Annotated[int, Field(ge=2)] = Field(default=32, description="how many come")
+    batch: Positive = Field(default=8, description="how many are served together at most")
+    seed: int = Field(default=0, description="of the times at which they come")
+
+
 class BenchmarkGenerationConfig(StageConfig):
     """What is timed.
 
@@ -30,11 +49,13 @@ class BenchmarkGenerationConfig(StageConfig):
         optimizations: As in `validate`.
         works: (texts at a time, prompt tokens, new tokens) of each.
         calls: How often each is timed, after one call that is not.
+        server: With the prompt and the new tokens of the first of `works`; None leaves it out.
     """
 
     optimizations: Literal["disabled", "all"]
     works: Annotated[tuple[tuple[Positive, Positive, Positive], ...], Field(min_length=1)]
     calls: Positive = 3
+    server: ServerScenario | None = None
 
 
 def run(
@@ -43,49 +64,69 @@ def run(
     output: Path,
     context: StageContext,
 ) -> dict[str, JSON]:
-    """Facts: `times`, a record for each work, with the formulas beside the names.
+    """Facts: `times`, a record for each work, what starting costs, and the formulas beside the names.
 
     Raises:
         StageError: when ONNX Runtime cannot run the graph, or it is no decoder with a cache.
     """
-    from pipeline.bench.generation_metrics import FORMULAS, Work, summarize, time_generation
-    from pipeline.runtimes.ort_decoder import OrtDecoder
+    from pipeline.bench.generation_job import GenerationJob, ServerJob
+    from pipeline.bench.generation_launcher import launch_generation
+    from pipeline.bench.generation_metrics import FORMULAS, utilization
+    from pipeline.bench.machine_peaks import measure_peaks
+    from pipeline.bench.server import SERVER_FORMULAS
+    from pipeline.graph.token_costs import token_costs
 
     del output
-    works = [Work(batch=batch, prompt=prompt, tokens=new) for batch, prompt, new in config.works]
-    times: list[JSON] = []
-    done, total = 0, len(works) * (1 + config.calls)
-    with OrtDecoder(
-        inputs[MODEL_PORT] / MODEL_FILE,
+    model = inputs[MODEL_PORT] / MODEL_FILE
+    costs = token_costs(model)
+    best = measure_peaks(context.threads)
+    peaks = {
+        "read_bytes_per_s": best.read_bytes_per_s,
+        "float32_flops_per_s": best.float32_flops_per_s,
+    }
+    job = GenerationJob(
+        model=str(model.resolve()),
         optimizations=config.optimizations,
         threads=context.threads,
-    ) as decoder:
-        for work in works:
-            calls = []
-            for _ in range(1 + config.calls):
-                calls.append(time_generation(decoder, work))
-                done += 1
-                context.progress(done, total, "calls")
-            times.append(summarize(calls[1:], decoder.bytes_per_token))
-        session = decoder.session
+        works=config.works,
+        calls=config.calls,
+        server=ServerJob(**config.server.model_dump()) if config.server else None,
+        spawned_s=0.0,
+    )
+    total = len(config.works) * (1 + config.calls)
+    calls = itertools.count(1)
+    record = launch_generation(
+        job,
+        context.scratch,
+        on_call=lambda: context.progress(next(calls), total, "calls"),
+    )
+    size = {"weight_bytes": costs.weight_bytes, "flops": costs.flops}
     return {
-        "session": session,
+        "session": record.session,
         "threads": context.threads,
-        "times": times,
-        "formulas": dict(FORMULAS),
+        "load_s": record.load_s,
+        "cold_start_s": record.cold_start_s,
+        "peak_rss_mib": record.peak_rss_mib,
+        "cache_bytes_per_token": record.cache_bytes_per_token,
+        "weight_bytes": costs.weight_bytes,
+        "flops_per_token": costs.flops,
+        **peaks,
+        "times": [{**each, **utilization(each, **size, peaks=peaks)} for each in record.times],
+        "server": [] if record.server is None else [record.server],
+        "formulas": {**FORMULAS, **(SERVER_FORMULAS if record.server else {})},
     }
 
 
 BENCHMARK_GENERATION = Stage(
     name="benchmark_generation",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0),
     config_type=BenchmarkGenerationConfig,
     run=run,
-    packages=("numpy", "onnxruntime"),
+    packages=("numpy", "onnx", "onnxruntime"),
     extra="cpu",
     machine=("cpu_model", "cpu_flags", "cores"),
-    preload=("numpy", "onnxruntime"),
+    preload=("numpy", "pipeline.graph.token_costs"),
     is_exclusive=True,
 )
 """Port `model` -> facts only."""
