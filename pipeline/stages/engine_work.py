@@ -52,6 +52,8 @@ COVERAGE = (
 )
 _MAX_ROWS_IN_FACTS = 200
 
+Refit = bool | Literal["identical"]
+
 Ranges = dict[str, tuple[int, int, int]]
 
 
@@ -63,7 +65,8 @@ class EngineOptions(StageConfig):
         is_weight_only: Of int8: the weights alone have 8 bits.
         profiles: One or several, each axis name -> (min, opt, max).
         workspace_mib: Limit of the scratch memory that one layer may ask for, in MiB.
-        refit: Whether other weights can be put into the engine later.
+        refit: Whether weights can be put into the engine later: any, or `identical` ones only, as into
+            an engine that was stripped of them.
         strip_weights: Whether the engine is written without its weights.
     """
 
@@ -71,7 +74,7 @@ class EngineOptions(StageConfig):
     is_weight_only: bool = False
     profiles: Annotated[tuple[Ranges, ...], Field(min_length=1)]
     workspace_mib: int | None = Field(default=None, ge=1)
-    refit: bool = False
+    refit: Refit = False
     strip_weights: bool = False
 
 
@@ -142,6 +145,11 @@ def make_engine(
         context.log("addresses are randomised here: a rebuild may differ in a few bytes")
     for message in built.warnings:
         context.log(f"{order.product} warns: {message}")
+    if config.refit is True:
+        context.log(
+            "engines for any weights (REFIT) of some versions lose the bias of a product: trust the "
+            "parity on the device, or take `refit: identical`"
+        )
     facts = _facts(config, order, graph, request.profiles, built, output)
     shutil.move(built.path, output / ENGINE_FILE)
     if built.timing_cache is not None:
@@ -187,7 +195,11 @@ def _flags(config: EngineOptions) -> dict[str, bool]:
     # TensorRT multiplies float32 as TF32, with 10 bits of mantissa, unless it is told not to. What is
     # still float32 in a graph of another precision is there because it must be exact.
     flags = {"TF32": False}
-    if config.refit:
+    # NVIDIA's documentation of 11.3: with REFIT the bias of a product may be dropped, with
+    # REFIT_IDENTICAL it is not. So REFIT is set only for whoever wants to put other weights in.
+    if config.refit == "identical" or (config.strip_weights and not config.refit):
+        flags["REFIT_IDENTICAL"] = True
+    elif config.refit:
         flags["REFIT"] = True
     if config.strip_weights:
         flags["STRIP_PLAN"] = True

@@ -13,6 +13,7 @@ from pipeline.errors import RecipeError
 from pipeline.runtimes.ort_providers import Mebibytes
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
+from pipeline.stages.engine_work import Refit
 from pipeline.stages.fuse_attention import FUSE_ATTENTION, FuseAttentionConfig
 from pipeline.stages.quantize_static import (
     QUANTIZE_STATIC,
@@ -147,8 +148,10 @@ class EngineTarget(TargetBase):
         default=None,
         description="limit of the scratch memory of one layer, MiB; default: the GPU's memory",
     )
-    refit: bool = Field(
-        default=False, description="let other weights be put into the engine; needs a GPU to build"
+    refit: Refit = Field(
+        default=False,
+        description="let weights be put into the engine later: `true` any, `identical` only those it "
+        "was built with; needs a GPU to build",
     )
     strip_weights: bool = Field(
         default=False, description="write the engine without its weights; needs a GPU to build"

@@ -29,7 +29,7 @@ SHARED = {
     "ProfilingVerbosity": {"DETAILED"},
     "MemoryPoolType": {"WORKSPACE"},
     "LayerInformationFormat": {"JSON"},
-    "BuilderFlag": {"TF32", "REFIT", "STRIP_PLAN", "VERSION_COMPATIBLE"},
+    "BuilderFlag": {"TF32", "REFIT", "REFIT_IDENTICAL", "STRIP_PLAN", "VERSION_COMPATIBLE"},
     "HardwareCompatibilityLevel": {"NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"},
     "Builder": {
         "build_serialized_network",

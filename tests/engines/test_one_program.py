@@ -263,6 +263,25 @@ def test_the_stage_of_full_tensorrt_says_what_it_built_and_where(
     assert ["timing_cache", ""] in calls
 
 
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({}, set()),
+        ({"refit": True}, {"REFIT"}),
+        ({"refit": "identical"}, {"REFIT_IDENTICAL"}),
+        ({"strip_weights": True}, {"STRIP_PLAN", "REFIT_IDENTICAL"}),
+        ({"strip_weights": True, "refit": True}, {"STRIP_PLAN", "REFIT"}),
+    ],
+    ids=str,
+)
+def test_weights_can_be_exchanged_for_any_only_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], flags: set[str]
+) -> None:
+    _run("11.4.0", tmp_path, monkeypatch, **options)
+    calls = _calls(tmp_path / "site" / "calls.json")
+    assert {call[1] for call in calls if call[0] == "set_flag"} == flags
+
+
 def test_a_timing_cache_of_an_earlier_build_is_an_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
