@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from pipeline.graph.files import load_graph_only
-from pipeline.graph.weighted_layers import WEIGHTED_OPERATORS, NeededTensor, needed_tensors
+from pipeline.graph.weighted_layers import NeededTensor, needed_tensors
 from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
@@ -25,21 +25,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def read_needed_tensors(
-    model: Path, operators: tuple[str, ...] = WEIGHTED_OPERATORS
-) -> tuple[NeededTensor, ...]:
+def read_needed_tensors(model: Path) -> tuple[NeededTensor, ...]:
     """`needed_tensors` of a model file; weights in external data are not read.
-
-    Args:
-        model: The file.
-        operators: Of the layers that are looked at.
 
     Raises:
         ArtifactError: when the file is no model.
     """
     loaded = ir.serde.deserialize_model(load_graph_only(model))
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(loaded)
-    needed = needed_tensors(loaded.graph, operators)
+    needed = needed_tensors(loaded.graph)
     del loaded
     gc.collect()  # a graph is full of cycles, and would keep its weights for long
     return needed

@@ -47,11 +47,12 @@ def run(
     from pipeline.calibration.moments import observe_moments
     from pipeline.data.sample_set import load_samples
     from pipeline.errors import QuantizationError
-    from pipeline.graph.observed import read_needed_tensors, write_observed_model
+    from pipeline.graph.observed import write_observed_model
+    from pipeline.graph.product_moments import product_inputs
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
     samples = load_samples(inputs[SAMPLES_PORT])
-    needed = read_needed_tensors(inputs[MODEL_PORT] / MODEL_FILE, ("MatMul", "Gemm"))
+    needed = product_inputs(inputs[MODEL_PORT] / MODEL_FILE)
     if not needed:
         raise QuantizationError("this model has no product with a constant weight")
     inner = [tensor.name for tensor in needed if tensor.is_inner]

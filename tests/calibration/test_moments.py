@@ -11,11 +11,12 @@ import pytest
 from pipeline.calibration.moments import Moments
 from pipeline.data.sample_set import load_samples
 from pipeline.errors import QuantizationError
-from pipeline.graph.observed import read_needed_tensors
+from pipeline.graph.product_moments import product_inputs
 from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.observe_products import OBSERVE_PRODUCTS, ObserveProductsConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from tests.graph.models import parse, random, write
 from tests.stages.test_calibrate import random_samples
 from tests.stages.test_quantize_static import Workbench
 
@@ -43,7 +44,7 @@ def test_moments_are_those_of_every_row_that_is_no_padding(
     from pipeline.graph.observed import write_observed_model
 
     samples = load_samples(bench.root / "samples")
-    needed = read_needed_tensors(bench.model("simplify"), ("MatMul", "Gemm"))
+    needed = product_inputs(bench.model("simplify"))
     moments = Moments(bench.root / "moments")
     tensor = next(each for each in needed if each.is_inner)
     path = write_observed_model(bench.root / "simplify", [tensor.name], tmp_path)
@@ -87,3 +88,22 @@ def test_magnitudes_alone_are_small(bench: Workbench, tmp_path: Path) -> None:
         Moments(tmp_path / "moments").products(0)
     with pytest.raises(QuantizationError, match=r"there is no `moments\.json`"):
         Moments(tmp_path)
+
+
+def test_what_rows_are_chosen_from_is_found_under_its_own_name_too(tmp_path: Path) -> None:
+    """A graph that reads the last tokens only, and one that reads all, share what was seen."""
+    text = """
+    one (float[batch, sequence, 4] x) => (float[batch, last, 3] y, float[batch, sequence, 2] z)
+    {
+        normed = Relu(x)
+        last = Slice(normed, start, end, axis)
+        y = MatMul(last, head)
+        other = Exp(x)
+        z = MatMul(other, side)
+    }
+    """
+    numbers = {"start": np.array([-1]), "end": np.array([9]), "axis": np.array([1])}
+    weights = {"head": random(4, 3), "side": random(4, 2)}
+    path = write(tmp_path / "model", parse(text, numbers | weights))
+    names = {tensor.name: tensor.names for tensor in product_inputs(path)}
+    assert names == {"last": ("last", "normed"), "other": ("other",)}
