@@ -65,6 +65,7 @@ cli.add_command(LazyCommand("export-triton", "pipeline.cli.export_triton:export_
 cli.add_command(
     LazyCommand("export-epcontext", "pipeline.cli.export_epcontext:export_epcontext_command")
 )
+cli.add_command(LazyCommand("export-genai", "pipeline.cli.export_genai:export_genai_command"))
 cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 
 

@@ -21,7 +21,21 @@ from pipeline.engines.facts_file import (
 from pipeline.foreign_models import read_model
 from pipeline.hashing import sha256_file
 from pipeline.manifest import scan_directory
+from pipeline.source.selection import companion_names
+from pipeline.stages.export import EXPORT, ExportConfig
+from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS, QuantizeWeightsConfig
+from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from tests.decoders import build_tiny_llama
 from tests.recipes import FP32, INT8, write_recipe
+from tests.stages.context import RecordingContext
+from tests.trained.lm import byte_tokenizer
+
+INT4 = {
+    "name": "cpu-int4",
+    "runtime": "onnxruntime",
+    "precision": "int4",
+    "quantization": {"mode": "weight_only"},
+}
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +51,73 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, sentence_encoder: Path) -
     result = build(load_recipe_file(path), options)
     assert result.verdict == "passed", result.reasons
     return (folder / "artifacts" / "tiny" / "latest").resolve()
+
+
+CHAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def decoder_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of random weights with a tokenizer of bytes, fp32 and int4; read only."""
+    root = tmp_path_factory.mktemp("decoder")
+    tokenizer = byte_tokenizer()
+    checkpoint = build_tiny_llama(
+        root / "checkpoint",
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(checkpoint)
+    return artifact_of_decoder(root, checkpoint)
+
+
+def artifact_of_decoder(root: Path, checkpoint: Path) -> Path:
+    """An artifact whose graphs are made by the stages themselves, without a whole build."""
+    for name in ("export", "simple", "int4", "artifact"):
+        (root / name).mkdir()
+    context = RecordingContext(root, threads=2)
+    config = ExportConfig(task="text-generation", component="model")
+    EXPORT.run(config, {"checkpoint": checkpoint}, root / "export", context)
+    SIMPLIFY.run(SimplifyConfig(), {"model": root / "export"}, root / "simple", context)
+    ports = {"model": root / "simple"}
+    QUANTIZE_WEIGHTS.run(QuantizeWeightsConfig(), ports, root / "int4", context)
+    for target, made in ((FP32, "simple"), (INT4, "int4")):
+        folder = root / "artifact" / str(target["name"])
+        folder.mkdir()
+        for file in (root / made).glob("model.onnx*"):
+            shutil.copyfile(file, folder / file.name)
+        for name in companion_names(checkpoint):
+            shutil.copyfile(checkpoint / name, folder / name)
+    document = {
+        "schema_version": 1,
+        "name": "tiny",
+        "version": "0123456789ab",
+        "verdict": "passed",
+        "reasons": [],
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "build_digest": "ab" * 32,
+        "recipe": {
+            "model": {"source": str(checkpoint), "task": "text-generation"},
+            "targets": [FP32, INT4],
+        },
+        "source": {"source": str(checkpoint)},
+        "environment": {},
+    }
+    return seal(root / "artifact", document)
+
+
+def seal(folder: Path, document: dict[str, Any]) -> Path:
+    """Write a report and the manifest that fit what is in a folder."""
+    report = {key: document[key] for key in ("name", "version", "verdict", "created_at")}
+    (folder / "report.json").write_text(json.dumps(report))
+    manifest = scan_directory(folder)
+    document |= {"files": json.loads(manifest.to_json()), "files_digest": manifest.digest}
+    (folder / "manifest.json").write_text(json.dumps(document))
+    return folder
 
 
 def remake(artifact: Path, copy: Path, change: Callable[[Path, dict[str, Any]], object]) -> Path:

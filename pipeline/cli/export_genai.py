@@ -1,0 +1,57 @@
+"""`convert export-genai`: folders that ONNX Runtime GenAI loads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cli.exporting import export_parameters, tell_export
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command("export-genai")
+@export_parameters
+def export_genai_command(
+    artifact: str,
+    directory: Path,
+    targets: tuple[str, ...],
+    must_replace: bool,
+    output: Path,
+    is_json: bool,
+) -> None:
+    """Write the decoders of ARTIFACT to DIRECTORY as models for ONNX Runtime GenAI.
+
+    Each target gets a folder with its graph, its tokenizer and genai_config.json. Where
+    onnxruntime-genai is installed it generates text from each, and must choose the tokens that our own
+    loop chooses; otherwise a note says that nothing was tried. The artifact is verified first. DIRECTORY
+    must be new or empty.
+
+    \b
+    Examples:
+      convert export-genai latest genai/
+      convert export-genai causal-lm genai/ --target cpu-int4 --force
+      convert export-genai latest genai/ --json | jq -r '.models[].trial'
+
+    Exit codes: 0 it is written, 2 there is no such artifact or target, it has no tokenizer, its
+    generation_config.json contradicts the model, or something is in the way, 3 the artifact is damaged,
+    or GenAI chose other tokens.
+    """  # noqa: D301 - \b is click's own
+    from pipeline.bundle.genai import export_genai
+    from pipeline.listing import find_artifact
+
+    made = export_genai(
+        find_artifact(artifact, output), directory, targets=targets, replace=must_replace
+    )
+    tell_export(
+        directory=made.directory,
+        artifact=made.artifact,
+        models=[
+            {"target": model.target, "precision": model.precision, "trial": model.trial}
+            for model in made.models
+        ],
+        notes=made.notes,
+        is_json=is_json,
+    )
