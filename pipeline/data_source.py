@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pipeline.data.image_files import IMAGE_SUFFIXES, find_images
+from pipeline.data.image_files import IMAGE_SUFFIXES, find_images, find_sounds
 from pipeline.data.readers import BUILTINS, READERS, find_reader
 from pipeline.environment import DISTRIBUTION, find_package
 from pipeline.errors import EnvironmentMissing, RecipeError
@@ -72,7 +72,7 @@ def resolve_data(
 ) -> DataSource:
     """Find the files of a source and take their digests.
 
-    Images that a table names are looked for below the table's folder, when the recipe names the
+    Images and sounds that a table names are looked for below the table's folder, when the recipe names the
     column they are in.
 
     Args:
@@ -154,7 +154,11 @@ def _resolve_table(spec: DataSpec, path: Path, memory: DigestMemory) -> DataSour
     _require_package(reader.kind)
     if path.stat().st_size == 0:
         raise RecipeError(f"`{spec.source}` is empty", hint="give a file with rows")
-    names = [path.name, *(find_images(path.parent) if spec.image is not None else ())]
+    names = [
+        path.name,
+        *(find_images(path.parent) if spec.image is not None else ()),
+        *(find_sounds(path.parent) if spec.audio is not None else ()),
+    ]
     return DataSource(
         spec=spec,
         kind=reader.kind,

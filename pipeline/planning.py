@@ -28,6 +28,7 @@ from pipeline.errors import RecipeError
 from pipeline.hashing import canonical_json, tagged_digest
 from pipeline.parity.quality.names import metric_names
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
+from pipeline.source.decoder_start import decoder_start
 from pipeline.source.files import link_files, require_untouched
 from pipeline.stages.benchmark import (
     BENCHMARK,
@@ -35,6 +36,7 @@ from pipeline.stages.benchmark import (
     BENCHMARK_PROVIDER,
     BenchmarkConfig,
 )
+from pipeline.stages.decoder_samples import DECODER_SAMPLES, DecoderSamplesConfig
 from pipeline.stages.engine_work import TIMING_CACHE_FILE
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.noise_floor import NOISE_FLOOR, NoiseFloorConfig
@@ -46,7 +48,7 @@ from pipeline.stages.validate_engine import VALIDATE_ENGINE, ValidateEngineConfi
 from pipeline.stages.validate_provider import VALIDATE_PROVIDER, ValidateProviderConfig
 from pipeline.targets.base import ModelLink, NodeRef, Ref, SourceRef
 from pipeline.targets.tensorrt import TIMING_CACHE_GROUP
-from pipeline.tasks import BATCH_AXIS, check_task, find_task
+from pipeline.tasks import BATCH_AXIS, DECODER, check_task, find_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -304,6 +306,24 @@ class _Builder:
         }
         return self.add(PROBES, config, ports)
 
+    def fed(self, component: str, samples: NodeRef, *, has_pasts: bool = False) -> NodeRef:
+        """What a component is run on: the samples, or of a decoder behind an encoder its own inputs.
+
+        Args:
+            component: The component.
+            samples: Samples or probes of the task.
+            has_pasts: Some tokens are in the decoder's cache already.
+        """
+        if component != DECODER or not self._task.parts:
+            return samples
+        return self.add(
+            DECODER_SAMPLES,
+            DecoderSamplesConfig(task=self._task.name, has_pasts=has_pasts),
+            {"checkpoint": SourceRef("checkpoint"), "samples": samples},
+            component=component,
+            fixed_label="probes" if has_pasts else "",
+        )
+
     @property
     def task_name(self) -> str:
         return self._task.name
@@ -312,6 +332,12 @@ class _Builder:
         self, purpose: str = "static quantisation needs samples to take its ranges from"
     ) -> NodeRef:
         spec = self._recipe.data.calibration
+        if self._task.parts:
+            raise RecipeError(
+                f"{purpose}, and task `{self._task.name}` has none: of its decoder they would have to "
+                "hold keys and values of the source too",
+                hint="take `mode: dynamic` or `mode: weight_only`, which need no samples",
+            )
         if spec is None:
             raise RecipeError(
                 f"{purpose}, and the recipe has no `data.calibration`",
@@ -334,6 +360,7 @@ class _Builder:
             overlap=self._recipe.data.overlap,
             max_length=shapes.sequence.max if shapes.sequence else None,
             num_choices=shapes.num_choices.max if shapes.num_choices else None,
+            start=decoder_start(self._source) if self._task.parts else None,
         )
         ports: dict[str, Ref] = {"tokenizer": SourceRef("tokenizer"), **inputs}
         if data.files:
@@ -433,18 +460,24 @@ def build_plan(
         with _about(where, "data", use):
             pick_fields(task, spec)
     builder = _Builder(recipe, task, source, data, candidates or {})
-    samples = builder.evaluation_samples()
-    probes = builder.probes()
-    ports: dict[str, Ref] = {
-        "checkpoint": SourceRef("checkpoint"),
-        "samples": samples,
-        "probes": probes,
+    with _about(where, "model", "source"):
+        evaluation = builder.evaluation_samples()
+    all_probes = builder.probes()
+    samples = {name: builder.fed(name, evaluation) for name in task.components}
+    probes = {name: builder.fed(name, all_probes, has_pasts=True) for name in task.components}
+    ports: dict[str, dict[str, Ref]] = {
+        name: {
+            "checkpoint": SourceRef("checkpoint"),
+            "samples": samples[name],
+            "probes": probes[name],
+        }
+        for name in task.components
     }
     references = {
         component: builder.add(
             REFERENCE,
             ReferenceConfig(task=task.name, component=component),
-            ports,
+            ports[component],
             component=component,
         )
         for component in task.components
@@ -453,7 +486,7 @@ def build_plan(
         component: builder.add(
             NOISE_FLOOR,
             NoiseFloorConfig(task=task.name, component=component),
-            {**ports, "reference": references[component]},
+            {**ports[component], "reference": references[component]},
             component=component,
         )
         for component in task.components
@@ -488,7 +521,7 @@ def build_plan(
         task=task,
         nodes=nodes,
         targets=tuple(targets),
-        samples=samples,
+        samples=evaluation,
         noise_floors=noise_floors,
         candidates=candidates or {},
         timing_caches=timing_caches or {},
@@ -497,10 +530,10 @@ def build_plan(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measures:
-    """What every target is measured with."""
+    """What every target is measured with, by component."""
 
-    samples: NodeRef
-    probes: NodeRef
+    samples: Mapping[str, NodeRef]
+    probes: Mapping[str, NodeRef]
     references: Mapping[str, NodeRef]
     is_diagnosing: bool = False
 
@@ -529,7 +562,6 @@ def _plan_target(
 ) -> TargetPlan:
     """Add what measures a target: a comparison of every model in its chain, checks, and a benchmark."""
     gates = recipe.gates.of(name)
-    samples = measures.samples
     validations = {}
     benchmarks = {}
     checks: list[TargetCheck] = []
@@ -544,8 +576,8 @@ def _plan_target(
             )
             inputs: dict[str, Ref] = {
                 "model": link.node,
-                "samples": samples,
-                "probes": measures.probes,
+                "samples": measures.samples[component],
+                "probes": measures.probes[component],
                 "reference": measures.references[component],
             }
             label = builder.drafts[link.node.node].stage.name
@@ -578,7 +610,7 @@ def _plan_target(
                 {
                     "checkpoint": SourceRef("checkpoint"),
                     "model": device.node if device else links[-1].node,
-                    "samples": samples,
+                    "samples": measures.samples[component],
                     **({"cache": device.cache} if device and device.cache else {}),
                 },
                 component=component,
@@ -629,8 +661,8 @@ def _on_device(
         )
     inputs: dict[str, Ref] = {
         "model": device.node,
-        "samples": measures.samples,
-        "probes": measures.probes,
+        "samples": measures.samples[component],
+        "probes": measures.probes[component],
         "reference": measures.references[component],
     }
     if device.cache is not None:
@@ -655,8 +687,8 @@ def _plan_checks(
             Link(model=link, stage=draft.stage.name, config=draft.config, inputs=draft.inputs)
             for link, draft in zip(links, drafts, strict=True)
         ),
-        samples=measures.samples,
-        probes=measures.probes,
+        samples=measures.samples[component],
+        probes=measures.probes[component],
         reference=measures.references[component],
         task=task,
         profile=builder.profile,
@@ -714,6 +746,7 @@ def _named(drafts: list[_Draft], work: int) -> tuple[Node, ...]:
 _PREPROCESSORS: Mapping[Modality, tuple[str, tuple[str, ...]]] = {
     "text": ("tokenizer", TOKENIZER_VOCABULARIES),
     "image": ("image processor", PROCESSOR_FILES),
+    "audio": ("feature extractor", PROCESSOR_FILES),
 }
 """What prepares samples of each kind, and the files of which one makes it."""
 
@@ -724,6 +757,11 @@ def _check_preprocessor(source: Source, task: Task) -> None:
         raise RecipeError(
             f"the checkpoint has no {what}, and without it there are no samples to compare on",
             hint=f"one of these must be in {source.root}: {', '.join(names)}",
+        )
+    if task.modality == "audio" and not any(n in source.files for n in TOKENIZER_VOCABULARIES):
+        raise RecipeError(
+            "the checkpoint has no tokenizer, and what its decoder should write is text",
+            hint=f"one of these must be in {source.root}: {', '.join(TOKENIZER_VOCABULARIES)}",
         )
 
 

@@ -17,12 +17,23 @@ if TYPE_CHECKING:
 
 POSITIONS: Final = "position_ids"
 CACHE_PREFIX: Final = "past_key_values."
+PRESENT_PREFIX: Final = "present."
 MASK: Final = "attention_mask"
 
 
 def is_cache(name: str) -> bool:
     """Whether an input is keys or values of the tokens before."""
     return name.startswith(CACHE_PREFIX)
+
+
+def is_present(name: str) -> bool:
+    """Whether an output is keys or values, (batch, heads, tokens, head size)."""
+    return name.startswith(PRESENT_PREFIX)
+
+
+def past_name(name: str) -> str:
+    """Under which name the next step takes an output: `past_key_values.N.key` for `present.N.key`."""
+    return CACHE_PREFIX + name.removeprefix(PRESENT_PREFIX)
 
 
 def positions_of(mask: Tensor) -> Tensor:

@@ -23,6 +23,10 @@ class _Columns(Protocol):
     @property
     def image(self) -> str | None: ...
     @property
+    def audio(self) -> str | None: ...
+    @property
+    def target(self) -> str | None: ...
+    @property
     def label(self) -> str | None: ...
 
 
@@ -47,6 +51,8 @@ def pick_fields(task: Task, columns: _Columns) -> Fields:
         "text_pair": columns.text_pair,
         "choices": columns.choices,
         "image": columns.image,
+        "audio": columns.audio,
+        "target": columns.target,
     }
     readable = {*task.columns, *({"text_pair"} if task.name in PAIR_TASKS else ())}
     for name, column in given.items():
@@ -70,6 +76,8 @@ def pick_fields(task: Task, columns: _Columns) -> Fields:
         text_pair=_one(chosen["text_pair"]),
         choices=chosen["choices"],
         image=_one(chosen["image"]),
+        audio=_one(chosen["audio"]),
+        target=_one(chosen["target"]),
         label=columns.label,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.data.decoder_inputs import is_present
 from pipeline.parity.metrics import DistanceSums, sum_distances
 from pipeline.parity.types import OutputParity, Parity, SampleMetrics
 from pipeline.tasks import SEQUENCE_AXIS, TOTAL_AXIS
@@ -285,8 +286,8 @@ def cut_padding(
     """
     for axis, size in extents.items():
         place = declared.axis(axis)
-        if place is None and axis == SEQUENCE_AXIS:
-            place = declared.axis(TOTAL_AXIS)  # no sample has a past
+        if place is None and axis == SEQUENCE_AXIS and TOTAL_AXIS not in extents:
+            place = declared.axis(TOTAL_AXIS)  # it has no past
         if place is not None and BATCH_AXIS < place <= sample.ndim:
             # Slicing past the end gives what is there, and the shapes are then found to differ.
             valid = slice(starts.get(axis, 0), size)
@@ -301,7 +302,7 @@ def vectors_last(sample: Array, declared: ModelTensor | None = None) -> Array:
     along the first axis, and a row of pixels of one channel is no vector of anything. Keys and
     values, (heads, tokens, head size), have three axes too, and have their vectors last already.
     """
-    if declared is not None and declared.axis(TOTAL_AXIS) is not None:
+    if declared is not None and is_present(declared.name):
         return sample
     return np.moveaxis(sample, 0, -1) if sample.ndim == FEATURE_MAP_AXES else sample
 

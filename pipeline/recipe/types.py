@@ -9,9 +9,17 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.checks.limits import CheckLimits
+from pipeline.runtimes.torch_variants import TorchVariant
 from pipeline.stages.export import ExportOptions
 from pipeline.targets import AnyTarget
 from pipeline.targets.shape_ranges import Positive, ShapeRange
@@ -120,6 +128,13 @@ class DataSpec(Strict):
     )
     image: Printable | None = Field(
         default=None, description="column of the image: a path relative to the file, or its bytes"
+    )
+    audio: Printable | None = Field(
+        default=None,
+        description="column of the sound: the path of a WAV file relative to the file, or its bytes",
+    )
+    target: Printable | None = Field(
+        default=None, description="column of the text that is to be written (seq2seq, speech)"
     )
     label: Printable | None = Field(
         default=None, description="column of the true answer; unlabelled when left out"
@@ -364,6 +379,25 @@ class Benchmark(Strict):
         default=5, description="fresh processes for each target; the interval is over them"
     )
     threads: Positive | None = Field(default=None, description="default: all cores")
+    cuda_graphs: bool = Field(
+        default=False,
+        description="of engines on this machine's GPU: hand the work over as one captured CUDA graph",
+    )
+    torch_cuda: tuple[TorchVariant, ...] = Field(
+        default=(),
+        description="also compare and time the checkpoint in torch on this machine's GPU, in these "
+        "ways; nothing is judged by it",
+        examples=[["fp16", "compiled"]],
+    )
+
+    @field_validator("torch_cuda", mode="after")
+    @classmethod
+    def _are_different(cls, variants: tuple[TorchVariant, ...]) -> tuple[TorchVariant, ...]:
+        for variant in variants:
+            if variants.count(variant) > 1:
+                msg = f"`{variant}` is listed twice"
+                raise ValueError(msg)
+        return variants
 
 
 class StageLimits(Strict):

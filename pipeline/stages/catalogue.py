@@ -17,6 +17,7 @@ from pipeline.stages.check_generation import CHECK_GENERATION
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.compare_layers import COMPARE_LAYERS
+from pipeline.stages.decoder_samples import DECODER_SAMPLES
 from pipeline.stages.engine import ENGINE
 from pipeline.stages.engine_tensorrt import ENGINE_TENSORRT
 from pipeline.stages.export import EXPORT
@@ -34,9 +35,11 @@ from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS
 from pipeline.stages.reference import REFERENCE
 from pipeline.stages.repair import REPAIR
 from pipeline.stages.samples import SAMPLES
+from pipeline.stages.scale_channels import SCALE_CHANNELS
 from pipeline.stages.sensitivity import SENSITIVITY
 from pipeline.stages.shrink_masks import SHRINK_MASKS
 from pipeline.stages.simplify import SIMPLIFY
+from pipeline.stages.torch_runs import BENCHMARK_TORCH, VALIDATE_TORCH
 from pipeline.stages.validate import VALIDATE
 from pipeline.stages.validate_engine import VALIDATE_ENGINE
 from pipeline.stages.validate_provider import VALIDATE_PROVIDER
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 STAGES: tuple[AnyStage, ...] = (
     SAMPLES,
     PROBES,
+    DECODER_SAMPLES,
     REFERENCE,
     NOISE_FLOOR,
     EXPORT,
@@ -57,6 +61,7 @@ STAGES: tuple[AnyStage, ...] = (
     FUSE_ATTENTION,
     CALIBRATE,
     OBSERVE_PRODUCTS,
+    SCALE_CHANNELS,
     SENSITIVITY,
     REPAIR,
     QUANTIZE_DYNAMIC,
@@ -82,6 +87,8 @@ STAGES: tuple[AnyStage, ...] = (
     BENCHMARK,
     BENCHMARK_ENGINE,
     BENCHMARK_PROVIDER,
+    VALIDATE_TORCH,
+    BENCHMARK_TORCH,
     BENCHMARK_GENERATION,
 )
 """Every stage there is, in the order in which a chain may use them."""

@@ -51,6 +51,8 @@ def run(
     import numpy as np
 
     from pipeline.data.decoder_inputs import POSITIONS, completed, is_cache
+    from pipeline.data.pair_probes import sound_probes, with_targets
+    from pipeline.data.prepare.targets import TARGET_IDS
     from pipeline.data.probes import image_probes, text_probes
     from pipeline.data.sample_set import SampleEntry, SampleIndex, load_samples, save_samples
     from pipeline.tasks import DERIVED_AXES, find_task
@@ -61,27 +63,38 @@ def run(
     facts: dict[str, JSON] = {}
     task = find_task(config.task)
     made = {name for name in samples.index.inputs if task.has_cache and is_cache(name)}
+    lengths = config.lengths or (1, 1)
     if task.modality == "image":
         probes = list(image_probes(some, generator=generator))
     else:
         vocabulary = _vocabulary(inputs[TOKENIZER_PORT])
         if vocabulary is None:
-            vocabulary = 1 + max(int(sample["input_ids"].max()) for sample in some)
+            vocabulary = 1 + max(
+                int(sample[name].max())
+                for sample in some
+                for name in ("input_ids", TARGET_IDS)
+                if name in sample
+            )
             warning = (
                 "`config.json` says no `vocab_size`: probes hold no tokens but those of samples"
             )
             facts["warnings"] = [warning]
         facts["vocabulary"] = vocabulary
+        derived = {*made, POSITIONS, TARGET_IDS}
         probes = list(
-            text_probes(
-                [_without(sample, {*made, POSITIONS}) for sample in some],
-                _without(samples.index.inputs, {*made, POSITIONS}),
+            sound_probes(some, vocabulary=vocabulary, lengths=lengths, generator=generator)
+            if task.modality == "audio"
+            else text_probes(
+                [_without(sample, derived) for sample in some],
+                _without(samples.index.inputs, derived),
                 vocabulary=vocabulary,
-                lengths=config.lengths or (1, 1),
+                lengths=lengths,
                 generator=generator,
             )
         )
-    if task.has_cache:
+    if task.parts and task.modality == "text":
+        probes = with_targets(probes, int(some[0][TARGET_IDS][0]), lengths[1])
+    elif task.has_cache and not task.parts:
         caches = {name: some[0][name] for name in sorted(made)}
         probes = [replace(probe, tensors=completed(probe.tensors, caches)) for probe in probes]
     context.log(f"{len(probes)} probes made from {len(some)} samples")

@@ -50,6 +50,7 @@ class SamplesConfig(StageConfig):
         use: What the samples are for. Calibration samples are taken from outside the evaluation
             samples while rows suffice, and have labels only where a column of labels is named: a
             repair of a quantisation may count right answers on them.
+        start: Token with which a decoder behind an encoder begins; None for other models.
         overlap: What calibration samples that are evaluation samples too are.
     """
 
@@ -64,9 +65,12 @@ class SamplesConfig(StageConfig):
     text_pair: str | None = None
     choices: str | tuple[str, ...] | None = None
     image: str | None = None
+    audio: str | None = None
+    target: str | None = None
     label: str | None = None
     subset: str | None = None
     split: str | None = None
+    start: int | None = None
     use: Literal["evaluation", "calibration"] = "evaluation"
     overlap: Literal["warn", "error"] = "warn"
 
@@ -107,6 +111,7 @@ def run(
         max_length=_max_length(config, task),
         num_choices=config.num_choices or 0,
         classes=classes,
+        start=config.start,
     )
     preparation = prepare_for(task, setting)
     others = load_samples(inputs[EVALUATION_PORT]) if EVALUATION_PORT in inputs else None
@@ -185,7 +190,7 @@ def _read_classes(task: Task, fields: Fields, inputs: Mapping[str, Path]) -> Cla
 
 
 def _max_length(config: SamplesConfig, task: Task) -> int:
-    if config.max_length is None and task.modality == "text":
+    if config.max_length is None and task.modality != "image":
         raise StageError(
             "the longest length of samples is not set", hint="add `shapes.sequence` to the recipe"
         )

@@ -26,13 +26,18 @@ class Fields:
     text_pair: str | None = None
     choices: str | tuple[str, ...] | None = None
     image: str | None = None
+    audio: str | None = None
+    target: str | None = None
     label: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are used, each once."""
         choices = (self.choices,) if isinstance(self.choices, str) else self.choices or ()
-        named = (self.text, self.text_pair, *choices, self.image, self.label)
+        named = (
+            *(self.text, self.text_pair, *choices, self.image),
+            *(self.audio, self.target, self.label),
+        )
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -42,11 +47,12 @@ class Setting:
 
     Attributes:
         checkpoint: Directory of the tokenizer's or image processor's files and `config.json`.
-        data: Directory that paths of images are relative to; None for built-in sources.
+        data: Directory that paths of images and sounds are relative to; None for built-in sources.
         fields: Which column holds what.
         max_length: Longest sample, tokens; 0 for images.
         num_choices: Most choices of a question; 0 for other tasks.
         classes: The checkpoint's classes; None when labels are of another kind, or not read.
+        start: Token with which a decoder behind an encoder begins; None for other models.
     """
 
     checkpoint: Path
@@ -55,6 +61,7 @@ class Setting:
     max_length: int
     num_choices: int
     classes: Classes | None
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,14 @@ def prepare_for(task: Task, setting: Setting) -> Preparation:
         from pipeline.data.prepare.images import ImagePreparation
 
         return ImagePreparation(setting)
+    if task.modality == "audio":
+        from pipeline.data.prepare.sounds import SoundPreparation
+
+        return SoundPreparation(setting)
     from pipeline.data.prepare.choices import ChoicePreparation
     from pipeline.data.prepare.decoders import DecoderPreparation
     from pipeline.data.prepare.masks import MaskPreparation
+    from pipeline.data.prepare.pairs import PairPreparation
     from pipeline.data.prepare.spans import SpanPreparation
     from pipeline.data.prepare.texts import TextPreparation
     from pipeline.data.prepare.words import WordPreparation
@@ -32,6 +37,7 @@ def prepare_for(task: Task, setting: Setting) -> Preparation:
         "multiple-choice": ChoicePreparation,
         "question-answering": SpanPreparation,
         "text-generation": DecoderPreparation,
+        "text2text-generation": PairPreparation,
         "token-classification": WordPreparation,
     }
     return special.get(task.name, TextPreparation)(setting)
