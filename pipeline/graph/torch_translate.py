@@ -48,10 +48,12 @@ class Translation:
     Attributes:
         model: The graph, with the tensors of the program as its weights.
         route: How it was made.
+        is_folded: Whether constants may have been computed from weights.
     """
 
     model: ir.Model
     route: Route
+    is_folded: bool
 
 
 def translate_program(
@@ -84,20 +86,23 @@ def translate_program(
         cause = err.__cause__ or err
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ExportError(f"torch.onnx cannot translate the model: {reason}") from err
-    _finish(model, opset)
+    is_folded = _finish(model, opset)
     _ir_passes.rename_inputs(model, tuple(input_names))
     _ir_passes.rename_outputs(model, tuple(output_names))
-    return Translation(model=model, route=route)
+    return Translation(model=model, route=route, is_folded=is_folded)
 
 
-def _finish(model: ir.Model, opset: int) -> None:
+def _finish(model: ir.Model, opset: int) -> bool:
     """Bring the graph to the opset asked for, without functions and without sequences of tensors.
+
+    Returns whether constants were folded for it.
 
     torchlib writes opset 18 and newer operators where it needs them; a split it writes as a
     sequence, which no engine takes and which the folding pass turns into plain outputs.
     """
     version_converter.convert_version(model, opset)
-    if any("Sequence" in node.op_type for node in model.graph.all_nodes()):
+    has_sequences = any("Sequence" in node.op_type for node in model.graph.all_nodes())
+    if has_sequences:
         optimizer.optimize(model)
     if model.opset_imports.get("") != opset or model.functions:
         raise ExportError(
@@ -105,6 +110,7 @@ def _finish(model: ir.Model, opset: int) -> None:
             f"{model.opset_imports.get('')}",
             hint="choose another opset under `export` in the recipe",
         )
+    return has_sequences
 
 
 def _is_direct(

@@ -7,8 +7,9 @@ parameter that the checkpoint does not have is an error unless no output depends
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,12 @@ from pipeline.runtimes.torch_inputs import (
     example_sizes,
     inputs_taken,
     longest_sequence,
+)
+from pipeline.runtimes.torch_mapped import (
+    MappedCheckpoint,
+    MappedWeights,
+    NotMappedError,
+    map_checkpoint,
 )
 from pipeline.runtimes.torch_seq2seq import cut_in_two, longest_of, sound_size
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
@@ -82,6 +89,9 @@ class TorchComponent:
         unused_parameters: Parameters that the checkpoint lacks and no output depends on.
         ignored_weights: Tensors of the checkpoint that this model has no parameter for, such as the
             head of another task, or layers beyond `num_hidden_layers`.
+        mapped: Where the numbers of weights are that were left in the checkpoint's files; None when
+            all are in memory. Of a stand-in the module itself has only the shapes: run it within
+            `mapped.at_hand`.
     """
 
     module: nn.Module
@@ -90,6 +100,7 @@ class TorchComponent:
     max_sequence: int | None
     unused_parameters: tuple[str, ...]
     ignored_weights: tuple[str, ...]
+    mapped: MappedWeights | None = None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -129,7 +140,12 @@ class TorchComponent:
 
 
 def load_torch_model(
-    checkpoint: Path, task: str, component: str, *, attention: str | None = None
+    checkpoint: Path,
+    task: str,
+    component: str,
+    *,
+    attention: str | None = None,
+    scratch: Path | None = None,
 ) -> TorchComponent:
     """Load one component of a checkpoint for a task.
 
@@ -139,6 +155,9 @@ def load_torch_model(
         task: Name or synonym of a task of `pipeline.tasks`.
         component: One of the task's components.
         attention: `eager` or `sdpa`; None leaves the choice to `transformers`.
+        scratch: A directory for files that take no room, which must last as long as the result.
+            When it is given, the numbers of weights stay in the checkpoint where that is possible:
+            see `TorchComponent.mapped`.
 
     Raises:
         RecipeError: when there is no such task.
@@ -154,8 +173,38 @@ def load_torch_model(
         )
     _require_config(checkpoint)
     _require_safetensors(checkpoint)
-    model, loading = _load_pretrained(checkpoint, found, attention)
+    if scratch is not None:
+        with contextlib.suppress(NotMappedError):
+            mapping = map_checkpoint(checkpoint, scratch)
+            try:
+                return _load(checkpoint, found, component, attention, mapping)
+            except ExportError:
+                if not mapping.is_stand_in:
+                    raise  # otherwise it may be for a weight that is not where it is used
+    return _load(checkpoint, found, component, attention, None)
+
+
+def _load(
+    checkpoint: Path,
+    found: Task,
+    component: str,
+    attention: str | None,
+    mapping: MappedCheckpoint | None,
+) -> TorchComponent:
+    source = checkpoint if mapping is None else mapping.directory
+    model, loading = _load_pretrained(source, found, attention)
     model.requires_grad_(requires_grad=False)
+    mapped = None if mapping is None else mapping.match(model, loading.missing)
+    with contextlib.nullcontext() if mapped is None else mapped.at_hand(model):
+        loaded = _component(checkpoint, found, component, model, loading)
+    _require_no_influence(loaded, model, loading.missing)
+    return replace(loaded, mapped=mapped)
+
+
+def _component(
+    checkpoint: Path, found: Task, component: str, model: PreTrainedModel, loading: _Loading
+) -> TorchComponent:
+    """The part of a loaded model that is asked for, once it has been run."""
     pooling = load_sentence_pooling(checkpoint) if found.name == "feature-extraction" else None
     fixed = sound_size(model) if found.modality == "audio" else _image_size(checkpoint, found)
     takes = inputs_taken(model, found, fixed)
@@ -188,7 +237,6 @@ def load_torch_model(
     _require_outputs(loaded)
     if found.has_cache and not found.parts:
         require_cache_agreement(loaded)
-    _require_no_influence(loaded, model, loading.missing)
     return loaded
 
 

@@ -8,6 +8,7 @@ Ports: `checkpoint`, a directory with `config.json`, `*.safetensors` and, for se
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -16,8 +17,8 @@ from pipeline.stages.base import Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
+    from pipeline.graph.torch_translate import Translation
     from pipeline.hashing import JSON
     from pipeline.runtimes.torch_model import TorchComponent
     from pipeline.stages.base import StageContext
@@ -66,25 +67,51 @@ def _run(
 def _export(
     config: ExportConfig, checkpoint: Path, output: Path, context: StageContext
 ) -> Mapping[str, JSON]:
-    from pipeline.graph.files import save_ir_model
-    from pipeline.graph.scopes import find_scopes, save_scopes
-    from pipeline.graph.tidy import tidy_model
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir=context.scratch) as scratch:
+        component, translation = _translate(config, checkpoint, Path(scratch), context)
+        if translation.is_folded and component.mapped and component.mapped.is_stand_in:
+            context.log("constants were computed from weights, which are loaded for it")
+            component, translation = _translate(config, checkpoint, None, context)
+        return _save(config, component, translation, output, context)
+
+
+def _translate(
+    config: ExportConfig, checkpoint: Path, scratch: Path | None, context: StageContext
+) -> tuple[TorchComponent, Translation]:
     from pipeline.graph.torch_translate import translate_program
     from pipeline.runtimes.torch_capture import capture_program
     from pipeline.runtimes.torch_model import load_torch_model
 
     component = load_torch_model(
-        checkpoint, config.task, config.component, attention=config.attention
+        checkpoint, config.task, config.component, attention=config.attention, scratch=scratch
     )
     context.progress(1, 4, "steps")
     program = capture_program(component)
     context.progress(2, 4, "steps")
-    translation = translate_program(
+    return component, translate_program(
         program,
         input_names=component.input_names,
         output_names=component.output_names,
         opset=config.opset,
     )
+
+
+def _save(
+    config: ExportConfig,
+    component: TorchComponent,
+    translation: Translation,
+    output: Path,
+    context: StageContext,
+) -> Mapping[str, JSON]:
+    from pipeline.graph.files import save_ir_model
+    from pipeline.graph.scopes import find_scopes, save_scopes
+    from pipeline.graph.stored_weights import use_stored_weights
+    from pipeline.graph.tidy import tidy_model
+
+    if component.mapped is not None:
+        use_stored_weights(translation.model, component.mapped.find)
     scopes = find_scopes(translation.model)
     tidy_model(translation.model, inputs=component.inputs, outputs=component.outputs)
     context.progress(3, 4, "steps")

@@ -1,0 +1,64 @@
+"""Weights of a graph whose numbers lie in a file of the checkpoint and are read when it is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.data.stored_tensors import StoredTensor
+
+
+class StoredWeight(ir.LazyTensor):
+    """A float32 tensor of a checkpoint; holds no numbers.
+
+    Args:
+        source: Where they are.
+        name: Of the tensor.
+    """
+
+    def __init__(self, source: StoredTensor, name: str | None) -> None:
+        shape = ir.Shape(source.shape)
+        super().__init__(self._read, ir.DataType.FLOAT, shape, name=name)
+        self._source = source
+
+    def _read(self) -> ir.Tensor[NDArray[np.float32]]:
+        return ir.Tensor(self._source.read(), name=self.name)
+
+    def tofile(self, file: Any) -> None:
+        """Write the numbers a piece at a time."""
+        for block in self._source.blocks():
+            file.write(block.data)
+
+
+def use_stored_weights(
+    model: ir.Model, find: Callable[[torch.Tensor], StoredTensor | None]
+) -> tuple[str, ...]:
+    """Let a translated graph read its weights from the checkpoint.
+
+    Args:
+        model: A graph whose weights are tensors of torch.
+        find: Where the numbers of such a tensor are; None when they are in it.
+
+    Returns:
+        Names of the weights, floats with more than one number, of which that is not so.
+    """
+    others = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        raw = getattr(tensor, "raw", None)
+        source = find(raw) if isinstance(raw, torch.Tensor) else None
+        if source is not None:
+            value.const_value = StoredWeight(source, tensor.name)
+        elif tensor.dtype.is_floating_point() and tensor.size > 1:
+            others.append(name)
+    return tuple(others)
