@@ -8,11 +8,13 @@ import pytest
 
 from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
+from pipeline.errors import RecipeError
 from pipeline.planning import build_plan
 from pipeline.recipe import load_recipe_file
 from pipeline.source import resolve_source
 from pipeline.stages.check_quantization import CheckQuantizationConfig
 from pipeline.stages.quantize_weights import QuantizeWeightsConfig
+from pipeline.targets.base import NodeRef
 from tests.recipes import FP32, write_recipe
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     from pipeline.planning import Plan
 
 
-def _plan(tmp_path: Path, checkpoint: Path, **target: Any) -> Plan:
-    targets = [{**FP32, **target}]
-    written = write_recipe(tmp_path / "recipe.yaml", checkpoint, targets=targets)
+def _plan(tmp_path: Path, checkpoint: Path, *targets: dict[str, Any], **target: Any) -> Plan:
+    whole = [{**FP32, **each} for each in targets or (target,)]
+    source = "builtin:stdlib-docstrings"
+    data = {use: {"source": source, "samples": 8, "seed": seed} for seed, use in enumerate(uses)}
+    written = write_recipe(tmp_path / "recipe.yaml", checkpoint, targets=whole, data=data)
     loaded = load_recipe_file(written)
     memory = DigestMemory(tmp_path / "memory.json")
     source = resolve_source(loaded.recipe.model.source, recipe_directory=tmp_path, memory=memory)
@@ -66,3 +70,43 @@ def test_the_fused_graph_is_quantised_and_checked(
     (check,) = [node for node in plan.nodes if node.stage.name == "check_quantization"]
     assert check.config == CheckQuantizationConfig(weight_only=config)
     assert not {node.stage.name for node in plan.nodes} & {"calibrate", "sensitivity", "repair"}
+
+
+def _int4(method: str, **target: Any) -> dict[str, Any]:
+    quantization = {"mode": "weight_only", "method": method}
+    return {"name": method, "precision": "int4", "quantization": quantization} | target
+
+
+def test_targets_share_what_is_seen_of_their_products(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    uses = ("evaluation", "calibration")
+    targets = [_int4(method) for method in ("gptq", "awq", "clip")]
+    plan = _plan(tmp_path, sentence_encoder, *targets, uses=uses)
+    names = [node.stage.name for node in plan.nodes]
+    assert names.count("observe_products") == names.count("scale_channels") == 1
+    chains = []
+    for target in plan.targets:
+        (links,) = target.chain.models.values()
+        chains.append([plan.nodes[link.node.node] for link in links])
+    stages = [[node.stage.name for node in chain] for chain in chains]
+    plain = ["export", "simplify", "fuse", "quantize_weights"]
+    assert stages == [plain, ["export", "simplify", "scale_channels", "fuse", plain[-1]], plain]
+    gptq, awq, clip = (chain[-1] for chain in chains)
+    assert gptq.config == QuantizeWeightsConfig(method="gptq")
+    assert awq.config == clip.config == QuantizeWeightsConfig(method="clip")
+    seen = next(
+        number for number, node in enumerate(plan.nodes) if node.stage.name == "observe_products"
+    )
+    assert gptq.inputs["moments"] == NodeRef(seen)
+    assert set(clip.inputs) == {"model"}
+    audits = [node for node in plan.nodes if node.stage.name == "check_quantization"]
+    assert ["moments" in node.inputs for node in audits] == [True, False, False]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_calibrated_method_needs_calibration_data(
+    tmp_path: Path, sentence_encoder: Path, method: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"method {method} rounds weights by what goes into"):
+        _plan(tmp_path, sentence_encoder, _int4(method))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MODEL_PORT = "model"
 MOMENTS_PORT = "moments"
 
+WeightBits = Literal[4, 8]
 BlockSize = Literal[16, 32, 64, 128, 256]
 
 DEFAULT_BLOCK_SIZE: Final[BlockSize] = 32
@@ -30,6 +31,9 @@ Operator = Literal["MatMul", "Gemm"]
 
 CALIBRATED: Final = frozenset({"gptq"})
 """Methods that need `moments`; the others look at weights alone."""
+
+SCALED: Final = "awq"
+"""Method `clip`, behind `pipeline.stages.scale_channels`."""
 
 
 def _default_block_size(given: dict[str, Any]) -> BlockSize | None:
@@ -40,18 +44,19 @@ def _default_block_size(given: dict[str, Any]) -> BlockSize | None:
 class WeightOnlyOptions(StageConfig):
     """What a recipe may say about weights in few bits, for every runtime."""
 
-    bits: Literal[4, 8] = Field(default=4, description="bits for each weight")
+    bits: WeightBits = Field(default=4, description="bits for each weight")
     block_size: BlockSize | None = Field(
         default_factory=_default_block_size,
         description="how many weights along the input share one scale; null means one scale for "
         f"each output. 4 bits: {DEFAULT_BLOCK_SIZE} by default; 8 bits: always null",
     )
-    method: Literal["rtn", "clip", "hqq", "k_quant", "gptq"] = Field(
+    method: Literal["rtn", "clip", "hqq", "k_quant", "gptq", "awq"] = Field(
         default="clip",
         description="how weights are rounded: rtn by the largest weight of each block; clip by the "
         "scale with the least squared error, which may cut the largest weights off; k_quant likewise, "
         "with large weights counting more; hqq by a loss that forgives outliers; gptq as clip, and "
-        "each weight makes up for the errors of those before it, by `data.calibration`",
+        "each weight makes up for the errors of those before it, by `data.calibration`; awq as clip, "
+        "after channels were scaled by how large they are in `data.calibration`",
     )
     op_types: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm"), description="operators whose weights are quantised"
@@ -72,6 +77,13 @@ class WeightOnlyOptions(StageConfig):
 
 class QuantizeWeightsConfig(WeightOnlyOptions):
     """How weights are stored."""
+
+    @model_validator(mode="after")
+    def _is_its_own_work(self) -> Self:
+        if self.method == SCALED:
+            msg = f"method {SCALED} is `clip`, after channels were scaled by another stage"
+            raise ValueError(msg)
+        return self
 
 
 def run(

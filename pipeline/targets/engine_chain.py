@@ -26,7 +26,7 @@ from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 from pipeline.targets.shape_ranges import ProfileShapes
-from pipeline.targets.weight_only import add_weight_only
+from pipeline.targets.weight_only import add_scaling, add_weight_only
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -293,6 +293,9 @@ class EngineTarget(TargetBase):
         )
         # Ranges are those of the simplified graph, so that every target of one recipe shares them.
         calibrated = simplified
+        scaled = add_scaling(builder, component, self.quantization, simplified)
+        if scaled != simplified:
+            simplified = calibrated = add(scaled, "float32")
         plain = add(
             builder.add(
                 SHRINK_MASKS, ShrinkMasksConfig(), {"model": simplified}, component=component

@@ -27,7 +27,7 @@ from pipeline.stages.quantize_weights import WeightOnlyOptions
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
-from pipeline.targets.weight_only import add_weight_only
+from pipeline.targets.weight_only import add_scaling, add_weight_only
 
 if TYPE_CHECKING:
     from pipeline.parity.tolerances import Arithmetic
@@ -104,13 +104,14 @@ class OnnxRuntimeTarget(TargetBase):
             simplified = builder.add(
                 SIMPLIFY, self.simplify, {"model": exported}, component=component
             )
-            last = builder.add(FUSE, self.fuse, {"model": simplified}, component=component)
+            plain = add_scaling(builder, component, self.quantization, simplified)
+            last = builder.add(FUSE, self.fuse, {"model": plain}, component=component)
             # Before fusion a graph is compared as it is written; afterwards as users will run it.
             links = [
-                ModelLink(node=exported, optimizations="disabled", arithmetic="float32"),
-                ModelLink(node=simplified, optimizations="disabled", arithmetic="float32"),
-                ModelLink(node=last, optimizations="all", arithmetic="float32"),
+                ModelLink(node=node, optimizations="disabled", arithmetic="float32")
+                for node in dict.fromkeys((exported, simplified, plain))
             ]
+            links.append(ModelLink(node=last, optimizations="all", arithmetic="float32"))
             if self.quantization is not None:
                 last = self._quantized(builder, component, simplified, last)
                 links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))

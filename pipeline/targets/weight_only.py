@@ -14,11 +14,13 @@ from pipeline.stages.quantize_weights import (
     CALIBRATED,
     MOMENTS_PORT,
     QUANTIZE_WEIGHTS,
+    SCALED,
     QuantizeWeightsConfig,
+    WeightOnlyOptions,
 )
+from pipeline.stages.scale_channels import SCALE_CHANNELS, ScaleChannelsConfig
 
 if TYPE_CHECKING:
-    from pipeline.stages.quantize_weights import WeightOnlyOptions
     from pipeline.targets.base import ChainBuilder, NodeRef, Ref
 
 
@@ -42,18 +44,45 @@ def add_weight_only(
     Raises:
         RecipeError: there is no calibration data, and the method needs some.
     """
-    config = QuantizeWeightsConfig(
-        **options.model_dump(include=set(QuantizeWeightsConfig.model_fields))
-    )
+    fields = options.model_dump(include=set(QuantizeWeightsConfig.model_fields))
+    method = "clip" if options.method == SCALED else options.method
+    config = QuantizeWeightsConfig(**(fields | {"method": method}))
     ports: dict[str, Ref] = {"model": model}
     if config.method in CALIBRATED:
-        samples = builder.calibration_samples(
-            purpose=f"method {config.method} rounds weights by what goes into their products"
-        )
-        ports[MOMENTS_PORT] = builder.add(
-            OBSERVE_PRODUCTS,
-            ObserveProductsConfig(),
-            {MODEL_PORT: simplified, SAMPLES_PORT: samples},
-            component=component,
-        )
+        ports[MOMENTS_PORT] = _observed(builder, component, options, simplified)
     return builder.add(QUANTIZE_WEIGHTS, config, ports, component=component)
+
+
+def add_scaling(
+    builder: ChainBuilder,
+    component: str,
+    options: object,
+    simplified: NodeRef,
+) -> NodeRef:
+    """Add the scaling of channels where the method asks for it; `simplified` itself where not.
+
+    Args:
+        builder: Of the plan.
+        component: The model component.
+        options: The `quantization` of a target, of whatever kind.
+        simplified: The float graph.
+
+    Raises:
+        RecipeError: there is no calibration data, and the method needs some.
+    """
+    if not isinstance(options, WeightOnlyOptions) or options.method != SCALED:
+        return simplified
+    config = ScaleChannelsConfig(bits=options.bits, block_size=options.block_size)
+    moments = _observed(builder, component, options, simplified)
+    ports: dict[str, Ref] = {"model": simplified, MOMENTS_PORT: moments}
+    return builder.add(SCALE_CHANNELS, config, ports, component=component)
+
+
+def _observed(
+    builder: ChainBuilder, component: str, options: WeightOnlyOptions, simplified: NodeRef
+) -> NodeRef:
+    samples = builder.calibration_samples(
+        purpose=f"method {options.method} rounds weights by what goes into their products"
+    )
+    ports: dict[str, Ref] = {MODEL_PORT: simplified, SAMPLES_PORT: samples}
+    return builder.add(OBSERVE_PRODUCTS, ObserveProductsConfig(), ports, component=component)
