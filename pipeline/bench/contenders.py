@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pipeline.bench.job import CPU_PROVIDER
-from pipeline.errors import StageError
 from pipeline.stages.base import ENGINE_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from pipeline.bench.feeds import Feeds
     from pipeline.bench.job import Contender, Runtime
     from pipeline.runtimes.tensorrt import CallTimes
-    from pipeline.runtimes.torch_model import TorchComponent
 
 Call: TypeAlias = Callable[[], object]
 """One inference on inputs that are already where the runtime wants them."""
@@ -125,7 +123,9 @@ def _load_tensorrt(contender: Contender, threads: int) -> Loaded:
     digest = vouched_digest(engine.parent)
     importlib.import_module(MODULES[read_engine_header(engine).kind].import_name)
     started = time.perf_counter_ns()
-    runner = TensorRTRunner(engine, sha256=digest).__enter__()  # until the launch ends
+    runner = TensorRTRunner(
+        engine, sha256=digest, uses_cuda_graph=contender.uses_cuda_graph
+    ).__enter__()  # until the launch ends
     load_time_ns = time.perf_counter_ns() - started
     return Loaded(
         description=runner.session,
@@ -140,6 +140,7 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     import torch
 
     from pipeline.runtimes.torch_model import load_torch_model
+    from pipeline.runtimes.torch_variants import PlacedModel
 
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
@@ -147,51 +148,19 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     import_torch_model(checkpoint)
     started = time.perf_counter_ns()
     loaded = load_torch_model(checkpoint, contender.task, contender.component)
-    if contender.device == "cuda":
-        return _on_cuda(loaded, started, contender.device_number)
-    load_time_ns = time.perf_counter_ns() - started
-
-    def bind(feeds: Feeds) -> Call:
-        # Ids and pixels alike: each tensor keeps the type and the memory of its array.
-        tensors = tuple(torch.from_numpy(feeds[name]) for name in loaded.input_names)
-
-        def call() -> object:
-            with torch.inference_mode():
-                return loaded.module(*tensors)
-
-        return call
-
-    return Loaded(
-        description=f"torch {torch.__version__} float32, eager mode",
-        input_names=loaded.input_names,
-        load_time_ns=load_time_ns,
-        bind=bind,
+    placed = PlacedModel(
+        loaded, contender.variant, device=contender.device, number=contender.device_number
     )
-
-
-def _on_cuda(loaded: TorchComponent, started: int, number: int) -> Loaded:
-    """The model on the GPU; a call brings pinned inputs there and outputs back, as an engine's does."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise StageError(f"torch {torch.__version__} cannot use this machine's GPU")
-    device = torch.device("cuda", number)
-    module = loaded.module.to(device)
     load_time_ns = time.perf_counter_ns() - started
 
     def bind(feeds: Feeds) -> Call:
-        pinned = tuple(torch.from_numpy(feeds[name]).pin_memory() for name in loaded.input_names)
-
-        def call() -> object:
-            with torch.inference_mode():
-                tensors = (tensor.to(device, non_blocking=True) for tensor in pinned)
-                return [output.cpu() for output in module(*tensors)]  # waits for the GPU
-
-        return call
+        # Ids and pixels alike: each tensor keeps the type and the memory of its array, unless the
+        # model is narrower, or a GPU reads it.
+        tensors = placed.prepare([torch.from_numpy(feeds[name]) for name in loaded.input_names])
+        return lambda: placed(tensors)
 
     return Loaded(
-        description=f"torch {torch.__version__} float32, eager mode, "
-        f"{torch.cuda.get_device_name(device)}",
+        description=placed.description,
         input_names=loaded.input_names,
         load_time_ns=load_time_ns,
         bind=bind,

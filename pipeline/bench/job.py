@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.bench.types import Shape, Shaped
 from pipeline.records import Frozen
+from pipeline.runtimes.torch_variants import TorchVariant
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 Role: TypeAlias = Literal["reference", "candidate"]
@@ -23,6 +24,8 @@ class Contender(Frozen):
         path: A checkpoint directory for torch, else a directory with a graph or an engine.
         device: Where torch computes; the other runtimes know it themselves.
         device_number: Which of the GPUs, for torch.
+        variant: How torch computes.
+        uses_cuda_graph: Of an engine: its work is handed over as one captured graph.
         provider: Of ONNX Runtime.
         provider_options: For that provider; see `pipeline.runtimes.ort_providers`.
     """
@@ -33,6 +36,8 @@ class Contender(Frozen):
     component: str = ""
     device: Literal["cpu", "cuda"] = Field(default="cpu", exclude_if=lambda name: name == "cpu")
     device_number: int = Field(default=0, exclude_if=lambda number: not number)
+    variant: TorchVariant = Field(default="fp32", exclude_if=lambda name: name == "fp32")
+    uses_cuda_graph: bool = Field(default=False, exclude_if=lambda given: not given)
     provider: str = Field(default=CPU_PROVIDER, exclude_if=lambda name: name == CPU_PROVIDER)
     provider_options: dict[str, str] = Field(default_factory=dict, exclude_if=lambda d: not d)
 

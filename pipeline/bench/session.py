@@ -55,10 +55,9 @@ def measure(
     notes = (*notes, *_device_notes(results.values()))
     for note in notes:
         context.log(note)
-    sizes = (
-        sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors")),
-        model_size_bytes(inputs["model"]),
-    )
+    weights = sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
+    of_candidate = weights if config.runtime == "torch" else model_size_bytes(inputs["model"])
+    sizes = (weights, of_candidate)
     result = _result(config, sizes, session.launches, results, notes)
     return result, LaunchLog(launches=tuple(session.launches))
 
@@ -189,8 +188,19 @@ class _Session:
 
 def _candidate(config: BenchmarkConfig, inputs: Mapping[str, Path], scratch: Path) -> Contender:
     model = inputs["model"].resolve()
+    if config.runtime == "torch":
+        return Contender(
+            runtime="torch",
+            path=str(model),
+            task=config.task,
+            component=config.component,
+            device=config.reference_device,
+            variant=config.variant,
+        )
     if config.provider is None:
-        return Contender(runtime=config.runtime, path=str(model))
+        return Contender(
+            runtime=config.runtime, path=str(model), uses_cuda_graph=config.cuda_graphs
+        )
     from pipeline.runtimes.ort_profile import profile_of_inputs
     from pipeline.runtimes.ort_providers import copy_cache
 

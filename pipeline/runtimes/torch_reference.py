@@ -10,9 +10,10 @@ import torch
 from pipeline.errors import StageError
 from pipeline.runtimes.base import ModelTensor, check_feeds
 from pipeline.runtimes.torch_model import load_torch_model
+from pipeline.runtimes.torch_variants import PlacedModel, TorchDevice, TorchVariant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -113,8 +114,7 @@ class TorchReferenceRunner:
                 )
         tensors = [torch.from_numpy(feeds[name].copy()) for name in loaded.input_names]
         try:
-            with torch.inference_mode():
-                results = loaded.module(*tensors)
+            results = self._compute(loaded, tensors)
         except (IndexError, RuntimeError) as err:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise StageError(f"torch cannot run the model on {shapes}: {err}") from err
@@ -122,3 +122,73 @@ class TorchReferenceRunner:
             name: result.to(torch.float32).numpy()
             for name, result in zip(loaded.output_names, results, strict=True)
         }
+
+    def _compute(
+        self, loaded: TorchComponent, tensors: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        with torch.inference_mode():
+            results: Sequence[torch.Tensor] = loaded.module(*tensors)
+        return results
+
+
+class TorchVariantRunner(TorchReferenceRunner):
+    """The same in another precision, compiled, or on a GPU; outputs are float32 still.
+
+    Args:
+        checkpoint, task, component, threads: As above.
+        variant: How it computes.
+        device: Where.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        task: str,
+        component: str,
+        variant: TorchVariant,
+        device: TorchDevice,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(checkpoint, task=task, component=component, threads=threads)
+        self._variant = variant
+        self._device = device
+        self._placed: PlacedModel | None = None
+
+    def __enter__(self) -> Self:
+        """Load the weights, and bring them where they are used.
+
+        Raises:
+            StageError: when the checkpoint cannot be loaded for this task, or there is no GPU.
+        """
+        super().__enter__()
+        started = time.perf_counter()
+        loaded = self._require_loaded()
+        self._placed = PlacedModel(loaded, self._variant, device=self._device)
+        self._load_time_ms += (time.perf_counter() - started) * 1e3
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go of the module and its memory."""
+        self._placed = None
+        super().__exit__(kind, error, traceback)
+
+    @property
+    def session(self) -> str:
+        """Such as `torch 2.13.0 float16, compiled, NVIDIA L4`."""
+        if self._placed is None:
+            raise RuntimeError("TorchVariantRunner is used outside of its `with` block")
+        return self._placed.description
+
+    def _compute(
+        self, loaded: TorchComponent, tensors: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        del loaded
+        if self._placed is None:
+            raise RuntimeError("TorchVariantRunner is used outside of its `with` block")
+        return self._placed(self._placed.prepare(tensors))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.runtimes.ort_providers import ProviderPlan
+from pipeline.runtimes.torch_variants import TorchVariant
 from pipeline.stages.base import Footprint, Stage, StageConfig
 from pipeline.stages.provider_engine import LIBRARIES, MACHINE
 from pipeline.tasks import BATCH_AXIS
@@ -31,6 +32,8 @@ class BenchmarkConfig(StageConfig):
         runtime: What runs the candidate; an engine of either TensorRT is `tensorrt`.
         axes: Names of the model's free axes, as the task has them: `batch` first.
         reference_device: Where torch computes.
+        variant: How torch computes, where it is the candidate too.
+        cuda_graphs: An engine's work is handed to the GPU as one captured graph.
         provider: Of ONNX Runtime, with its options; None: the CPU's.
         profile: Axis name -> (min, opt, max), for a provider.
         shapes: For each shape the size of every axis; one that is given twice counts once.
@@ -41,7 +44,7 @@ class BenchmarkConfig(StageConfig):
 
     task: str
     component: str
-    runtime: Literal["onnxruntime", "tensorrt"]
+    runtime: Literal["onnxruntime", "tensorrt", "torch"]
     axes: Annotated[tuple[str, ...], Field(min_length=1, max_length=3)]
     shapes: Annotated[tuple[tuple[Positive, ...], ...], Field(min_length=1)]
     launches: Annotated[int, Field(ge=3, le=50)]
@@ -50,6 +53,8 @@ class BenchmarkConfig(StageConfig):
     reference_device: Literal["cpu", "cuda"] = Field(
         default="cpu", exclude_if=lambda name: name == "cpu"
     )
+    variant: TorchVariant = Field(default="fp32", exclude_if=lambda name: name == "fp32")
+    cuda_graphs: bool = Field(default=False, exclude_if=lambda given: not given)
     provider: ProviderPlan | None = Field(default=None, exclude_if=lambda plan: plan is None)
     profile: dict[str, tuple[int, int, int]] = Field(
         default_factory=dict, exclude_if=lambda ranges: not ranges

@@ -1,0 +1,107 @@
+"""The checkpoint in torch on this machine's GPU, as a comparison: how far, and how fast.
+
+`validate_torch` holds a precision against the float32 reference; `benchmark_torch` times it against
+float32 in eager mode on the same device, in the launches that time every target. Nothing is judged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from pipeline.runtimes.torch_variants import TorchDevice, TorchVariant
+from pipeline.stages.base import Footprint, Stage, StageConfig
+from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig, run
+from pipeline.stages.compared import PARITY_FILE, PROBES_PORT, REFERENCE_PORT, SAMPLES_PORT
+from pipeline.stages.provider_engine import MACHINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.hashing import JSON
+    from pipeline.stages.base import StageContext
+
+CHECKPOINT_PORT = "checkpoint"
+
+
+class ValidateTorchConfig(StageConfig):
+    """How torch runs the checkpoint.
+
+    Attributes:
+        task: Says which outputs are ranked, and what a label means.
+        component: The model component.
+        variant: Precision, and whether it is compiled.
+        device: Where it runs.
+        batch_size: Samples a run, of mixed lengths, padded on the right.
+        outputs: Outputs that it must have; None means all that the reference has.
+    """
+
+    task: str
+    component: str
+    variant: TorchVariant
+    device: TorchDevice
+    batch_size: Annotated[int, Field(ge=1)]
+    outputs: tuple[str, ...] | None = None
+
+
+def validate(
+    config: ValidateTorchConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
+) -> dict[str, JSON]:
+    """Write `parity.json`, as the stage `validate` does.
+
+    Raises:
+        StageError: torch cannot use the GPU, or cannot run the model in this way.
+    """
+    import os
+
+    from pipeline.runtimes.torch_reference import TorchVariantRunner
+    from pipeline.stages.parity_work import compare, load_pair, parity_facts
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(context.scratch / "inductor")
+    pair = load_pair(inputs[SAMPLES_PORT], inputs[REFERENCE_PORT])
+    with TorchVariantRunner(
+        inputs[CHECKPOINT_PORT],
+        task=config.task,
+        component=config.component,
+        threads=context.threads,
+        variant=config.variant,
+        device=config.device,
+    ) as runner:
+        parity = compare(
+            runner,
+            pair,
+            config,
+            probes=inputs.get(PROBES_PORT),
+            session=runner.session,
+            context=context,
+        )
+    (output / PARITY_FILE).write_text(f"{parity.model_dump_json(indent=1)}\n", encoding="utf-8")
+    return parity_facts(parity)
+
+
+VALIDATE_TORCH = Stage(
+    name="validate_torch",
+    version=1,
+    footprint=Footprint(base_mib=900, memory_per_weight=2.5),
+    config_type=ValidateTorchConfig,
+    run=validate,
+    packages=("numpy", "safetensors", "scipy", "torch", "transformers"),
+    optional_packages=("triton",),
+    machine=("cpu_flags", *MACHINE),
+)
+"""Ports `checkpoint`, `samples`, `probes` and `reference` -> `parity.json`."""
+
+BENCHMARK_TORCH = Stage(
+    name="benchmark_torch",
+    version=1,
+    footprint=Footprint(base_mib=900, memory_per_weight=5.0),
+    config_type=BenchmarkConfig,
+    run=run,
+    packages=("numpy", "safetensors", "scipy", "torch", "transformers"),
+    optional_packages=("triton",),
+    machine=(*BENCHMARK.machine, *MACHINE),
+    is_exclusive=True,
+)
+"""Ports `checkpoint`, `model` (the checkpoint again) and `samples`."""
