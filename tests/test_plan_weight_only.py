@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from pipeline.planning import Plan
 
 
-def _plan(tmp_path: Path, checkpoint: Path, *targets: dict[str, Any], **target: Any) -> Plan:
+def _plan(
+    tmp_path: Path,
+    checkpoint: Path,
+    *targets: dict[str, Any],
+    uses: tuple[str, ...] = ("evaluation",),
+    **target: Any,
+) -> Plan:
     whole = [{**FP32, **each} for each in targets or (target,)]
     source = "builtin:stdlib-docstrings"
     data = {use: {"source": source, "samples": 8, "seed": seed} for seed, use in enumerate(uses)}
