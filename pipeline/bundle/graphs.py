@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,7 +19,7 @@ from pipeline.source.json_files import read_json
 from pipeline.tasks import find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pipeline.graph.model_facts import ModelFacts
@@ -59,20 +61,27 @@ class _Recipe(_Part):
     targets: tuple[Declaration, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphTarget:
     """One target with a graph for ONNX Runtime.
 
     Attributes:
         folder: Where its files are.
-        graph: What is in the graph.
         config: Its `config.json`.
     """
 
     declaration: Declaration
     folder: Path
-    graph: ModelFacts
     config: dict[str, Any]
+
+    @cached_property
+    def graph(self) -> ModelFacts:
+        """What is in the graph, read in a process of its own when it is first asked for.
+
+        Raises:
+            ArtifactError: it cannot be read.
+        """
+        return read_model(self.folder / GRAPH_FILE)
 
     @property
     def name(self) -> str:
@@ -161,13 +170,16 @@ def copy_companions(target: GraphTarget, folder: Path) -> None:
             shutil.copyfile(target.folder / name, folder / name)
 
 
-def copy_graph(target: GraphTarget, place: Path) -> None:
+def copy_graph(
+    target: GraphTarget, place: Path, *, axes: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Copy a graph, and its weights when they lie in a file of their own.
 
     Args:
         target: Whose.
         place: The new file. Under another name the weights are `NAME_data`, as Optimum and
             transformers.js call them, and the graph says so.
+        axes: Other names for its free axes.
 
     Raises:
         ArtifactError: weights are not where the graph says.
@@ -181,20 +193,20 @@ def copy_graph(target: GraphTarget, place: Path) -> None:
                 f"its weights are in `{file.location}`, which is not beside it",
                 where=f"{target.name}/{GRAPH_FILE}",
             )
-    if place.name == GRAPH_FILE or not external:
-        shutil.copyfile(graph, place)
-        for file in external:
-            (place.parent / file.location).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(target.folder / file.location, place.parent / file.location)
-        return
-    from pipeline.graph.external_names import rename_external
+    names = {file.location: file.location for file in external}
+    if place.name != GRAPH_FILE:
+        names = {
+            file.location: f"{place.name}_data" + (f"_{number}" if number else "")
+            for number, file in enumerate(external)
+        }
+    if axes or (external and place.name != GRAPH_FILE):
+        from pipeline.graph.renaming import rename_outside
 
-    names = {
-        file.location: f"{place.name}_data" + (f"_{number}" if number else "")
-        for number, file in enumerate(external)
-    }
-    rename_external(graph, place, names)
+        rename_outside(graph, place, files=names, axes=axes)
+    else:
+        shutil.copyfile(graph, place)
     for old, new in names.items():
+        (place.parent / new).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(target.folder / old, place.parent / new)
 
 
@@ -218,6 +230,5 @@ def _read_target(directory: Path, declaration: Declaration) -> GraphTarget:
     return GraphTarget(
         declaration=declaration,
         folder=folder,
-        graph=read_model(folder / GRAPH_FILE),
         config=read_json(folder / "config.json", f"{declaration.name}/config.json"),
     )

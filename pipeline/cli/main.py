@@ -66,6 +66,11 @@ cli.add_command(
     LazyCommand("export-epcontext", "pipeline.cli.export_epcontext:export_epcontext_command")
 )
 cli.add_command(LazyCommand("export-genai", "pipeline.cli.export_genai:export_genai_command"))
+cli.add_command(
+    LazyCommand(
+        "export-transformersjs", "pipeline.cli.export_transformersjs:export_transformersjs_command"
+    )
+)
 cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 
 

@@ -1,0 +1,63 @@
+"""`convert export-transformersjs`: a folder that transformers.js loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.exporting import export_parameters, tell_export
+
+
+@click.command("export-transformersjs")
+@export_parameters
+def export_transformersjs_command(
+    artifact: str,
+    directory: Path,
+    targets: tuple[str, ...],
+    must_replace: bool,
+    output: Path,
+    is_json: bool,
+) -> None:
+    """Write ARTIFACT to DIRECTORY as transformers.js and the Hugging Face hub lay a model out.
+
+    Targets become onnx/model.onnx (fp32), model_fp16.onnx, model_quantized.onnx (int8) and model_q4.onnx
+    (int4), beside tokenizer and configuration. Where Node runs and @huggingface/transformers is
+    installed in this directory or one above it, each is loaded, and must generate our tokens or compute
+    our outputs; otherwise a note says that nothing was tried. DIRECTORY must be new or empty.
+
+    \b
+    Examples:
+      convert export-transformersjs latest web/causal-lm
+      convert export-transformersjs minilm web/minilm --target cpu-fp32 --target cpu-int8
+      convert export-transformersjs latest web/ --force --json | jq -r '.models[].dtype'
+
+    Exit codes: 0 it is written, 2 there is no such artifact or target, transformers.js has no name for
+    it, it has no tokenizer, or something is in the way, 3 the artifact is damaged, or transformers.js
+    computes something else.
+    """  # noqa: D301 - \b is click's own
+    from pipeline.bundle.transformers_js import export_transformers_js
+    from pipeline.listing import find_artifact
+
+    made = export_transformers_js(
+        find_artifact(artifact, output),
+        directory,
+        targets=targets,
+        replace=must_replace,
+        packages=Path.cwd(),
+    )
+    tell_export(
+        directory=made.directory,
+        artifact=made.artifact,
+        models=[
+            {
+                "target": model.target,
+                "dtype": model.dtype,
+                "path": model.path,
+                "trial": model.trial,
+            }
+            for model in made.models
+        ],
+        notes=made.notes,
+        is_json=is_json,
+    )
