@@ -281,7 +281,7 @@ def _pretend_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(driver="580.1", gpu=gpu)
     monkeypatch.setattr("pipeline.targets.tensorrt.this_machine", lambda: machine)
     found = {"tensorrt": PackageFact("10.13.3.9", "0" * 64)}
-    monkeypatch.setattr("pipeline.planning.require_packages", lambda _: found)
+    monkeypatch.setattr("pipeline.planning.keys.require_packages", lambda _: found)
 
 
 def _resolved(tmp_path: Path, checkpoint: Path, **cache: Any) -> Plan:

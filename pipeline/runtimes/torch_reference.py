@@ -179,6 +179,14 @@ class TorchVariantRunner(TorchReferenceRunner):
         super().__exit__(kind, error, traceback)
 
     @property
+    def outputs(self) -> tuple[ModelTensor, ...]:
+        """The module's results with their leading axes, by which padding is told from the rest."""
+        return tuple(
+            ModelTensor(name=spec.name, dtype="float32", shape=spec.axes)
+            for spec in self._require_loaded().outputs
+        )
+
+    @property
     def session(self) -> str:
         """Such as `torch 2.13.0 float16, compiled, NVIDIA L4`."""
         if self._placed is None:

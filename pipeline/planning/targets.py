@@ -1,0 +1,228 @@
+"""What measures a target: comparisons of its graphs, checks, and a benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pipeline.checks.base import Link, Subject
+from pipeline.checks.catalogue import CHECKS
+from pipeline.environment import cores, find_package
+from pipeline.planning.checking import benchmark_shapes
+from pipeline.planning.types import TargetCheck, TargetPlan
+from pipeline.stages.benchmark import (
+    BENCHMARK,
+    BENCHMARK_ENGINE,
+    BENCHMARK_PROVIDER,
+    BenchmarkConfig,
+)
+from pipeline.stages.validate import VALIDATE, ValidateConfig
+from pipeline.stages.validate_engine import VALIDATE_ENGINE, ValidateEngineConfig
+from pipeline.stages.validate_provider import VALIDATE_PROVIDER, ValidateProviderConfig
+from pipeline.targets.base import ModelLink, NodeRef, Ref, SourceRef
+from pipeline.tasks import BATCH_AXIS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pipeline.checks.limits import CheckLimits
+    from pipeline.planning.builder import Builder
+    from pipeline.recipe.types import Recipe
+    from pipeline.stages.base import AnyStage, StageConfig
+    from pipeline.targets.base import DeviceRun, TargetChain
+    from pipeline.tasks import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What every target is measured with, by component."""
+
+    samples: Mapping[str, NodeRef]
+    probes: Mapping[str, NodeRef]
+    references: Mapping[str, NodeRef]
+    is_diagnosing: bool = False
+
+
+def with_diagnosis(
+    target: TargetPlan, builder: Builder, recipe: Recipe, task: Task, measures: Measures
+) -> TargetPlan:
+    """The target with the checks that explain its failure."""
+    builder.prefix = target.name
+    limits = recipe.gates.of(target.name).checks
+    checks = [
+        check
+        for component in target.chain.models
+        for check in _plan_checks(component, target.chain, builder, task, limits, measures)
+    ]
+    return replace(target, checks=tuple(checks))
+
+
+def plan_target(
+    name: str,
+    chain: TargetChain,
+    builder: Builder,
+    recipe: Recipe,
+    task: Task,
+    measures: Measures,
+) -> TargetPlan:
+    """Add what measures a target: a comparison of every model in its chain, checks, and a benchmark."""
+    gates = recipe.gates.of(name)
+    validations = {}
+    benchmarks = {}
+    checks: list[TargetCheck] = []
+    for component, links in chain.models.items():
+        found = []
+        for link in links:
+            config = ValidateConfig(
+                task=task.name,
+                optimizations=link.optimizations,
+                batch_size=recipe.shapes.batch.opt,
+                outputs=link.outputs,
+            )
+            inputs: dict[str, Ref] = {
+                "model": link.node,
+                "samples": measures.samples[component],
+                "probes": measures.probes[component],
+                "reference": measures.references[component],
+            }
+            label = builder.drafts[link.node.node].stage.name
+            found.append(
+                (
+                    link,
+                    builder.add(VALIDATE, config, inputs, component=component, label=label),
+                )
+            )
+        if device := chain.device_runs.get(component):
+            found.append(_on_device(component, device, builder, recipe, measures))
+        validations[component] = tuple(found)
+        checks += _plan_checks(component, chain, builder, task, gates.checks, measures)
+        options = recipe.benchmark
+        runtime = "tensorrt" if device and device.provider is None else chain.runtime
+        if runtime is not None and options is not None:
+            benchmark = BenchmarkConfig(
+                task=task.name,
+                component=component,
+                runtime=runtime,
+                axes=task.axes,
+                shapes=benchmark_shapes(recipe, task),
+                launches=options.launches,
+                threads=options.threads or cores(),
+                margin=gates.speed.margin if gates.speed else 0.05,
+                reference_device="cuda" if device and _torch_has_cuda() else "cpu",
+                provider=device.provider if device else None,
+                profile=dict(builder.profile) if device and device.provider else {},
+            )
+            benchmarks[component] = builder.add(
+                _benchmark_stage(device),
+                benchmark,
+                {
+                    "checkpoint": SourceRef("checkpoint"),
+                    "model": device.node if device else links[-1].node,
+                    "samples": measures.samples[component],
+                    **({"cache": device.cache} if device and device.cache else {}),
+                },
+                component=component,
+            )
+    return TargetPlan(
+        name=name,
+        chain=chain,
+        validations=validations,
+        benchmarks=benchmarks,
+        checks=tuple(checks),
+    )
+
+
+def _benchmark_stage(device: DeviceRun | None) -> AnyStage:
+    if device is None:
+        return BENCHMARK
+    return BENCHMARK_ENGINE if device.provider is None else BENCHMARK_PROVIDER
+
+
+def _torch_has_cuda() -> bool:
+    """By its version: wheels for the CPU say so, and those of the package index for Linux do not."""
+    torch = find_package("torch")
+    return torch is not None and not torch.version.endswith("+cpu")
+
+
+def _on_device(
+    component: str,
+    device: DeviceRun,
+    builder: Builder,
+    recipe: Recipe,
+    measures: Measures,
+) -> tuple[ModelLink, NodeRef]:
+    """What runs on the device as the last link of its chain, and the node that compares it."""
+    stage: AnyStage = VALIDATE_ENGINE
+    config: StageConfig
+    if device.provider is not None:
+        stage = VALIDATE_PROVIDER
+        config = ValidateProviderConfig(
+            task=builder.task_name,
+            plan=device.provider,
+            profile=dict(builder.profile),
+            batch_size=recipe.shapes.batch.opt,
+        )
+    else:
+        config = ValidateEngineConfig(
+            task=builder.task_name,
+            runtime="tensorrt" if device.runtime == "tensorrt" else "tensorrt-rtx",
+            # Smaller ones would be filled up.
+            batch_size=max(
+                recipe.shapes.batch.opt,
+                min(each[BATCH_AXIS][0] for each in device.profiles),
+            ),
+        )
+    inputs: dict[str, Ref] = {
+        "model": device.node,
+        "samples": measures.samples[component],
+        "probes": measures.probes[component],
+        "reference": measures.references[component],
+    }
+    if device.cache is not None:
+        inputs["cache"] = device.cache
+    link = ModelLink(node=device.node, optimizations="disabled", arithmetic=device.arithmetic)
+    return link, builder.add(stage, config, inputs, component=component)
+
+
+def _plan_checks(
+    component: str,
+    chain: TargetChain,
+    builder: Builder,
+    task: Task,
+    limits: CheckLimits,
+    measures: Measures,
+) -> Iterator[TargetCheck]:
+    links = chain.models[component]
+    drafts = [builder.drafts[link.node.node] for link in links]
+    subject = Subject(
+        component=component,
+        links=tuple(
+            Link(
+                model=link,
+                stage=draft.stage.name,
+                config=draft.config,
+                inputs=draft.inputs,
+            )
+            for link, draft in zip(links, drafts, strict=True)
+        ),
+        samples=measures.samples[component],
+        probes=measures.probes[component],
+        reference=measures.references[component],
+        task=task,
+        profile=builder.profile,
+        is_diagnosing=measures.is_diagnosing,
+        device=chain.device_runs.get(component),
+    )
+    for check in CHECKS:
+        own = getattr(limits, check.name)
+        for wanted in check.plan(subject, own) if own is not None else ():
+            node = builder.add(
+                check.stage,
+                wanted.config,
+                wanted.inputs,
+                component=component,
+                label=wanted.link.stage,
+            )
+            yield TargetCheck(
+                check=check.name, component=component, of=wanted.link.node, node=node
+            )
