@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -62,6 +62,8 @@ class Subject:
         task: The task.
         profile: Axis -> (smallest, usual, largest) that the recipe allows.
         is_diagnosing: A gate failed, and what explains it is worth some time.
+        models: Component -> its graphs, for checks of several components together.
+        sources: Of an encoder with a decoder, the evaluation samples of the two together.
         device: What runs the last link on this machine's GPU; None when nothing does.
     """
 
@@ -73,6 +75,8 @@ class Subject:
     task: Task
     profile: Mapping[str, tuple[int, int, int]]
     is_diagnosing: bool = False
+    models: Mapping[str, tuple[ModelLink, ...]] = field(default_factory=dict)
+    sources: NodeRef | None = None
     device: DeviceRun | None = None
 
 

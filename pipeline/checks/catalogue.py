@@ -16,6 +16,7 @@ from pipeline.checks.layers import LAYERS
 from pipeline.checks.quantization import QUANTIZATION
 from pipeline.checks.repair import REPAIR_CHECK
 from pipeline.checks.sensitivity import SENSITIVITY_CHECK
+from pipeline.checks.seq2seq import SEQ2SEQ
 
 if TYPE_CHECKING:
     from pipeline.checks.base import Check
@@ -25,6 +26,7 @@ CHECKS: tuple[Check, ...] = (
     EXPORT_CHECK,
     INVARIANCE,
     GENERATION,
+    SEQ2SEQ,
     GENERATION_SPEED,
     HEADROOM,
     CAST_CHECK,

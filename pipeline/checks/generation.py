@@ -60,6 +60,7 @@ SENTENCES: Final[Mapping[str, str]] = {
     "token_by_token": "read token by token",
     "chunked": "read in chunks",
     "left_padded": "read beside others with padding in front",
+    "padded_sources": "read beside others with longer sources",
     "reordered": "read behind a cache whose rows were exchanged",
     "longest": "at the end of the longest text",
 }

@@ -17,6 +17,7 @@ from pipeline.checks.layers import LayerLimits
 from pipeline.checks.quantization import QuantizationLimits
 from pipeline.checks.repair import RepairGate
 from pipeline.checks.sensitivity import SensitivityLimits
+from pipeline.checks.seq2seq import Seq2SeqLimits
 
 
 class CheckLimits(Limits):
@@ -34,6 +35,10 @@ class CheckLimits(Limits):
         default=GenerationLimits(),
         description="of text generation: a text token by token, in chunks, with padding in front "
         "and behind any past, against the text read whole, and that against the checkpoint",
+    )
+    seq2seq: Seq2SeqLimits | None = Field(
+        default=Seq2SeqLimits(),
+        description="of encoders with decoders: the same of both graphs together, with sources padded",
     )
     generation_speed: GenerationSpeedLimits | None = Field(
         default=None,

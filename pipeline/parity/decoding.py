@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from pipeline.runtimes.decoder import Cache, Decoder, Floats, Tokens
 
 Case: TypeAlias = Literal[
-    "whole", "prefill", "token_by_token", "chunked", "left_padded", "reordered", "longest"
+    "whole",
+    "prefill",
+    "token_by_token",
+    "chunked",
+    "left_padded",
+    "padded_sources",
+    "reordered",
+    "longest",
 ]
 CHUNK: Final = 5
 """Tokens of a chunk: no size that a model is built from, and the last chunk is a smaller one."""

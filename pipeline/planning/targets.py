@@ -211,6 +211,8 @@ def _plan_checks(
         task=task,
         profile=builder.profile,
         is_diagnosing=measures.is_diagnosing,
+        models=chain.models,
+        sources=builder.evaluation_samples() if task.parts else None,
         device=chain.device_runs.get(component),
     )
     for check in CHECKS:

@@ -87,6 +87,12 @@ RULES = {
         help="A text is read in several ways and compared with the text read whole, and with the "
         "checkpoint; `gates.checks.generation` holds the limits.",
     ),
+    "seq2seq": Rule(
+        name="WritesOtherTextOfASource",
+        text="An encoder and its decoder do not give the logits that they must give together.",
+        help="A target is read in several ways behind its source and compared with the target read "
+        "whole, and with the checkpoint; `gates.checks.seq2seq` holds the limits.",
+    ),
     "generation_speed": Rule(
         name="WritesTooSlowly",
         text="A decoder writes fewer tokens a second than the recipe asks for.",

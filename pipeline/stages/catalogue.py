@@ -16,6 +16,8 @@ from pipeline.stages.check_export import CHECK_EXPORT
 from pipeline.stages.check_generation import CHECK_GENERATION
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
+from pipeline.stages.check_seq2seq import CHECK_SEQ2SEQ
+from pipeline.stages.choose_bits import CHOOSE_BITS
 from pipeline.stages.compare_layers import COMPARE_LAYERS
 from pipeline.stages.decoder_samples import DECODER_SAMPLES
 from pipeline.stages.engine import ENGINE
@@ -62,6 +64,7 @@ STAGES: tuple[AnyStage, ...] = (
     CALIBRATE,
     OBSERVE_PRODUCTS,
     SCALE_CHANNELS,
+    CHOOSE_BITS,
     SENSITIVITY,
     REPAIR,
     QUANTIZE_DYNAMIC,
@@ -80,6 +83,7 @@ STAGES: tuple[AnyStage, ...] = (
     CHECK_EXPORT,
     CHECK_CAST,
     CHECK_GENERATION,
+    CHECK_SEQ2SEQ,
     CHECK_QUANTIZATION,
     CHECK_REPAIR,
     CHECK_ASSIGNMENT,
