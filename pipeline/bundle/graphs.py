@@ -44,6 +44,7 @@ class Quantization(_Part):
     mode: str
     bits: int | None = None
     block_size: int | None = None
+    per_channel: bool = False
 
 
 class Declaration(_Part):

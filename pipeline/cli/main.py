@@ -66,6 +66,7 @@ cli.add_command(
     LazyCommand("export-epcontext", "pipeline.cli.export_epcontext:export_epcontext_command")
 )
 cli.add_command(LazyCommand("export-genai", "pipeline.cli.export_genai:export_genai_command"))
+cli.add_command(LazyCommand("export-optimum", "pipeline.cli.export_optimum:export_optimum_command"))
 cli.add_command(
     LazyCommand(
         "export-transformersjs", "pipeline.cli.export_transformersjs:export_transformersjs_command"
