@@ -116,3 +116,38 @@ def test_a_calibrated_method_needs_calibration_data(
 ) -> None:
     with pytest.raises(RecipeError, match=f"method {method} rounds weights by what goes into"):
         _plan(tmp_path, sentence_encoder, _int4(method))
+
+
+def test_mixed_bits_are_chosen_for_the_graph_that_is_quantised(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    mixed = {"mode": "weight_only", "method": "gptq", "mixed": {"bits_budget": 4.5}}
+    targets = [_int4("gptq"), _int4("mixed", quantization=mixed)]
+    plan = _plan(tmp_path, sentence_encoder, *targets, uses=("evaluation", "calibration"))
+    (choice,) = [node for node in plan.nodes if node.stage.name == "choose_bits"]
+    quantized = [node for node in plan.nodes if node.stage.name == "quantize_weights"]
+    assert len(quantized) == 2
+    assert quantized[0].inputs["model"] == choice.inputs["model"]
+    assert choice.config.quantizer == quantized[1].config
+    assert set(quantized[1].inputs) == {"model", "moments", "bits"}
+    assert [node.stage.name for node in plan.nodes].count("observe_products") == 1
+    with pytest.raises(RecipeError, match="bits are chosen by what goes into their products"):
+        _plan(tmp_path, sentence_encoder, _int4("m", quantization=mixed | {"method": "rtn"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 8, "mixed": {"bits_budget": 4.5}}, "`mixed` is for bits 4"),
+        ({"method": "awq", "mixed": {"bits_budget": 4.5}}, "not for method awq"),
+        ({"mixed": {"bits_budget": 4}}, "bits_budget"),
+        ({"mixed": {}}, "needs one of"),
+    ],
+)
+def test_bits_that_cannot_be_mixed_are_refused(
+    tmp_path: Path, sentence_encoder: Path, changes: dict[str, Any], message: str
+) -> None:
+    quantization = {"mode": "weight_only"} | changes
+    precision = f"int{changes.get('bits', 4)}"
+    with pytest.raises(RecipeError, match=message):
+        _plan(tmp_path, sentence_encoder, precision=precision, quantization=quantization)

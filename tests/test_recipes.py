@@ -27,6 +27,7 @@ LABELLED = {
     "question-answering": (checkpoints.build_question_answerer, "question"),
     "image-classification": (checkpoints.build_image_classifier, "image"),
     "causal-lm": (checkpoints.build_causal_language_model, "text"),
+    "causal-lm-int4": (checkpoints.build_causal_language_model, "text"),
 }
 TRAINED = {
     "text-classification": "snippets",
@@ -79,7 +80,8 @@ def test_a_recipe_is_planned_with_a_model_and_data_of_ones_own(name: str, tmp_pa
     )
     store = open_store(BuildOptions(store=tmp_path / "store"))
     plan = prepare_plan(load_recipe_file(changes, variables), store)
-    assert {target.name for target in plan.targets} >= {"cpu-fp32", "cpu-int8"}
+    names = {target.name for target in plan.targets}
+    assert names >= {"cpu-fp32", "int4-gptq" if name == "causal-lm-int4" else "cpu-int8"}
 
 
 @pytest.mark.trained
@@ -125,6 +127,28 @@ def test_a_trained_language_model_keeps_its_perplexity_by_the_recipe(tmp_path: P
         assert not (artifact.path / name / "export.json").exists()
     with pytest.raises(RecipeError, match="keeps no cache between requests"):
         read_artifact(artifact.path)
+
+
+@pytest.mark.trained
+def test_a_trained_language_model_in_4_bits_is_best_by_calibration(tmp_path: Path) -> None:
+    trained = ensure_trained("lm")
+    variables = {"model": str(trained.checkpoint), "data": str(trained.root)}
+    recipe = tmp_path / "recipe.yaml"
+    base = str(RECIPES / "causal-lm-int4.yaml")
+    data = {"evaluation": {"samples": 100}}  # of 32 texts the intervals are too wide
+    recipe.write_text(json.dumps({"extends": base, "benchmark": None, "data": data}))
+    artifact = pipeline.convert(
+        recipe, output=tmp_path / "artifacts", store=tmp_path / "store", variables=variables
+    )
+    report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
+    assert {gate["verdict"] for gate in report["gates"]} == {"passed"}
+    worst = {
+        gate["target"]: gate["measured"]
+        for gate in report["gates"]
+        if gate["metric"] == "quantize_weights.perplexity"
+    }
+    assert set(worst) == {"int4-rtn", "int4-gptq", "int4-awq", "int4-mixed"}
+    assert 1.0 < worst["int4-mixed"] < worst["int4-gptq"] < worst["int4-rtn"] < 1.02
 
 
 @pytest.mark.slow

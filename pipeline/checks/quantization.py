@@ -51,7 +51,7 @@ from pipeline.stages.check_quantization import (
 from pipeline.stages.given_back import REPAIR_PORT
 from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
 from pipeline.stages.quantize_static import QuantizeStaticConfig
-from pipeline.stages.quantize_weights import MOMENTS_PORT, QuantizeWeightsConfig
+from pipeline.stages.quantize_weights import BITS_PORT, MOMENTS_PORT, QuantizeWeightsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -162,7 +162,7 @@ def _plan(subject: Subject, limits: QuantizationLimits) -> Iterator[PlannedCheck
             SAMPLES_PORT: subject.samples,
             PROBES_PORT: subject.probes,
         }
-        kept = (RANGES_PORT, REPAIR_PORT, MOMENTS_PORT)
+        kept = (RANGES_PORT, REPAIR_PORT, MOMENTS_PORT, BITS_PORT)
         inputs |= {port: link.inputs[port] for port in kept if port in link.inputs}
         yield PlannedCheck(link=link, config=asked, inputs=inputs)
 

@@ -35,6 +35,7 @@ class QuantizationResult:
         weight_coverage: Share of the bytes of all layers' weights that was quantised, a shared
             weight counted once; embeddings are no layers. Zero without any.
         layer_coverage: Share of the layers (products with a weight) that was quantised.
+        bits_per_weight: Mean over the quantised weights, scales not counted.
     """
 
     quantized: tuple[str, ...]
@@ -44,6 +45,7 @@ class QuantizationResult:
     damped_channels: tuple[DampedChannels, ...]
     weight_coverage: float
     layer_coverage: float
+    bits_per_weight: float = 8.0
 
     def require_any(self, hint: str = _STATIC_HINT) -> None:
         """Refuse a quantisation that left every layer float: it is not what was asked for.

@@ -9,12 +9,14 @@ the type of the weight, so the same code serves float32, float16 and bfloat16 gr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
+from pipeline.errors import QuantizationError
 from pipeline.graph.blockwise import quantize_blocks
 from pipeline.graph.fusions.matching import GraphEditor, node_name
 from pipeline.graph.kept_float import find_kept_float
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
     from pipeline.graph.weight_methods.base import Bits
     from pipeline.graph.weight_methods.compensation import Factor
 
-_OPSETS: Final[dict[Bits, int]] = {4: 21, 8: 19}
-"""The first one with int4 and blocks; with scales in 16 bits."""
+_BLOCKS_OPSET: Final = 21
+"""The first one with int4 and blocks."""
+
+_PLAIN_OPSET: Final = 19
+"""The first one with scales in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,12 @@ class WeightOnlyRequest:
     method: str
     op_types: tuple[str, ...]
     exclude_nodes: tuple[str, ...]
+    wide: frozenset[str] = frozenset()
+    """Names of layers that have 8 bits where the others have 4."""
+
+    def bits_of(self, layer: WeightedLayer) -> Bits:
+        """Of one layer's weight."""
+        return 8 if layer.name in self.wide else self.bits
 
 
 def prepare(model: ir.Model, request: WeightOnlyRequest) -> tuple[WeightedLayer, ...]:
@@ -53,7 +64,8 @@ def prepare(model: ir.Model, request: WeightOnlyRequest) -> tuple[WeightedLayer,
         StageError: when an operator would mean something else in the opset that is needed.
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    raise_opset(model, _OPSETS[request.bits])
+    has_blocks = request.bits == 4 or request.block_size is not None
+    raise_opset(model, _BLOCKS_OPSET if has_blocks else _PLAIN_OPSET)
     return find_weighted_layers(model.graph)
 
 
@@ -73,6 +85,7 @@ def quantize_weights(
     """
     layers = prepare(model, request)
     reasons = weight_only_reasons(layers, request)
+    _require_known(request.wide, layers, reasons)
     record = LayerRecord(layers, reasons)
     editor = GraphEditor(model.graph)
     factors = None
@@ -88,7 +101,28 @@ def quantize_weights(
             made[weight] = _dequantized(layer, weight, request, editor, factor)
         layer.node.replace_input_with(1, made[weight])
     RemoveUnusedNodesPass()(model)
-    return record.result(embeddings=())
+    sizes = {
+        layer.weight: (request.bits_of(layer), _elements(layer.weight))
+        for layer in layers
+        if layer not in reasons and layer.weight is not None
+    }
+    weights = sum(count for _, count in sizes.values())
+    mean = sum(bits * count for bits, count in sizes.values()) / max(1, weights)
+    return replace(record.result(embeddings=()), bits_per_weight=mean)
+
+
+def _elements(weight: ir.Value) -> int:
+    return 0 if weight.shape is None else math.prod(weight.shape.numpy())
+
+
+def _require_known(
+    wide: frozenset[str], layers: Sequence[WeightedLayer], reasons: dict[WeightedLayer, str]
+) -> None:
+    unknown = wide - {layer.name for layer in layers if layer not in reasons}
+    if unknown:
+        raise QuantizationError(
+            f"`{min(unknown)}` is to have 8 bits, and is no layer that is quantised"
+        )
 
 
 def weight_only_reasons(
@@ -169,7 +203,7 @@ def _dequantized(
     made = quantize_blocks(
         weight.const_value.numpy(),
         axis=input_axis(layer),
-        bits=request.bits,
+        bits=request.bits_of(layer),
         block_size=request.block_size,
         method=request.method,
         factor=factor,

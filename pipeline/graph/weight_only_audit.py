@@ -110,7 +110,7 @@ class _WeightOnlyAuditor(Auditor):
 
     def _lacks(self, *, is_stored: bool, reads_integers: bool) -> str:
         del reads_integers  # a row of `_activation`
-        return "" if is_stored else f"its weight is not in {self._request.bits} bits"
+        return "" if is_stored else "its weight is not in few bits"
 
     def _activation(
         self,
@@ -124,15 +124,16 @@ class _WeightOnlyAuditor(Auditor):
     def _formats(
         self, layer: str, stored: StoredConstant, content: NDArray[Any], axis: int | None
     ) -> None:
-        wrong = list(self._faults(stored, content, 1 if axis is None else axis))
+        bits = self._bits(layer)
+        wrong = list(self._faults(stored, content, 1 if axis is None else axis, bits))
         detail = f"its weight `{stored.name}` {', and '.join(wrong)}" if wrong else ""
         self._row("wrong_formats", layer, len(wrong), detail)
 
     def _faults(
-        self, stored: StoredConstant, content: NDArray[Any], outputs: int
+        self, stored: StoredConstant, content: NDArray[Any], outputs: int, bits: Bits
     ) -> Iterator[str]:
         """What is wrong with the form of a weight."""
-        bits, size = self._request.bits, self._request.block_size
+        size = self._request.block_size
         if stored.values.dtype != STORED[bits]:
             yield f"is {stored.values.dtype}, not {STORED[bits]}"
         if stored.block_size != size:
@@ -168,17 +169,23 @@ class _WeightOnlyAuditor(Auditor):
             self._row("weight_error", layer, np.inf, f"{name} has another shape")
             return
         rows = _Rows(stored, content, axis, size)
-        found = self._plainly(rows) if self._factors is None else self._calibrated(rows, layer)
+        if self._factors is None:
+            found = self._plainly(rows, self._bits(layer))
+        else:
+            found = self._calibrated(rows, layer)
         for kind, (value, where) in found.items():
             self._row(kind, layer, value, f"{name} {where}")
 
-    def _plainly(self, rows: _Rows) -> dict[Kind, tuple[float, str]]:
+    def _bits(self, layer: str) -> Bits:
+        return self._request.bits_of(self._by_name[layer])
+
+    def _plainly(self, rows: _Rows, bits: Bits) -> dict[Kind, tuple[float, str]]:
         worst, step = (0.0, ""), (0.0, "")
         loss = self._method.loss
         for start, blocks in rows.parts():
-            error = blocks.error(start, may_clip=loss is not None, largest=self._largest)
+            error = blocks.error(start, may_clip=loss is not None, largest=LARGEST[bits])
             worst = max(worst, error)
-            step = max(step, blocks.step(start, loss, self._request.bits))
+            step = max(step, blocks.step(start, loss, bits))
         return {"weight_error": worst, "weight_step": step}
 
     def _calibrated(self, rows: _Rows, layer: str) -> dict[Kind, tuple[float, str]]:
@@ -187,17 +194,14 @@ class _WeightOnlyAuditor(Auditor):
             raise ValueError("the method is not calibrated")
         factor = self._factors.of(self._by_name[layer])
         moments = self._factors.products(self._by_name[layer])
+        largest = LARGEST[self._bits(layer)]
         for start, blocks in rows.parts():
-            these = blocks.compensated(factor, moments, self._largest)
+            these = blocks.compensated(factor, moments, largest)
             value, (row, column) = these.distance()
             worst = max(worst, (value, f"at output {start + row}, input {column}"))
             value, row = these.coarseness()
             step = max(step, (value, f"in output {start + row}"))
         return {"weight_error": worst, "weight_step": step}
-
-    @property
-    def _largest(self) -> int:
-        return LARGEST[self._request.bits]
 
 
 def _scale_shape(content: NDArray[Any], outputs: int, size: int | None) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Compare a quantised graph with the float graph it was made from, exactly, and its ranges with data.
 
 Ports: `model` (quantised), `float` (what it was made from), `samples` (for evaluation), `probes`, for
-static quantisation `ranges`, and `repair` and `moments` where the quantising stage had them. Facts only.
+static quantisation `ranges`, and `repair`, `moments` and `bits`
+where the quantising stage had them. Facts only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from pydantic import Field
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
 from pipeline.stages.quantize_static import QuantizeStaticConfig
-from pipeline.stages.quantize_weights import MOMENTS_PORT, QuantizeWeightsConfig
+from pipeline.stages.quantize_weights import (
+    MOMENTS_PORT,
+    QuantizeWeightsConfig,
+    as_request,
+    read_wide,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -120,7 +126,6 @@ def _audit(
     from pipeline.graph.qdq_placements import PLACEMENTS
     from pipeline.graph.quantization import QuantizationOptions
     from pipeline.graph.quantization_audit import StaticRequest, audit_dynamic, audit_static
-    from pipeline.graph.weight_only import WeightOnlyRequest
     from pipeline.graph.weight_only_audit import audit_weight_only
     from pipeline.stages.given_back import read_given_back
 
@@ -140,7 +145,7 @@ def _audit(
         audit = audit_dynamic(original, made, options)
     elif config.weight_only is not None:
         moments = Moments(inputs[MOMENTS_PORT]) if MOMENTS_PORT in inputs else None
-        asked = WeightOnlyRequest(**config.weight_only.model_dump())
+        asked = as_request(config.weight_only, read_wide(inputs))
         audit = audit_weight_only(original, made, asked, moments)
     else:
         raise ValueError("neither a dynamic, a static nor a weight-only quantisation")

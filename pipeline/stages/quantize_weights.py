@@ -1,7 +1,8 @@
 """Store the weights of a graph in 4 or 8 bits; what is computed stays float.
 
-Ports: `model` (fused for ONNX Runtime, or cast to float16 or bfloat16 for TensorRT) and, for a calibrated
-method, `moments` of what goes into its products. No ranges are needed: activations are not quantised.
+Ports: `model` (fused for ONNX Runtime, or cast to float16 or bfloat16 for TensorRT); for a calibrated
+method `moments` of what goes into its products; where some have 8 bits and others 4, `bits`. No ranges
+are needed: activations are not quantised.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from pipeline.graph.weight_only import WeightOnlyRequest
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
 
 MODEL_PORT = "model"
 MOMENTS_PORT = "moments"
+BITS_PORT = "bits"
+
+BITS_FILE: Final = "bits.json"
+"""What `pipeline.stages.choose_bits` writes."""
 
 WeightBits = Literal[4, 8]
 BlockSize = Literal[16, 32, 64, 128, 256]
@@ -48,7 +54,8 @@ class WeightOnlyOptions(StageConfig):
     block_size: BlockSize | None = Field(
         default_factory=_default_block_size,
         description="how many weights along the input share one scale; null means one scale for "
-        f"each output. 4 bits: {DEFAULT_BLOCK_SIZE} by default; 8 bits: always null",
+        f"each output. 4 bits: {DEFAULT_BLOCK_SIZE} by default; 8 bits: null by default, and for "
+        "TensorRT always",
     )
     method: Literal["rtn", "clip", "hqq", "k_quant", "gptq", "awq"] = Field(
         default="clip",
@@ -66,13 +73,6 @@ class WeightOnlyOptions(StageConfig):
         description="names of nodes that stay float; `*`, `?` and `[...]` match as in file names, "
         "and a pattern that matches nothing is an error",
     )
-
-    @model_validator(mode="after")
-    def _block_size_fits_bits(self) -> Self:
-        if self.bits == 8 and self.block_size is not None:
-            msg = "bits 8 takes no `block_size`: it has one scale for each output"
-            raise ValueError(msg)
-        return self
 
 
 class QuantizeWeightsConfig(WeightOnlyOptions):
@@ -104,11 +104,12 @@ def run(
     from pipeline.calibration.moments import Moments
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.validity import require_valid
-    from pipeline.graph.weight_only import WeightOnlyRequest, quantize_weights
+    from pipeline.graph.weight_only import quantize_weights
 
     model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
     moments = Moments(inputs[MOMENTS_PORT]) if MOMENTS_PORT in inputs else None
-    result = quantize_weights(model, WeightOnlyRequest(**config.model_dump()), moments)
+    request = as_request(config, read_wide(inputs))
+    result = quantize_weights(model, request, moments)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
     result.require_any(
@@ -125,8 +126,43 @@ def run(
         "bits": config.bits,
         "block_size": config.block_size,
         "method": config.method,
+        "eight_bits": sorted(request.wide),
+        "bits_per_weight": result.bits_per_weight,
         **result.as_json(size_ratio),
     }
+
+
+def as_request(
+    config: QuantizeWeightsConfig, wide: frozenset[str] = frozenset()
+) -> WeightOnlyRequest:
+    """What is asked of the graph.
+
+    Args:
+        config: What was asked of the stage.
+        wide: Names of the layers that have 8 bits where others have 4.
+    """
+    from pipeline.graph.weight_only import WeightOnlyRequest
+
+    return WeightOnlyRequest(**config.model_dump(), wide=wide)
+
+
+def read_wide(inputs: Mapping[str, Path]) -> frozenset[str]:
+    """Names of the layers that have 8 bits where others have 4; none without the port.
+
+    Raises:
+        StageError: when the file is not one that `choose_bits` writes.
+    """
+    import json
+
+    from pipeline.errors import StageError
+
+    if BITS_PORT not in inputs:
+        return frozenset()
+    try:
+        names = json.loads((inputs[BITS_PORT] / BITS_FILE).read_text("utf-8"))["eight_bits"]
+        return frozenset(map(str, names))
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise StageError(f"not a choice of bits: {err}", where=BITS_FILE) from err
 
 
 QUANTIZE_WEIGHTS = Stage(

@@ -71,6 +71,9 @@ class TensorRTWeightOnlyQuantization(WeightOnlyOptions):
                 "share one scale for each output, and writes them out as floats at every run"
             )
             raise ValueError(msg)
+        if self.bits == 8 and self.block_size is not None:
+            msg = "bits 8 takes no `block_size` here: TensorRT has 8-bit weights with one scale for each output"
+            raise ValueError(msg)
         return self
 
 

@@ -15,6 +15,7 @@ from pipeline.runtimes.ort_providers import (
 )
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
+from pipeline.stages.choose_bits import MixedOptions  # noqa: TC001  (pydantic reads it)
 from pipeline.stages.fuse import FUSE, FuseConfig
 from pipeline.stages.provider_engine import PROVIDER_ENGINE, ProviderEngineConfig
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC, QuantizeDynamicConfig
@@ -23,7 +24,7 @@ from pipeline.stages.quantize_static import (
     OnnxRuntimeStaticOptions,
     QuantizeStaticConfig,
 )
-from pipeline.stages.quantize_weights import WeightOnlyOptions
+from pipeline.stages.quantize_weights import SCALED, WeightOnlyOptions
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
@@ -50,6 +51,18 @@ class WeightOnlyQuantization(WeightOnlyOptions):
     """INT4 or INT8 weights and nothing else; ONNX Runtime picks the kernels when it loads them."""
 
     mode: Literal["weight_only"]
+    mixed: MixedOptions | None = Field(
+        default=None,
+        description="of 4 bits: some products get 8, those that lose most on `data.calibration`",
+        examples=[{"bits_budget": 4.5}],
+    )
+
+    @model_validator(mode="after")
+    def _mixed_fits(self) -> Self:
+        if self.mixed is not None and (self.bits != 4 or self.method == SCALED):
+            msg = f"`mixed` is for bits 4, and not for method {SCALED}"
+            raise ValueError(msg)
+        return self
 
 
 Quantization = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.stages.choose_bits import CHOOSE_BITS, ChooseBitsConfig
 from pipeline.stages.observe_products import (
     MODEL_PORT,
     OBSERVE_PRODUCTS,
@@ -11,6 +12,7 @@ from pipeline.stages.observe_products import (
     ObserveProductsConfig,
 )
 from pipeline.stages.quantize_weights import (
+    BITS_PORT,
     CALIBRATED,
     MOMENTS_PORT,
     QUANTIZE_WEIGHTS,
@@ -48,8 +50,15 @@ def add_weight_only(
     method = "clip" if options.method == SCALED else options.method
     config = QuantizeWeightsConfig(**(fields | {"method": method}))
     ports: dict[str, Ref] = {"model": model}
+    mixed = getattr(options, "mixed", None)
+    if config.method in CALIBRATED or mixed is not None:
+        moments = _observed(builder, component, options, simplified)
     if config.method in CALIBRATED:
-        ports[MOMENTS_PORT] = _observed(builder, component, options, simplified)
+        ports[MOMENTS_PORT] = moments
+    if mixed is not None:
+        choice = ChooseBitsConfig(**mixed.model_dump(), quantizer=config)
+        seen: dict[str, Ref] = {"model": model, MOMENTS_PORT: moments}
+        ports[BITS_PORT] = builder.add(CHOOSE_BITS, choice, seen, component=component)
     return builder.add(QUANTIZE_WEIGHTS, config, ports, component=component)
 
 
@@ -81,8 +90,11 @@ def add_scaling(
 def _observed(
     builder: ChainBuilder, component: str, options: WeightOnlyOptions, simplified: NodeRef
 ) -> NodeRef:
-    samples = builder.calibration_samples(
-        purpose=f"method {options.method} rounds weights by what goes into their products"
+    rounds = (
+        f"method {options.method} rounds weights"
+        if options.method in {*CALIBRATED, SCALED}
+        else "bits are chosen"
     )
+    samples = builder.calibration_samples(purpose=f"{rounds} by what goes into their products")
     ports: dict[str, Ref] = {MODEL_PORT: simplified, SAMPLES_PORT: samples}
     return builder.add(OBSERVE_PRODUCTS, ObserveProductsConfig(), ports, component=component)

@@ -18,14 +18,16 @@ from pipeline.checks.quantization import QUANTIZATION, QuantizationLimits
 from pipeline.engines.build import EngineRequest, build_engine
 from pipeline.engines.builder_log import parse_layers
 from pipeline.engines.module import TENSORRT_RTX
-from pipeline.errors import QuantizationError
+from pipeline.errors import QuantizationError, StageError
 from pipeline.graph.engine_checks import read_engine_graph
 from pipeline.parity.types import NoiseFloor
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION, CheckQuantizationConfig
+from pipeline.stages.choose_bits import CHOOSE_BITS, ChooseBitsConfig, MixedOptions
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.fuse import FUSE, FuseConfig
 from pipeline.stages.fuse_attention import FUSE_ATTENTION, FuseAttentionConfig
+from pipeline.stages.observe_products import OBSERVE_PRODUCTS, ObserveProductsConfig
 from pipeline.stages.probes import PROBES, ProbesConfig
 from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS, QuantizeWeightsConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
@@ -144,16 +146,24 @@ def test_an_engine_multiplies_floats_and_integers(
     assert kinds.count(kind) / len(kinds) > 0.8
 
 
-def _check(bench: Workbench, form: str, model: Path, name: str) -> dict[str, GateResult]:
+def _check(
+    bench: Workbench,
+    form: str,
+    model: Path,
+    name: str,
+    config: QuantizeWeightsConfig | None = None,
+    **ports: str | Path,
+) -> dict[str, GateResult]:
     """Results by the last part of their metric."""
     facts = bench.run(
         CHECK_QUANTIZATION,
-        CheckQuantizationConfig(weight_only=CONFIGS[form]),
+        CheckQuantizationConfig(weight_only=config or CONFIGS[form]),
         name,
         model=model,
         float=SOURCES[form],
         samples="samples",
         probes="probes",
+        **ports,
     )
     floor = NoiseFloor(component="model", output="logits", float64=2e-7, threads=1e-7, samples=12)
     measured = Measured(
@@ -227,6 +237,84 @@ def test_the_check_refuses_a_damaged_graph(
     assert kind in _failed(_check(bench, "int4", twin, damage.__name__))
 
 
+@pytest.fixture(scope="module")
+def observed(bench: Workbench) -> Workbench:
+    """The same with the moments of what goes into its products."""
+    ports: dict[str, str | Path] = {"model": "simplify", "samples": "samples"}
+    bench.run(OBSERVE_PRODUCTS, ObserveProductsConfig(), "moments", **ports)
+    return bench
+
+
+@pytest.mark.parametrize("form", ["int4", "half", "operator"])
+def test_calibrated_weights_find_what_goes_into_every_product(
+    observed: Workbench, form: str
+) -> None:
+    """The graph that was observed is the simplified one; these were fused or cast since."""
+    config = QuantizeWeightsConfig(block_size=16, method="gptq")
+    ports: dict[str, str | Path] = {"moments": "moments"}
+    facts = observed.run(QUANTIZE_WEIGHTS, config, f"gptq-{form}", model=SOURCES[form], **ports)
+    assert len(facts["quantized"]) == PRODUCTS
+    made = observed.root / f"gptq-{form}"
+    results = _check(observed, form, made, f"good-gptq-{form}", config, **ports)
+    assert _failed(results) == set()
+
+
+def test_mixed_bits_keep_a_budget_and_are_checked(observed: Workbench) -> None:
+    config = CONFIGS["int4"]
+    ports: dict[str, str | Path] = {"moments": "moments"}
+    choice = ChooseBitsConfig(bits_budget=5.0, quantizer=config)
+    chosen = observed.run(CHOOSE_BITS, choice, "bits", model="fuse", **ports)
+    facts = observed.run(QUANTIZE_WEIGHTS, config, "mixed", model="fuse", bits="bits")
+    assert 4.5 < facts["bits_per_weight"] == chosen["bits_per_weight"] <= 5.0
+    assert 0 < len(facts["eight_bits"]) == chosen["eight_bits"] < PRODUCTS
+    wide = {name for row in chosen["layers"] if row["bits"] == 8 for name in row["layers"]}
+    assert wide == set(facts["eight_bits"])
+    results = _check(observed, "int4", observed.root / "mixed", "good-mixed", bits="bits")
+    assert _failed(results) == set()
+    # All in 4 bits, where some were to have 8.
+    results = _check(observed, "int4", observed.root / "int4", "bad-mixed", bits="bits")
+    assert "wrong_formats" in _failed(results)
+    # ... and the other way round.
+    results = _check(observed, "int4", observed.root / "mixed", "bad-plain")
+    assert "wrong_formats" in _failed(results)
+
+
+def test_products_that_lose_too_much_get_8_bits(observed: Workbench) -> None:
+    config, ports = CONFIGS["int4"], {"moments": "moments"}
+    losses = []
+    for limit in (1e-9, 0.08, 10.0):
+        choice = ChooseBitsConfig(max_noise=limit, quantizer=config)
+        facts = observed.run(CHOOSE_BITS, choice, f"bits-{limit}", model="fuse", **ports)
+        losses.append((facts["eight_bits"], facts["bits_per_weight"]))
+        for row in facts["layers"]:
+            assert (row["bits"] == 8) == (row["noise_with_4"] > limit)
+            assert row["noise_with_8"] < 0.2 * row["noise_with_4"]
+    assert losses[0] == (PRODUCTS, 8.0)
+    assert losses[2] == (0, 4.0)
+
+
+def test_blocks_of_8_bits_are_stored_and_checked(observed: Workbench) -> None:
+    config = QuantizeWeightsConfig(bits=8, block_size=16)
+    facts = observed.run(QUANTIZE_WEIGHTS, config, "int8-blocks", model="fuse")
+    assert (facts["bits"], facts["block_size"], facts["bits_per_weight"]) == (8, 16, 8.0)
+    made = observed.root / "int8-blocks"
+    assert _failed(_check(observed, "int8", made, "good-blocks", config)) == set()
+    assert "wrong_formats" in _failed(_check(observed, "int8", made, "bad-blocks"))
+
+
+def test_a_choice_of_bits_that_is_none_is_refused(observed: Workbench, tmp_path: Path) -> None:
+    for text, error, message in (
+        ("{}", StageError, "not a choice of bits"),
+        ('{"eight_bits": ["nothing"]}', QuantizationError, "`nothing` is to have 8 bits"),
+    ):
+        (tmp_path / "bits.json").write_text(text)
+        bench = Workbench(tmp_path / message[:7])
+        bench.root.mkdir()
+        ports = {"model": observed.root / "fuse", "bits": tmp_path}
+        with pytest.raises(error, match=message):
+            bench.run(QUANTIZE_WEIGHTS, CONFIGS["int4"], "none", **ports)
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(bench: Workbench, tmp_path: Path) -> None:
     config = QuantizeWeightsConfig(exclude_nodes=("nothing*",))
     with pytest.raises(QuantizationError, match=r"`nothing\*` matches no layer"):
@@ -248,5 +336,9 @@ def test_configs_say_what_is_meant() -> None:
     assert QuantizeWeightsConfig(block_size=None).block_size is None
     for config in (*CONFIGS.values(), QuantizeWeightsConfig(block_size=None)):
         assert QuantizeWeightsConfig.model_validate_json(config.model_dump_json()) == config
-    with pytest.raises(ValidationError, match="bits 8 takes no `block_size`"):
-        QuantizeWeightsConfig(bits=8, block_size=32)
+    assert QuantizeWeightsConfig(bits=8, block_size=32).block_size == 32
+    with pytest.raises(ValidationError, match="method awq is `clip`, after channels were scaled"):
+        QuantizeWeightsConfig(method="awq")
+    for limits in ({}, {"bits_budget": 5.0, "max_noise": 0.1}):
+        with pytest.raises(ValidationError, match="needs one of bits_budget and max_noise"):
+            MixedOptions(**limits)
