@@ -30,6 +30,7 @@ from pipeline.report.schema import (
     SampleSizes,
     StageParity,
     TargetReport,
+    TorchRun,
     WeightPart,
     WorstSample,
 )
@@ -163,6 +164,7 @@ def assemble_report(
         warnings=(*_warnings(results), *_device_warnings(targets)),
         sample_sizes=_sample_sizes(results),
         noise_floors=tuple(_noise_floors(results)),
+        torch_runs=tuple(_torch_runs(results)),
     )
     return judged(
         measured,
@@ -196,6 +198,18 @@ def _noise_floors(results: Results) -> Iterator[NoiseFloor]:
     for ref in results.plan.noise_floors.values():
         for floor in json.loads(results.document(ref, "noise.json") or "[]"):
             yield NoiseFloor.model_validate(floor)
+
+
+def _torch_runs(results: Results) -> Iterator[TorchRun]:
+    for run in results.plan.torch_runs:
+        parity = results.document(run.validation, "parity.json")
+        timed = results.document(run.benchmark, "benchmark.json")
+        yield TorchRun(
+            variant=run.variant,
+            component=run.component,
+            parity=None if parity is None else Parity.model_validate_json(parity),
+            benchmark=None if timed is None else BenchmarkResult.model_validate_json(timed),
+        )
 
 
 def _node_report(plan: Plan, outcome: NodeOutcome) -> NodeReport:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.environment import MACHINE_FACTS
-from pipeline.errors import RecipeError
-from pipeline.planning import node_preimage
+from pipeline.errors import EnvironmentMissing, RecipeError
+from pipeline.planning import node_preimage, torch_runs
 from pipeline.targets import tensorrt as full_target
 from tests.recipes import FP32, RTX
 from tests.runtimes.devices import BARE, H200, L4, gpu, install_device
@@ -150,7 +150,7 @@ def test_full_tensorrt_is_compared_on_the_gpu_it_was_built_for(
 ) -> None:
     import importlib
 
-    planning = importlib.import_module("pipeline.planning")
+    planning = importlib.import_module("pipeline.planning.keys")
     install_device(monkeypatch, full=True, machine=H200)
     monkeypatch.setattr(full_target, "this_machine", lambda: H200)
     monkeypatch.setattr(full_target, "require_module", lambda _module: "11.4.0")
@@ -194,3 +194,69 @@ def test_an_engine_is_measured_in_shapes_that_a_profile_takes(
         RecipeError, match="batch 1, sequence 16 is measured, and no profile of `rtx"
     ):
         plan([[1, 8], [1, 16]])
+
+
+# --- torch on the GPU, and CUDA graphs ------------------------------------------------------
+
+
+def _with_torch(monkeypatch: pytest.MonkeyPatch, machine: Machine, *, cuda: bool = True) -> None:
+    _with(monkeypatch, machine)
+    monkeypatch.setattr(torch_runs, "this_machine", lambda: machine)
+    monkeypatch.setattr(torch_runs, "torch_has_cuda", lambda: cuda)
+
+
+def test_torch_is_compared_and_timed_in_each_way_that_the_recipe_wants(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_torch(monkeypatch, L4)
+    wanted = {"benchmark": {"shapes": [[1, 8]], "torch_cuda": ["fp16", "compiled"]}}
+    plan = _plan(tmp_path, sentence_encoder, targets=[FP32], **wanted)
+    assert [run.variant for run in plan.torch_runs] == ["fp16", "compiled"]
+    for run in plan.torch_runs:
+        compared, timed = plan.nodes[run.validation.node], plan.nodes[run.benchmark.node]
+        assert compared.name == f"validate_torch@{run.variant}"
+        assert timed.name == f"benchmark_torch@{run.variant}"
+        assert (compared.config.variant, compared.config.device) == (run.variant, "cuda")
+        assert (timed.config.variant, timed.config.reference_device) == (run.variant, "cuda")
+        assert timed.inputs["model"] == timed.inputs["checkpoint"]
+        assert timed.stage.is_exclusive
+    plain = _plan(tmp_path, sentence_encoder, targets=[FP32], **TIMED)
+    assert plain.torch_runs == ()
+    assert _keys(plain).items() <= _keys(plan).items()
+
+
+@pytest.mark.parametrize(
+    ("machine", "cuda", "reason"),
+    [
+        (BARE, True, "this machine has no NVIDIA driver"),
+        (L4, False, "the torch that is installed is built for the CPU"),
+    ],
+)
+def test_torch_on_a_gpu_that_cannot_be_is_refused_with_its_place(
+    tmp_path: Path,
+    sentence_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
+    cuda: bool,
+    reason: str,
+) -> None:
+    _with_torch(monkeypatch, machine, cuda=cuda)
+    with pytest.raises(EnvironmentMissing) as caught:
+        _plan(tmp_path, sentence_encoder, targets=[FP32], benchmark={"torch_cuda": ["fp16"]})
+    assert reason in caught.value.message
+    assert "benchmark.torch_cuda" in caught.value.where
+    assert caught.value.hint
+
+
+def test_cuda_graphs_are_of_engines(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with(monkeypatch, L4)
+    graphs = {"benchmark": {"shapes": [[1, 8]], "cuda_graphs": True}}
+    plan = _plan(tmp_path, sentence_encoder, targets=[FP32, {**RTX}], **graphs)
+    first, second = (plan.nodes[target.benchmarks["model"].node] for target in plan.targets)
+    assert (first.config.cuda_graphs, second.config.cuda_graphs) == (False, True)
+    with pytest.raises(RecipeError, match="CUDA graphs are of engines") as caught:
+        _plan(tmp_path, sentence_encoder, targets=[FP32], **graphs)
+    assert caught.value.where.endswith("benchmark.cuda_graphs")
+    assert caught.value.hint

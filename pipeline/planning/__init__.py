@@ -26,6 +26,7 @@ from pipeline.planning.types import (
     Records,
     TargetCheck,
     TargetPlan,
+    TorchRunPlan,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Records",
     "TargetCheck",
     "TargetPlan",
+    "TorchRunPlan",
     "attempt_key",
     "build_plan",
     "explain",

@@ -28,10 +28,20 @@ from pipeline.planning.types import (
 from pipeline.targets.base import NodeRef, SourceRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pipeline.hashing import JSON
     from pipeline.store import StageRecord
+
+
+def require_nodes_packages(nodes: Iterable[Node]) -> None:
+    """Refuse a plan whose stages lack packages here.
+
+    Raises:
+        EnvironmentMissing: naming the package and what installs it.
+    """
+    for node in nodes:
+        require_packages(node.stage)
 
 
 def node_preimage(node: Node, inputs: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.data.fields import pick_fields
-from pipeline.environment import require_packages
 from pipeline.planning.builder import Builder, named_nodes
 from pipeline.planning.checking import (
     check_coverage,
@@ -17,7 +16,9 @@ from pipeline.planning.checking import (
     check_runtime,
     check_shapes,
 )
+from pipeline.planning.keys import require_nodes_packages
 from pipeline.planning.targets import Measures, plan_target, with_diagnosis
+from pipeline.planning.torch_runs import check_cuda_graphs, plan_torch_runs
 from pipeline.planning.types import Plan, Where, about, plain_key_path
 from pipeline.stages.noise_floor import NOISE_FLOOR, NoiseFloorConfig
 from pipeline.stages.reference import REFERENCE, ReferenceConfig
@@ -112,6 +113,8 @@ def build_plan(
             chain = target.chain(builder)
         check_measured(recipe, task, target.name, chain, where)
         targets.append(plan_target(target.name, chain, builder, recipe, task, measures))
+    check_cuda_graphs(recipe, where)
+    torch_runs = tuple(plan_torch_runs(builder, recipe, task, measures, where))
     work = len(builder.drafts)
     # Behind all others, so that those keep their places: they are there already.
     explained = replace(measures, is_diagnosing=True)
@@ -124,8 +127,7 @@ def build_plan(
     check_coverage(recipe, targets, builder.drafts, where)
     check_limits(recipe, where)
     nodes = named_nodes(builder.drafts, work)
-    for node in nodes:
-        require_packages(node.stage)
+    require_nodes_packages(nodes)
     return Plan(
         recipe=recipe,
         source=source,
@@ -135,6 +137,7 @@ def build_plan(
         targets=tuple(targets),
         samples=evaluation,
         noise_floors=noise_floors,
+        torch_runs=torch_runs,
         candidates=candidates or {},
         timing_caches=timing_caches or {},
     )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.checks.base import Link, Subject
 from pipeline.checks.catalogue import CHECKS
-from pipeline.environment import cores, find_package
+from pipeline.environment import cores
 from pipeline.planning.checking import benchmark_shapes
+from pipeline.planning.torch_runs import torch_has_cuda
 from pipeline.planning.types import TargetCheck, TargetPlan
 from pipeline.stages.benchmark import (
     BENCHMARK,
@@ -108,7 +109,8 @@ def plan_target(
                 launches=options.launches,
                 threads=options.threads or cores(),
                 margin=gates.speed.margin if gates.speed else 0.05,
-                reference_device="cuda" if device and _torch_has_cuda() else "cpu",
+                reference_device="cuda" if device and torch_has_cuda() else "cpu",
+                cuda_graphs=options.cuda_graphs and runtime == "tensorrt",
                 provider=device.provider if device else None,
                 profile=dict(builder.profile) if device and device.provider else {},
             )
@@ -136,12 +138,6 @@ def _benchmark_stage(device: DeviceRun | None) -> AnyStage:
     if device is None:
         return BENCHMARK
     return BENCHMARK_ENGINE if device.provider is None else BENCHMARK_PROVIDER
-
-
-def _torch_has_cuda() -> bool:
-    """By its version: wheels for the CPU say so, and those of the package index for Linux do not."""
-    torch = find_package("torch")
-    return torch is not None and not torch.version.endswith("+cpu")
 
 
 def _on_device(

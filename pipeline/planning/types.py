@@ -106,6 +106,23 @@ class TargetPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TorchRunPlan:
+    """The checkpoint in torch on a GPU, in one way.
+
+    Attributes:
+        variant: Its precision, and whether it is compiled.
+        component: The model component.
+        validation: The node that compares it with the reference.
+        benchmark: The node that times it.
+    """
+
+    variant: str
+    component: str
+    validation: NodeRef
+    benchmark: NodeRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """All the work that a recipe stands for, in an order in which it can be done.
 
@@ -113,6 +130,7 @@ class Plan:
         data: Use (`evaluation`, `calibration`) -> the files its samples come from.
         samples: The node that prepares the evaluation samples.
         noise_floors: Component -> the node that measures the checkpoint's own noise.
+        torch_runs: What is compared and judged by nothing.
         candidates: Target -> the model that it checks, of targets that check one.
         timing_caches: Target -> the timings that its engine starts from, of targets that have them.
     """
@@ -125,6 +143,7 @@ class Plan:
     targets: tuple[TargetPlan, ...]
     samples: NodeRef
     noise_floors: Mapping[str, NodeRef]
+    torch_runs: tuple[TorchRunPlan, ...] = ()
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
     timing_caches: Mapping[str, SourceFile] = field(default_factory=dict)
 

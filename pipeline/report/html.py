@@ -17,6 +17,7 @@ from pipeline.report import figures
 from pipeline.report.charts import clipped, error_charts, size_bars, speed_charts
 from pipeline.report.checks import case_table, shown_checks
 from pipeline.report.dag import picture
+from pipeline.report.devices import device_rows, torch_rows
 from pipeline.report.distributions import spreads
 from pipeline.report.engines import engines_of
 from pipeline.report.facts import Facts
@@ -146,6 +147,8 @@ def render_html(report: Report) -> str:
         error_charts=error_charts(shown),
         spreads=spread,
         speed_charts=speed_charts(shown),
+        device_rows=tuple(device_rows(shown)),
+        torch_rows=tuple(torch_rows(shown)),
         size_bars=size_bars(shown),
         size_parts=tuple((target.name, size_parts(target)) for target in shown.targets),
         sample_sizes=tuple(_lengths(shown)),

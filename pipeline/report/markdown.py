@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.report import figures
 from pipeline.report.charts import clipped
+from pipeline.report.devices import device_rows, torch_rows
 from pipeline.report.distributions import spreads
 from pipeline.report.engines import engines_of
 from pipeline.report.facts import Facts
@@ -63,6 +64,7 @@ def render_markdown(report: Report) -> str:
         *check_sections(shown),
         _latency(shown),
         _device_times(shown),
+        _torch_runs(shown),
         _engines(shown),
         _fusions(shown),
         _worst_samples(shown),
@@ -291,31 +293,44 @@ def _device_times(report: Report) -> Section | None:
     """The parts of calls on a GPU, where there was one."""
     rows = [
         (
-            code(target.name),
-            shape.label,
-            name,
+            code(row.target),
+            row.shape,
+            row.part,
             *(
                 figures.figure(ms, 3)
-                for ms in (part.median_ms, part.p90_ms, part.p95_ms, part.p99_ms)
+                for ms in (
+                    *(row.times.median_ms, row.times.p90_ms),
+                    *(row.times.p95_ms, row.times.p99_ms),
+                )
             ),
-            figures.percent(part.coefficient_of_variation),
+            figures.percent(row.times.coefficient_of_variation),
         )
-        for target in report.targets
-        if target.benchmark is not None
-        for shape in target.benchmark.shapes
-        if shape.device is not None
-        for name, part in (
-            ("copies to the GPU", shape.device.h2d),
-            ("compute", shape.device.compute),
-            ("copies back", shape.device.d2h),
-            ("enqueue", shape.device.enqueue),
-        )
+        for row in device_rows(report)
     ]
     columns = (
         *("Target", escape(shape_heading(report)), "Part of a call", "Median ms>", "90 %>"),
         *("95 %>", "99 %>", "Variation>"),
     )
     return table("Calls on the GPU", columns, rows, folded=True)
+
+
+def _torch_runs(report: Report) -> Section | None:
+    """The checkpoint in torch on the GPU, where the recipe asked for it."""
+    rows = [
+        (
+            code(row.name),
+            escape(row.shape),
+            escape(row.output),
+            *(figures.figure(number, 3) for number in (row.cosine, row.relative_l2)),
+            *(figures.figure(number, 3) for number in (row.reference_ms, row.ms, row.speedup)),
+        )
+        for row in torch_rows(report)
+    ]
+    columns = (
+        *("Torch", escape(shape_heading(report)), "Output", "Cosine>", "Relative L2>"),
+        *("float32 ms>", "This ms>", "Speedup>"),
+    )
+    return table("Torch on this GPU (not judged)", columns, rows, folded=True)
 
 
 def _engines(report: Report) -> Section | None:

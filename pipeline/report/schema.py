@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from pydantic import Field
+
 from pipeline.bench.types import BenchmarkResult
 from pipeline.parity.tolerances import Arithmetic
 from pipeline.parity.types import GateResult, NoiseFloor, Parity
@@ -181,6 +183,21 @@ class TargetReport(Frozen):
     checks: tuple[CheckEntry, ...] = ()
 
 
+class TorchRun(Frozen):
+    """The checkpoint in torch on this machine's GPU, in one way: a comparison that nothing judges.
+
+    Attributes:
+        variant: Its precision, and whether it is compiled; `compiled` alone is float32.
+        parity: Against the reference in float32 on the CPU; None when it has no result.
+        benchmark: Against torch in float32, eager mode, on the same GPU; None likewise.
+    """
+
+    variant: str
+    component: str
+    parity: Parity | None
+    benchmark: BenchmarkResult | None
+
+
 class WorstSample(Frozen):
     """A sample on which a target was farthest from the reference.
 
@@ -229,6 +246,7 @@ class Report(Frozen):
         warnings: What fails nothing and should be known: samples in both sets, notices of stages.
         sample_sizes: Of the evaluation samples, for each axis that differs between them.
         noise_floors: What the checkpoint in float32 does to itself, by output.
+        torch_runs: Of recipes that ask for them.
         findings: For each failed target, which stage and layer it comes down to.
         rejudged: None in an artifact: its report is the build's own.
     """
@@ -249,5 +267,6 @@ class Report(Frozen):
     warnings: tuple[str, ...] = ()
     sample_sizes: tuple[SampleSizes, ...] = ()
     noise_floors: tuple[NoiseFloor, ...] = ()
+    torch_runs: tuple[TorchRun, ...] = Field(default=(), exclude_if=lambda runs: not runs)
     findings: tuple[Finding, ...] = ()
     rejudged: Rejudged | None = None
