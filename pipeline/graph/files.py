@@ -104,12 +104,21 @@ def save_model(
 def load_ir_model(path: Path) -> ir.Model:
     """Read a model as `onnx_ir`, with the same checks as `load_model`.
 
+    Weights in external data stay where they are: they are mapped when they are asked for, and copied
+    from file to file when the model is written. The file must last as long as the model.
+
     Raises:
         ArtifactError: as `load_model`.
     """
     import onnx_ir as ir  # a second, for sympy: not for those who only read a graph
 
-    return ir.serde.deserialize_model(load_model(path))
+    proto = load_graph_only(path)
+    if proto.functions:  # onnx_ir does not look for external data there
+        return ir.serde.deserialize_model(load_model(path))
+    _require_safe_external_data(proto, path)
+    model = ir.serde.deserialize_model(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
 
 
 def save_ir_model(
@@ -137,6 +146,7 @@ def save_ir_model(
             size_threshold_bytes=_EXTERNAL_THRESHOLD_BYTES,
         )
     else:
+        ir.external_data.load_to_model(model)  # what was outside fits inside
         proto = ir.serde.serialize_model(model)
         _write(path, proto.SerializeToString(deterministic=True))
     return path

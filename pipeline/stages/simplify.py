@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from pipeline.graph.simplification import Tool
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
 
@@ -34,25 +35,20 @@ def _run(
     from importlib.metadata import version
 
     from pipeline.graph.dataflow import require_live_inputs
-    from pipeline.graph.files import load_graph_only, load_model, save_model
+    from pipeline.graph.files import load_graph_only
     from pipeline.graph.inspect import count_ops
     from pipeline.graph.interface import require_same_interface
-    from pipeline.graph.simplification import simplify_model
     from pipeline.graph.validity import require_valid
 
-    model = load_model(inputs["model"] / MODEL_FILE)
-    before = count_ops(model)
-    simpler = simplify_model(model, config.tool)
-    del model
-    after = count_ops(simpler)
-    path = save_model(simpler, output)
-    del simpler
+    source = inputs["model"] / MODEL_FILE
+    path = _write_simplified(config.tool, source, output)
     context.progress(1, 2, "steps")
     # What is checked is the file as it was written, against the file as it was given.
     require_valid(path)
-    written = load_graph_only(path)
-    require_same_interface(load_graph_only(inputs["model"] / MODEL_FILE), written)
+    given, written = load_graph_only(source), load_graph_only(path)
+    require_same_interface(given, written)
     require_live_inputs(written)
+    before, after = count_ops(given), count_ops(written)
     context.progress(2, 2, "steps")
     return {
         "tool": config.tool,
@@ -64,9 +60,23 @@ def _run(
     }
 
 
+def _write_simplified(tool: Tool, source: Path, output: Path) -> Path:
+    """Weights outside of the model file are not read into memory: see `graph.large_weights`."""
+    from pipeline.graph.files import load_ir_model, load_model, save_ir_model, save_model
+    from pipeline.graph.large_weights import edit_without_weights, has_outside_weights
+    from pipeline.graph.simplification import simplify_model
+
+    if (source.parent / EXTERNAL_DATA_FILE).exists():
+        model = load_ir_model(source)
+        if has_outside_weights(model):
+            edited = edit_without_weights(model, lambda graph: simplify_model(graph, tool))
+            return save_ir_model(edited, output)
+    return save_model(simplify_model(load_model(source), tool), output)
+
+
 SIMPLIFY = Stage(
     name="simplify",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=300, memory_per_weight=6.2, disk_per_weight=1.0),
     config_type=SimplifyConfig,
     run=_run,
