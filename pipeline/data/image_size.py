@@ -7,9 +7,9 @@ rules are those of `transformers.image_processing_backends` and of ConvNeXt's ow
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.json_files import read_json_object
 from pipeline.errors import StageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def image_size(directory: Path) -> tuple[int, int, int]:
     Raises:
         StageError: when neither file says a size, or one is not a JSON object.
     """
-    config = _read_json(directory / "config.json")
+    config = read_json_object(directory / "config.json")
     settings = read_processor(directory)
     size = _produced_size(settings) or _pair(config.get("image_size"))
     if size is None:
@@ -54,8 +54,8 @@ def read_processor(directory: Path) -> dict[str, Any]:
     Raises:
         StageError: when a file is not a JSON object.
     """
-    nested = _read_json(directory / NESTED_PROCESSOR_FILE).get("image_processor")
-    return nested if isinstance(nested, dict) else _read_json(directory / PROCESSOR_FILE)
+    nested = read_json_object(directory / NESTED_PROCESSOR_FILE).get("image_processor")
+    return nested if isinstance(nested, dict) else read_json_object(directory / PROCESSOR_FILE)
 
 
 def _produced_size(settings: dict[str, Any]) -> tuple[int, int] | None:
@@ -84,15 +84,3 @@ def _pair(size: object) -> tuple[int, int] | None:
         case [int(height), int(width)]:
             return height, width
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as err:
-        raise StageError(f"`{path.name}` is not JSON: {err}") from err
-    if not isinstance(value, dict):
-        raise StageError(f"`{path.name}` is not a JSON object")
-    return value

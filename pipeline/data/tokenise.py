@@ -8,13 +8,13 @@ without `tokenizer.json` goes through `AutoTokenizer`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 import tokenizers
 
+from pipeline.data.json_files import read_json_object
 from pipeline.errors import StageError
 
 if TYPE_CHECKING:
@@ -252,9 +252,9 @@ def read_settings(directory: Path) -> TokenizerSettings:
     Raises:
         StageError: when one of the files is not a JSON object.
     """
-    config = _read_json(directory / "config.json")
-    tokenizer = _read_json(directory / "tokenizer_config.json")
-    special = _read_json(directory / "special_tokens_map.json")
+    config = read_json_object(directory / "config.json")
+    tokenizer = read_json_object(directory / "tokenizer_config.json")
+    special = read_json_object(directory / "special_tokens_map.json")
     types = config.get("type_vocab_size")
     pad_id = config.get("pad_token_id")
     return TokenizerSettings(
@@ -271,15 +271,3 @@ def _token_text(token: object) -> str | None:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as err:
-        raise StageError(f"`{path.name}` is not JSON: {err}") from err
-    if not isinstance(value, dict):
-        raise StageError(f"`{path.name}` is not a JSON object")
-    return value
