@@ -44,7 +44,7 @@ _BART = {
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": (
         "T5ForConditionalGeneration",
-        {**_T5, "num_decoder_layers": 3},
+        {**_T5, "num_layers": 3, "num_decoder_layers": 2},
     ),
     "t5-gated": (
         "T5ForConditionalGeneration",

@@ -304,7 +304,13 @@ def cut_in_two(model: PreTrainedModel, task: Task, sources: tuple[ModelInput, ..
         encoded=(*states, *layout.made),
         decoded=(*part.outputs, *layout.present),
     )
-    require_pair_agreement(pair, model)
+    try:
+        require_pair_agreement(pair, model)
+    except _ERRORS as err:
+        raise ExportError(
+            f"{type(model).__name__} cannot be run in two parts: {err}",
+            hint="its decoder takes more than tokens, a mask of the source and a cache",
+        ) from err
     return pair
 
 
