@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -43,13 +43,15 @@ def _projections(heads: tuple[int, ...] = (4, 2, 2), *, biased: str = "qv") -> o
             helper.make_node("Transpose", [f"r_{letter}"], [f"t_{letter}"], perm=perm),
             helper.make_node("Neg", [f"t_{letter}"], [letter], name=f"read_{letter}"),
         ]
-    outputs = {
-        letter: (TensorProto.FLOAT, ["batch", count, *tail])
-        for letter, count, tail in zip(
-            "qkv", heads, (["length", SIZE], [SIZE, "length"], ["length", SIZE]), strict=True
-        )
+    kind = int(TensorProto.FLOAT)
+    outputs: dict[str, tuple[int, list[int | str | None]]] = {
+        "q": (kind, ["batch", heads[0], "length", SIZE]),
+        "k": (kind, ["batch", heads[1], SIZE, "length"]),
+        "v": (kind, ["batch", heads[2], "length", SIZE]),
     }
-    source = {"x": (TensorProto.FLOAT, ["batch", "length", HIDDEN])}
+    source: dict[str, tuple[int, list[int | str | None]]] = {
+        "x": (kind, ["batch", "length", HIDDEN])
+    }
     return model(nodes, tensors, inputs=source, outputs=outputs)
 
 
@@ -162,7 +164,7 @@ def test_an_engine_of_it_has_two_layers_fewer_for_each_attention(tmp_path: Path)
     onnx.save(graph, tmp_path / "model.onnx")
     merged = load_ir_model(tmp_path / "model.onnx")
     merge_heads(merged)
-    counts = []
+    counts: list[Any] = []
     for name in ("plain", "merged"):
         for part in ("in", "out", "scratch"):
             (tmp_path / name / part).mkdir(parents=True)
