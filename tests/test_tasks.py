@@ -49,3 +49,22 @@ def test_an_encoder_with_a_decoder_is_refused() -> None:
     config = {"architectures": ["T5Model"], "vocab_size": 9, "is_encoder_decoder": True}
     with pytest.raises(RecipeError, match="needs one encoder"):
         check_task(config, find_task("feature-extraction"))
+
+
+T5 = {"architectures": ["T5ForConditionalGeneration"], "vocab_size": 9, "is_encoder_decoder": True}
+WHISPER = T5 | {"architectures": ["WhisperForConditionalGeneration"], "num_mel_bins": 80}
+
+
+def test_encoders_with_decoders_have_tasks_of_their_own() -> None:
+    check_task(T5, find_task("translation"))
+    check_task(WHISPER, find_task("automatic-speech-recognition"))
+    with pytest.raises(RecipeError, match="listens") as caught:
+        check_task(WHISPER, find_task("summarization"))
+    assert caught.value.hint.endswith("automatic-speech-recognition")
+    with pytest.raises(RecipeError, match="says no `is_encoder_decoder: true`"):
+        check_task(CLASSIFIER, find_task("translation"))
+
+
+def test_axes_of_a_task_are_those_of_all_its_parts() -> None:
+    assert find_task("automatic-speech-recognition").axes == ("batch", "sequence")
+    assert find_task("automatic-speech-recognition").part("encoder").inputs[0].axes == ("batch",)
