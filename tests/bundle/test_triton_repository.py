@@ -257,6 +257,38 @@ def test_an_engine_of_tensorrt_rtx_is_not_served_and_that_is_said(
     assert (graph.backend, graph.optimization.graph.level) == ("onnxruntime", 2)
 
 
+def test_a_graph_that_onnx_runtime_may_refuse_is_served_only_by_name(
+    artifact: Path, tmp_path: Path
+) -> None:
+    def change(_folder: Path, document: dict[str, Any]) -> None:
+        document["recipe"]["targets"][0]["precision"] = "bf16"
+
+    engines = with_engines(artifact, tmp_path / "a", "sm89", magic=b"vtrt")
+    served = remake(engines, tmp_path / "b", change)
+    made = export_triton(served, tmp_path / "all")
+    assert {model.target for model in made.models if model.backend == "onnxruntime"} == {
+        "cpu-int8"
+    }
+    assert any(note.startswith("cpu-fp32: its graph is left out") for note in made.notes)
+    named = export_triton(served, tmp_path / "named", targets=["cpu-fp32"])
+    assert "tiny-cpu-fp32-onnx" in {model.name for model in named.models}
+    assert any("kernels for few operators" in note for note in named.notes)
+
+
+def test_an_artifact_of_such_graphs_alone_is_refused_with_what_to_do(
+    artifact: Path, tmp_path: Path
+) -> None:
+    def change(_folder: Path, document: dict[str, Any]) -> None:
+        del document["recipe"]["targets"][1]
+        document["recipe"]["targets"][0]["precision"] = "fp8"
+
+    engines = with_engines(artifact, tmp_path / "a", "sm89", magic=b"vtrt")
+    with pytest.raises(RecipeError, match="nothing of cpu-fp32 is known") as caught:
+        export_triton(remake(engines, tmp_path / "b", change), tmp_path / "models")
+    assert "--target cpu-fp32" in caught.value.hint
+    assert not (tmp_path / "models").exists()
+
+
 def test_engines_that_differ_are_not_one_model(artifact: Path, tmp_path: Path) -> None:
     def change(folder: Path, document: dict[str, Any]) -> None:
         from tests.bundle.conftest import add_engine

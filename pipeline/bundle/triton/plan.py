@@ -42,6 +42,10 @@ _NOT_SERVED: Final = frozenset(
 _TARGET: Final = re.compile(r"sm([0-9]+)([0-9])")
 
 
+ENGINE_PRECISIONS: Final = frozenset({"bf16", "fp8"})
+"""Precisions of graphs that builders of engines read, and ONNX Runtime hardly can."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedModel:
     """One model, and what it is of.
@@ -56,25 +60,43 @@ class PlannedModel:
     is_main: bool
 
 
-def plan_models(source: ArtifactSource, base: str) -> Iterator[PlannedModel]:
+def is_of_engines_alone(target: TargetSource) -> bool:
+    """Whether its graph is for a builder of engines, and ONNX Runtime may well refuse to load it.
+
+    ONNX Runtime 1.31 has kernels in bfloat16 and float8 for few operators, and none on the CPU. A
+    server that cannot load one model of its repository does not start.
+    """
+    return _has_engines(target) and target.declaration.precision in ENGINE_PRECISIONS
+
+
+def _has_engines(target: TargetSource) -> bool:
+    return bool(target.engines) or target.has_rtx_engines
+
+
+def plan_models(
+    source: ArtifactSource, base: str, *, is_named: bool = False
+) -> Iterator[PlannedModel]:
     """The models of every target: its graph, and its engines where Triton can read them.
 
     Args:
         source: The artifact.
         base: What every name begins with.
+        is_named: The targets were asked for by name: graphs `is_of_engines_alone` are served too.
 
     Raises:
         ArtifactError: something in the artifact has no form in Triton.
     """
     for target in source.targets:
         has_engines = bool(target.engines)
-        of_engines = has_engines or target.has_rtx_engines
+        of_engines = _has_engines(target)
         name = f"{base}-{target.declaration.name}"
         graph_name = f"{name}-onnx" if of_engines else name
         if has_engines:
             yield PlannedModel(
                 spec=_engine_spec(source, target, name), target=target, is_main=True
             )
+        if is_of_engines_alone(target) and not is_named:
+            continue
         spec = _graph_spec(source, target, graph_name, of_engines=of_engines)
         yield PlannedModel(spec=spec, target=target, is_main=not has_engines)
 

@@ -21,6 +21,7 @@ from pipeline.bundle.triton.configs import (
 )
 from pipeline.bundle.triton.plan import (
     DEFAULT_DELAY_US,
+    is_of_engines_alone,
     plan_file,
     plan_models,
     text_names,
@@ -97,7 +98,7 @@ def export_triton(
         what="model of Triton",
     ) as draft:
         source = read_artifact(artifact, targets)
-        models, notes = _write(source, draft, name or source.name)
+        models, notes = _write(source, draft, name or source.name, is_named=bool(targets))
         problems = repository_problems(draft)
         if problems:
             raise ArtifactError(
@@ -114,9 +115,16 @@ def export_triton(
 
 
 def _write(
-    source: ArtifactSource, root: Path, base: str
+    source: ArtifactSource, root: Path, base: str, *, is_named: bool
 ) -> tuple[tuple[ServedModel, ...], tuple[str, ...]]:
-    planned = list(plan_models(source, base))
+    planned = list(plan_models(source, base, is_named=is_named))
+    if not planned:
+        names = [target.declaration.name for target in source.targets]
+        raise RecipeError(
+            f"nothing of {', '.join(names)} is known to be served by Triton: ONNX Runtime has few "
+            "kernels for graphs in bf16 and fp8",
+            hint=f"--target {names[0]} writes it all the same; or build a target in fp32 or fp16 too",
+        )
     made = []
     for model in planned:
         target = model.target.declaration.name
@@ -124,7 +132,7 @@ def _write(
         _write_files(root / model.spec.name, model)
         _write_warm_ups(root / model.spec.name, model)
         made.append(ServedModel(name=model.spec.name, backend=model.spec.backend, target=target))
-    notes = [note for target in source.targets for note in _notes(target)]
+    notes = [note for target in source.targets for note in _notes(target, is_named=is_named)]
     trouble = tokenizer_trouble(source, planned)
     if trouble:
         notes.append(f"there is no ensemble from text: {trouble}")
@@ -133,15 +141,23 @@ def _write(
     return tuple(made), tuple(notes)
 
 
-def _notes(target: TargetSource) -> list[str]:
+def _notes(target: TargetSource, *, is_named: bool) -> list[str]:
     name, precision = target.declaration.name, target.declaration.precision
+    if is_of_engines_alone(target) and not is_named:
+        return [
+            (
+                f"{name}: its graph is left out: ONNX Runtime has {precision} kernels for few operators, "
+                "and a server that cannot load one model does not start; "
+                f"--target {name} writes it all the same"
+            )
+        ]
     notes = []
     if target.has_rtx_engines:
         notes.append(
             f"{name}: its engines are TensorRT-RTX's, which Triton's tensorrt backend cannot read; "
             "ONNX Runtime serves the graph that they were built from"
         )
-    if (target.has_rtx_engines or target.engines) and precision in {"bf16", "fp8"}:
+    if is_of_engines_alone(target):
         notes.append(
             f"{name}: ONNX Runtime has {precision} kernels for few operators, and none on the CPU; "
             "try the model with the onnxruntime backend before you rely on it"
