@@ -277,14 +277,22 @@ class _Writer:
         dtype = self._options.activation_dtype
         scale, zero_point = activation_scale(found, dtype, _NUMPY[kind], is_rectified=is_rectified)
         parameters = [
-            self._store(f"{value.name}_scale", scale),
-            self._store(f"{value.name}_zero_point", zero_point),
+            self._editor.store(f"{value.name}_scale", scale),
+            self._editor.store(f"{value.name}_zero_point", zero_point),
         ]
-        quantized = self._insert(
-            before, "QuantizeLinear", [value, *parameters], f"{value.name}_quantized", _IR[dtype]
+        quantized = self._editor.insert(
+            before,
+            "QuantizeLinear",
+            [value, *parameters],
+            output=f"{value.name}_quantized",
+            dtype=_IR[dtype],
         )
-        result = self._insert(
-            before, "DequantizeLinear", [quantized, *parameters], f"{value.name}_dequantized", kind
+        result = self._editor.insert(
+            before,
+            "DequantizeLinear",
+            [quantized, *parameters],
+            output=f"{value.name}_dequantized",
+            dtype=kind,
         )
         quantized.shape = result.shape = value.shape
         self._scales[result] = scale
@@ -325,13 +333,15 @@ class _Writer:
             least_scale=least,
         )
         inputs = [
-            self._store(f"{value.name}_quantized", made.values),
-            self._store(f"{value.name}_scale", made.scale),
-            self._store(f"{value.name}_zero_point", made.zero_point),
+            self._editor.store(f"{value.name}_quantized", made.values),
+            self._editor.store(f"{value.name}_scale", made.scale),
+            self._editor.store(f"{value.name}_zero_point", made.zero_point),
         ]
         attributes = {} if along is None else {"axis": along}
         name = f"{value.name}_dequantized"
-        result = self._insert(before, "DequantizeLinear", inputs, name, kind, attributes)
+        result = self._editor.insert(
+            before, "DequantizeLinear", inputs, output=name, dtype=kind, attributes=attributes
+        )
         result.shape = value.shape
         self._scales[result] = made.scale
         return result
@@ -363,12 +373,14 @@ class _Writer:
         scale = np.maximum(scale, np.float32(SMALLEST_NORMAL))  # where the bias is as small
         integers = np.rint(values / scale).astype(np.int32)
         inputs = [
-            self._store(f"{bias.name}_quantized", integers),
-            self._store(f"{bias.name}_scale", scale),
+            self._editor.store(f"{bias.name}_quantized", integers),
+            self._editor.store(f"{bias.name}_scale", scale),
         ]
         kind = bias.dtype or ir.DataType.FLOAT
         name = f"{bias.name}_dequantized"
-        return self._insert(layer.node, "DequantizeLinear", inputs, name, kind, {"axis": 0})
+        return self._editor.insert(
+            layer.node, "DequantizeLinear", inputs, output=name, dtype=kind, attributes={"axis": 0}
+        )
 
     def _quantize_result(self, value: ir.Value, found: Range, kind: ir.DataType) -> None:
         """A pair behind a layer; all that read its result read the pair."""
@@ -395,22 +407,6 @@ class _Writer:
             for index, output in enumerate(outputs):
                 if output is value:
                     outputs[index] = result
-
-    def _store(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        return self._editor.constant(self._editor.name(name), array)
-
-    def _insert(
-        self,
-        before: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        output: str,
-        dtype: ir.DataType,
-        attributes: Mapping[str, int] | None = None,
-    ) -> ir.Value:
-        return self._editor.insert(
-            before, op_type, inputs, output=output, attributes=attributes, dtype=dtype
-        )
 
 
 def activation_scale(

@@ -36,8 +36,6 @@ from pipeline.graph.weighted_layers import WeightedLayer, find_weighted_layers, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
 
 _FLOAT: Final = ir.DataType.FLOAT
 
@@ -151,21 +149,21 @@ class _Writer:
         left = self._activation(source, node)
         right = self._weight(matrix, is_transposed=bool(int_attribute(node, "transB", 0)))
         name = node_name(node)
-        product = self._insert(
+        product = self._editor.insert(
             node,
             "MatMulInteger",
             [left.quantized, right.quantized, left.zero_point, right.zero_point],
-            f"{name}_integer",
+            output=f"{name}_integer",
             dtype=ir.DataType.INT32,
         )
-        result = self._insert(
-            node, "Cast", [product], f"{name}_float", attributes={"to": int(_FLOAT)}
+        result = self._editor.insert(
+            node, "Cast", [product], output=f"{name}_float", attributes={"to": int(_FLOAT)}
         )
-        scale = self._insert(node, "Mul", [left.scale, right.scale], f"{name}_scale")
-        result = self._insert(node, "Mul", [result, scale], f"{name}_scaled")
+        scale = self._editor.insert(node, "Mul", [left.scale, right.scale], output=f"{name}_scale")
+        result = self._editor.insert(node, "Mul", [result, scale], output=f"{name}_scaled")
         bias = input_of(node, 2)
         if bias is not None:
-            result = self._insert(node, "Add", [result, bias], f"{name}_biased")
+            result = self._editor.insert(node, "Add", [result, bias], output=f"{name}_biased")
         replace_value(node.outputs[0], result)
 
     def _activation(self, value: ir.Value, before: ir.Node) -> _Activation:
@@ -197,24 +195,7 @@ class _Writer:
 
     def _store_weight(self, name: str, made: QuantizedWeight) -> _Weight:
         return _Weight(
-            quantized=self._store(f"{name}_quantized", made.values),
-            scale=self._store(f"{name}_scale", made.scale),
-            zero_point=self._store(f"{name}_zero_point", made.zero_point),
-        )
-
-    def _store(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        return self._editor.constant(self._editor.name(name), array)
-
-    def _insert(
-        self,
-        before: ir.Node,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        output: str,
-        *,
-        attributes: dict[str, int] | None = None,
-        dtype: ir.DataType = _FLOAT,
-    ) -> ir.Value:
-        return self._editor.insert(
-            before, op_type, inputs, output=output, attributes=attributes, dtype=dtype
+            quantized=self._editor.store(f"{name}_quantized", made.values),
+            scale=self._editor.store(f"{name}_scale", made.scale),
+            zero_point=self._editor.store(f"{name}_zero_point", made.zero_point),
         )

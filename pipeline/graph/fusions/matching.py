@@ -108,6 +108,10 @@ class GraphEditor:
         self._taken.add(name)
         return name
 
+    def store(self, wanted: str, array: NDArray[np.generic]) -> ir.Value:
+        """An initializer with the name `wanted`, or that with a number behind it."""
+        return self.constant(self.name(wanted), array)
+
     def insert(
         self,
         before: ir.Node,
