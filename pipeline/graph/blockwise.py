@@ -6,6 +6,7 @@ Source: DequantizeLinear of ONNX opset 21, with `block_size` and `axis`.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,6 +53,7 @@ def quantize_blocks(
     block_size: int | None,
     method: str,
     factor: Factor | None = None,
+    threads: int = 1,
 ) -> BlockQuantized:
     """Quantise a matrix.
 
@@ -62,6 +64,7 @@ def quantize_blocks(
         block_size: How many inputs share a scale, a divisor of their number; None: all.
         method: Of `pipeline.graph.weight_methods.catalogue`.
         factor: Of what goes into the layer, for a calibrated method.
+        threads: How many parts of it are worked on at a time; the result is the same.
 
     Raises:
         ValueError: when the block does not divide the inputs, or a factor is missing or of another
@@ -77,7 +80,8 @@ def quantize_blocks(
         raise ValueError(f"method {method} needs the moments of {inputs} inputs")
     values = np.empty((outputs, inputs), STORED[bits])
     scale = np.empty((outputs, inputs // size), weight.dtype)
-    for part in _parts(outputs, inputs):
+
+    def quantize(part: slice) -> None:
         blocks = rows[part].astype(np.float32).reshape(-1, inputs // size, size)
         found = rule.find_scales(blocks, bits, weight.dtype)
         scale[part] = found
@@ -86,6 +90,9 @@ def quantize_blocks(
         else:
             integers = integers_of(blocks, found, bits)
         values[part] = integers.reshape(-1, inputs).astype(STORED[bits])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(quantize, _parts(outputs, inputs)))  # a list, so that errors are raised
     if block_size is None:
         return BlockQuantized(values=np.moveaxis(values, 1, axis), scale=scale.reshape(-1))
     return BlockQuantized(values=np.moveaxis(values, 1, axis), scale=np.moveaxis(scale, 1, axis))

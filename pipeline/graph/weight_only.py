@@ -20,9 +20,11 @@ from pipeline.errors import QuantizationError
 from pipeline.graph.blockwise import quantize_blocks
 from pipeline.graph.fusions.matching import GraphEditor, node_name
 from pipeline.graph.kept_float import find_kept_float
+from pipeline.graph.large_weights import release_weight
 from pipeline.graph.opsets import raise_opset
 from pipeline.graph.product_moments import Factors
 from pipeline.graph.quantization_result import LayerRecord, QuantizationResult
+from pipeline.graph.vocabulary import is_lm_head, quantize_tables
 from pipeline.graph.weight_methods.catalogue import METHODS
 from pipeline.graph.weighted_layers import WeightedLayer, find_weighted_layers
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.calibration.moments import Moments
+    from pipeline.graph.vocabulary import Width
     from pipeline.graph.weight_methods.base import Bits
     from pipeline.graph.weight_methods.compensation import Factor
 
@@ -51,9 +54,13 @@ class WeightOnlyRequest:
     exclude_nodes: tuple[str, ...]
     wide: frozenset[str] = frozenset()
     """Names of layers that have 8 bits where the others have 4."""
+    embeddings: Width = "float"
+    lm_head: Width | None = None
 
     def bits_of(self, layer: WeightedLayer) -> Bits:
-        """Of one layer's weight."""
+        """Of one layer's weight, when it is quantised."""
+        if self.lm_head in {"int8", "int4"} and is_lm_head(layer):
+            return 8 if self.lm_head == "int8" else 4
         return 8 if layer.name in self.wide else self.bits
 
 
@@ -64,13 +71,22 @@ def prepare(model: ir.Model, request: WeightOnlyRequest) -> tuple[WeightedLayer,
         StageError: when an operator would mean something else in the opset that is needed.
     """
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    has_blocks = request.bits == 4 or request.block_size is not None
+    is_short = 4 in {request.bits, *(4 for width in _widths(request) if width == "int4")}
+    has_blocks = is_short or request.block_size is not None
     raise_opset(model, _BLOCKS_OPSET if has_blocks else _PLAIN_OPSET)
     return find_weighted_layers(model.graph)
 
 
+def _widths(request: WeightOnlyRequest) -> tuple[Width | None, ...]:
+    return (request.embeddings, request.lm_head)
+
+
 def quantize_weights(
-    model: ir.Model, request: WeightOnlyRequest, moments: Moments | None = None
+    model: ir.Model,
+    request: WeightOnlyRequest,
+    moments: Moments | None = None,
+    *,
+    threads: int = 1,
 ) -> QuantizationResult:
     """Quantises the weights of a model's main graph in place.
 
@@ -78,6 +94,7 @@ def quantize_weights(
         model: Any opset from which the needed one can be declared.
         request: How to quantise.
         moments: Of what goes into its products, for a calibrated method.
+        threads: How many work at a time; the result is the same.
 
     Raises:
         QuantizationError: when a pattern matches nothing, or the moments of a product are missing.
@@ -86,6 +103,8 @@ def quantize_weights(
     layers = prepare(model, request)
     reasons = weight_only_reasons(layers, request)
     _require_known(request.wide, layers, reasons)
+    # Before anything is edited: the table of embeddings shows which layer is the LM head.
+    widths = {layer: request.bits_of(layer) for layer in layers if layer not in reasons}
     record = LayerRecord(layers, reasons)
     editor = GraphEditor(model.graph)
     factors = None
@@ -98,17 +117,19 @@ def quantize_weights(
             continue
         if weight not in made:
             factor = None if factors is None else factors.of(layer)
-            made[weight] = _dequantized(layer, weight, request, editor, factor)
+            asked = replace(request, bits=widths[layer])
+            made[weight] = _dequantized(layer, weight, asked, editor, factor, threads)
         layer.node.replace_input_with(1, made[weight])
+    embeddings = quantize_tables(model.graph, editor, request.embeddings)
     RemoveUnusedNodesPass()(model)
     sizes = {
-        layer.weight: (request.bits_of(layer), _elements(layer.weight))
-        for layer in layers
-        if layer not in reasons and layer.weight is not None
+        layer.weight: (bits, _elements(layer.weight))
+        for layer, bits in widths.items()
+        if layer.weight is not None
     }
     weights = sum(count for _, count in sizes.values())
     mean = sum(bits * count for bits, count in sizes.values()) / max(1, weights)
-    return replace(record.result(embeddings=()), bits_per_weight=mean)
+    return replace(record.result(embeddings=embeddings), bits_per_weight=mean)
 
 
 def _elements(weight: ir.Value) -> int:
@@ -137,8 +158,16 @@ def weight_only_reasons(
     reasons = {}
     for layer in layers:
         reason = layer.reason or _own_reason(layer, request) or named.get(layer, "")
+        if not reason and request.lm_head == "float" and is_lm_head(layer):
+            reason = "it is the LM head, which is to stay float"
         if reason:
             reasons[layer] = reason
+    if request.lm_head is not None and not any(is_lm_head(layer) for layer in layers):
+        raise QuantizationError(
+            f"`lm_head` is to be {request.lm_head}, and no product with a constant weight makes "
+            "`logits`, one for each row of a table of embeddings",
+            hint="leave `lm_head` out",
+        )
     return reasons | _shared_with_others(layers, reasons)
 
 
@@ -197,17 +226,20 @@ def _dequantized(
     request: WeightOnlyRequest,
     editor: GraphEditor,
     factor: Factor | None,
+    threads: int,
 ) -> ir.Value:
     if weight.const_value is None:
         raise ValueError(f"`{weight.name}` is not constant")
     made = quantize_blocks(
         weight.const_value.numpy(),
         axis=input_axis(layer),
-        bits=request.bits_of(layer),
+        bits=request.bits,
         block_size=request.block_size,
         method=request.method,
         factor=factor,
+        threads=threads,
     )
+    release_weight(weight.const_value)
     inputs = [
         editor.constant(editor.name(f"{weight.name}_quantized"), made.values),
         editor.constant(editor.name(f"{weight.name}_scale"), made.scale),

@@ -65,6 +65,15 @@ class WeightOnlyOptions(StageConfig):
         "each weight makes up for the errors of those before it, by `data.calibration`; awq as clip, "
         "after channels were scaled by how large they are in `data.calibration`",
     )
+    embeddings: Literal["float", "int8", "int4"] = Field(
+        default="float",
+        description="how tables that are looked up by token are stored: int8 with one scale a row, "
+        "int4 in blocks of 32; for ONNX Runtime",
+    )
+    lm_head: Literal["float", "int8", "int4"] | None = Field(
+        default=None,
+        description="how the product that makes the logits of tokens is stored; null: as the others",
+    )
     op_types: tuple[Operator, ...] = Field(
         default=("MatMul", "Gemm"), description="operators whose weights are quantised"
     )
@@ -104,12 +113,14 @@ def run(
     from pipeline.calibration.moments import Moments
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.validity import require_valid
+    from pipeline.graph.vocabulary import float_share, head_facts
     from pipeline.graph.weight_only import quantize_weights
 
     model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
     moments = Moments(inputs[MOMENTS_PORT]) if MOMENTS_PORT in inputs else None
     request = as_request(config, read_wide(inputs))
-    result = quantize_weights(model, request, moments)
+    head = head_facts(model)
+    result = quantize_weights(model, request, moments, threads=context.threads)
     for node, reason in result.kept_float:
         context.log(f"{node} stays float: {reason}")
     result.require_any(
@@ -121,14 +132,20 @@ def run(
     path = save_ir_model(model, output)
     if is_standard:
         require_valid(path)
+    float_bytes = float_share(model.graph)
     size_ratio = model_size_bytes(output) / model_size_bytes(inputs[MODEL_PORT])
+    facts = result.as_json(size_ratio)
+    coverage = facts.pop("coverage")
+    assert isinstance(coverage, dict)
     return {
         "bits": config.bits,
         "block_size": config.block_size,
         "method": config.method,
         "eight_bits": sorted(request.wide),
         "bits_per_weight": result.bits_per_weight,
-        **result.as_json(size_ratio),
+        "lm_head": head,
+        **facts,
+        "coverage": {**coverage, "float_bytes": float_bytes},
     }
 
 
@@ -170,7 +187,7 @@ QUANTIZE_WEIGHTS = Stage(
     version=3,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
     config_type=QuantizeWeightsConfig,
-    coverage=("quantized_weights", "quantized_matmuls", "size_ratio"),
+    coverage=("quantized_weights", "quantized_matmuls", "size_ratio", "float_bytes"),
     run=run,
     packages=("onnx", "onnx-ir", "numpy", "ml-dtypes"),
     preload=("pipeline.graph.files", "pipeline.graph.weight_only"),

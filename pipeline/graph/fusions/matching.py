@@ -181,8 +181,14 @@ class GraphEditor:
         return self._floats[number]
 
     def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        """An initializer called `name`, which must be free (see `name`)."""
-        tensor = ir.tensor(array, name=name)
+        """An initializer called `name`, which must be free (see `name`).
+
+        Integers of 4 bits are kept two to a byte, as they are stored.
+        """
+        tensor: ir.TensorProtocol = ir.tensor(array, name=name)
+        if tensor.dtype == ir.DataType.INT4:
+            packed = np.frombuffer(tensor.tobytes(), np.uint8)
+            tensor = ir.PackedTensor(packed, tensor.dtype, shape=array.shape, name=name)
         value = ir.Value(
             name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype),
             const_value=tensor,
