@@ -50,6 +50,21 @@ def test_checks_that_know_nothing_of_caches_are_not_planned(
     assert "invariance" not in stages
 
 
+def test_weights_in_few_bits_are_packed_for_the_kernel_unless_qdq_is_wanted(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """What is delivered is the packed graph; the one before it is still compared."""
+    plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4])
+    packed = [node for node in plan.nodes if node.stage.name == "pack_weights"]
+    assert [node.config.model_dump() for node in packed] == [{"accuracy_level": 4}]
+    quantization = {"mode": "weight_only", "form": "qdq"}
+    plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4 | {"quantization": quantization}])
+    assert "pack_weights" not in {node.stage.name for node in plan.nodes}
+    quantization["accuracy_level"] = 4
+    with pytest.raises(RecipeError, match="form qdq takes no `accuracy_level`"):
+        _plan(tmp_path, checkpoint, targets=[FP32, INT4 | {"quantization": quantization}])
+
+
 def test_the_past_is_no_axis_of_a_recipe(tmp_path: Path, checkpoint: Path) -> None:
     assert _plan(tmp_path, checkpoint).task.axes == ("batch", "sequence")
 

@@ -29,6 +29,7 @@ from pipeline.stages.headroom import HEADROOM
 from pipeline.stages.invariance import INVARIANCE
 from pipeline.stages.noise_floor import NOISE_FLOOR
 from pipeline.stages.observe_products import OBSERVE_PRODUCTS
+from pipeline.stages.pack_weights import PACK_WEIGHTS
 from pipeline.stages.probes import PROBES
 from pipeline.stages.provider_engine import PROVIDER_ENGINE
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC
@@ -71,6 +72,7 @@ STAGES: tuple[AnyStage, ...] = (
     CAST,
     QUANTIZE_STATIC,
     QUANTIZE_WEIGHTS,
+    PACK_WEIGHTS,
     ENGINE,
     ENGINE_TENSORRT,
     VALIDATE,

@@ -17,6 +17,7 @@ from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.choose_bits import MixedOptions  # noqa: TC001  (pydantic reads it)
 from pipeline.stages.fuse import FUSE, FuseConfig
+from pipeline.stages.pack_weights import PACK_WEIGHTS, AccuracyLevel, PackWeightsConfig
 from pipeline.stages.provider_engine import PROVIDER_ENGINE, ProviderEngineConfig
 from pipeline.stages.quantize_dynamic import QUANTIZE_DYNAMIC, QuantizeDynamicConfig
 from pipeline.stages.quantize_static import (
@@ -33,6 +34,7 @@ from pipeline.targets.weight_only import add_scaling, add_weight_only
 if TYPE_CHECKING:
     from pipeline.parity.tolerances import Arithmetic
     from pipeline.targets.base import ChainBuilder, NodeRef
+    from pipeline.tasks import Task
 
 
 class DynamicQuantization(QuantizeDynamicConfig, Repairable):
@@ -48,9 +50,35 @@ class StaticQuantization(CalibrateConfig, OnnxRuntimeStaticOptions, Repairable):
 
 
 class WeightOnlyQuantization(WeightOnlyOptions):
-    """INT4 or INT8 weights and nothing else; ONNX Runtime picks the kernels when it loads them."""
+    """INT4 or INT8 weights and nothing else."""
 
     mode: Literal["weight_only"]
+    form: Literal["matmul_nbits", "qdq"] | None = Field(
+        default=None,
+        description="how products with such weights are written: matmul_nbits is ONNX Runtime's own "
+        "operator, with the weights as its kernel reads them; qdq is DequantizeLinear and MatMul, of "
+        "which ONNX Runtime makes the same for 4 bits each time it loads the graph. Default: "
+        "matmul_nbits for text-generation, else qdq",
+    )
+    accuracy_level: AccuracyLevel | None = Field(
+        default=None,
+        description="for form matmul_nbits: 0 leaves activations in float32, 4 (the default) rounds "
+        "them to 8 bits, block by block, as ONNX Runtime does with form qdq too; faster",
+    )
+
+    @model_validator(mode="after")
+    def _accuracy_level_fits_form(self) -> Self:
+        if self.form == "qdq" and self.accuracy_level is not None:
+            msg = (
+                "form qdq takes no `accuracy_level`: ONNX Runtime chooses when it loads the graph"
+            )
+            raise ValueError(msg)
+        return self
+
+    def packs(self, task: Task) -> bool:
+        """Whether products are written as ONNX Runtime's own operator."""
+        return self.form == "matmul_nbits" or (self.form is None and task.has_cache)
+
     mixed: MixedOptions | None = Field(
         default=None,
         description="of 4 bits: some products get 8, those that lose most on `data.calibration`",
@@ -128,9 +156,21 @@ class OnnxRuntimeTarget(TargetBase):
             if self.quantization is not None:
                 last = self._quantized(builder, component, simplified, last)
                 links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
+            if (packed := self._packed(builder, component, last)) is not None:
+                last = packed
+                links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
             models[component] = tuple(links)
             deliverables[component] = (Deliverable(node=last),)
         return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")
+
+    def _packed(self, builder: ChainBuilder, component: str, quantized: NodeRef) -> NodeRef | None:
+        """The graph with ONNX Runtime's own operator for weights in few bits, when it is wanted."""
+        options = self.quantization
+        if not isinstance(options, WeightOnlyQuantization) or not options.packs(builder.task):
+            return None
+        level = 4 if options.accuracy_level is None else options.accuracy_level
+        config = PackWeightsConfig(accuracy_level=level)
+        return builder.add(PACK_WEIGHTS, config, {"model": quantized}, component=component)
 
     def _device_chain(
         self, builder: ChainBuilder, provider: Literal["cuda", "tensorrt"]
