@@ -437,8 +437,7 @@ class Auditor:
 
     def _embeddings(self) -> None:
         """Token tables: one scale a row."""
-        asked = embedding_lookups(self._original.graph) if self._asked.quantizes_embeddings else []
-        wanted = {node.outputs[0].name: node for node in asked}
+        wanted = {node.outputs[0].name: node for node in self._lookups()}
         for node in self._original.graph:
             if not is_standard(node, "Gather"):
                 continue
@@ -449,20 +448,27 @@ class Auditor:
             source = node.inputs[0]
             if stored is None or table is None or source is None or source.const_value is None:
                 if name in wanted:
-                    detail = "its table was to be stored in 8 bits"
+                    detail = "its table was to be stored in few bits"
                     self._row("missing_layers", node_name(node), 1, detail)
                 continue
             content = source.const_value.numpy()
-            wrong = list(_table_faults(stored, content))
-            detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
-            self._row("wrong_formats", node_name(node), len(wrong), detail)
-            error, where = largest_error(stored, content, _distances)
-            at = f"its table `{stored.name}` at {list(where)}"
-            self._row("weight_error", node_name(node), error, at)
-            ratio, row = _step_ratio(stored, content, 0, 8, None)
-            self._row("weight_step", node_name(node), ratio, f"row {row} of `{stored.name}`")
+            self._table(node_name(node), stored, content)
             if table.const_value is None:
                 self._skeleton.fill(table, content)
+
+    def _lookups(self) -> list[ir.Node]:
+        """The lookups whose tables are to be stored in few bits."""
+        return embedding_lookups(self._original.graph) if self._asked.quantizes_embeddings else []
+
+    def _table(self, name: str, stored: StoredConstant, content: NDArray[Any]) -> None:
+        """One table of embeddings, with one scale a row."""
+        wrong = list(_table_faults(stored, content))
+        detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
+        self._row("wrong_formats", name, len(wrong), detail)
+        error, where = largest_error(stored, content, _distances)
+        self._row("weight_error", name, error, f"its table `{stored.name}` at {list(where)}")
+        ratio, row = _step_ratio(stored, content, 0, 8, None)
+        self._row("weight_step", name, ratio, f"row {row} of `{stored.name}`")
 
     def _coverage(self, pairs: list[tuple[WeightedLayer, ir.Node | None]]) -> None:
         """Which layers compute with integers, and whether those that do not have a reason."""

@@ -4,6 +4,7 @@
     DequantizeLinear(W8)                                             ->  W
     Cast(MatMulInteger(DynamicQuantizeLinear(x), W8)) * scales       ->  MatMul(x, W)
     Cast(Gather(table8, ids)) * Gather(scales, ids)                  ->  Gather(table, ids)
+    GatherBlockQuantized(table4, ids, scales)                        ->  Gather(table, ids)
 
 What is left is the *skeleton*: when nothing but numbers was rounded, it is the graph that was quantised,
 node for node, with `W` and `table` to be filled in. A pattern that is only nearly one of these is left
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from pipeline.graph.fusions.matching import (
+    CONTRIB_DOMAIN,
     GraphEditor,
     consumers,
     input_of,
@@ -153,6 +155,8 @@ def unquantize(model: ir.Model) -> Skeleton:
     for node in list(model.graph):
         if is_standard(node, "Gather"):
             _rebuild_lookup(node, skeleton, editor)
+        elif node.op_type == "GatherBlockQuantized" and node.domain == CONTRIB_DOMAIN:
+            _rebuild_block_lookup(node, skeleton, editor)
     # Last, because they keep the values that they read, and those above are written anew.
     for node in list(model.graph):
         if is_standard(node, "QuantizeLinear"):
@@ -321,6 +325,31 @@ def _rebuild_lookup(node: ir.Node, skeleton: Skeleton, editor: GraphEditor) -> N
     assert lookup is not None
     skeleton.rebuilt.add(lookup)
     replace_value(scaled.outputs[0], made)
+
+
+def _rebuild_block_lookup(node: ir.Node, skeleton: Skeleton, editor: GraphEditor) -> None:
+    """A lookup in a table of integers in blocks along its rows becomes one in a table."""
+    table, indices, scales = node.inputs[:3]
+    values, scale = _array(table), _array(scales)
+    if table is None or values is None or scale is None or len(node.inputs) > 3:
+        return
+    axes = (int_attribute(node, "gather_axis", 0), int_attribute(node, "quantize_axis", 1))
+    if values.ndim != 2 or axes != (0, 1) or values.dtype.name != "int4":
+        return
+    stored = StoredConstant(
+        name=table.name or node_name(node),
+        values=values,
+        scale=scale,
+        zero_point=None,
+        axis=1,
+        block_size=int_attribute(node, "block_size", 128),
+    )
+    content = _placeholder(skeleton, editor, stored)
+    made = editor.insert(node, "Gather", [content, indices], output=f"{node_name(node)}_lookup")
+    lookup = made.producer()
+    assert lookup is not None
+    skeleton.rebuilt.add(lookup)
+    replace_value(node.outputs[0], made)
 
 
 def _other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:

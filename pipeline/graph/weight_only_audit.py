@@ -24,6 +24,7 @@ from pipeline.graph.blockwise import STORED
 from pipeline.graph.calibrated_audit import CompensatedRows
 from pipeline.graph.product_moments import Factors
 from pipeline.graph.quantization_audit import Asked, Audit, Auditor, grid_faults
+from pipeline.graph.vocabulary import TABLE_BLOCK, lookups_in_bits
 from pipeline.graph.weight_methods.base import (
     LARGEST,
     SMALLEST_STEP,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from pipeline.calibration.moments import Moments
     from pipeline.graph.quantization_audit import Kind
     from pipeline.graph.unquantized import ActivationQuantizer, StoredConstant
-    from pipeline.graph.weight_methods.base import Bits, Blocks
+    from pipeline.graph.weight_methods.base import Bits, Blocks, WeightMethod
     from pipeline.graph.weight_methods.compensation import Factor
     from pipeline.graph.weight_only import WeightOnlyRequest
     from pipeline.graph.weighted_layers import WeightedLayer
@@ -81,7 +82,7 @@ def audit_weight_only(
         per_channel=True,
         weight_dtype="int8",
         bits=8,
-        quantizes_embeddings=False,
+        quantizes_embeddings=request.embeddings != "float",
         reasons=weight_only_reasons(layers, request),
     )
     factors = None
@@ -107,6 +108,7 @@ class _WeightOnlyAuditor(Auditor):
         self._method = METHODS[request.method]
         self._factors = factors
         self._by_name = {layer.name: layer for layer in layers}
+        self._widths = {layer.name: request.bits_of(layer) for layer in layers}
 
     def _lacks(self, *, is_stored: bool, reads_integers: bool) -> str:
         del reads_integers  # a row of `_activation`
@@ -121,19 +123,40 @@ class _WeightOnlyAuditor(Auditor):
         detail = f"`{quantizer.tensor.name}` is rounded, and was to stay float"
         self._row("changed_nodes", self._layer_of(quantizer), 1, detail)
 
+    def _lookups(self) -> list[ir.Node]:
+        return lookups_in_bits(self._original.graph, self._request.embeddings)
+
+    def _table(self, name: str, stored: StoredConstant, content: NDArray[Any]) -> None:
+        if self._request.embeddings != "int4":
+            super()._table(name, stored, content)
+            return
+        wrong = list(self._faults(stored, content, 0, 4, TABLE_BLOCK))
+        detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
+        self._row("wrong_formats", name, len(wrong), detail)
+        if stored.scale.shape != _scale_shape(content, 0, TABLE_BLOCK):
+            self._row("weight_error", name, np.inf, f"its table `{stored.name}` has another shape")
+            return
+        rows = _Rows(stored, content, 0, TABLE_BLOCK)
+        for kind, (value, where) in _plainly(rows, 4, METHODS["clip"]).items():
+            self._row(kind, name, value, f"its table `{stored.name}` {where}")
+
     def _formats(
         self, layer: str, stored: StoredConstant, content: NDArray[Any], axis: int | None
     ) -> None:
-        bits = self._bits(layer)
-        wrong = list(self._faults(stored, content, 1 if axis is None else axis, bits))
+        bits, size = self._bits(layer), self._request.block_size
+        wrong = list(self._faults(stored, content, 1 if axis is None else axis, bits, size))
         detail = f"its weight `{stored.name}` {', and '.join(wrong)}" if wrong else ""
         self._row("wrong_formats", layer, len(wrong), detail)
 
     def _faults(
-        self, stored: StoredConstant, content: NDArray[Any], outputs: int, bits: Bits
+        self,
+        stored: StoredConstant,
+        content: NDArray[Any],
+        outputs: int,
+        bits: Bits,
+        size: int | None,
     ) -> Iterator[str]:
         """What is wrong with the form of a weight."""
-        size = self._request.block_size
         if stored.values.dtype != STORED[bits]:
             yield f"is {stored.values.dtype}, not {STORED[bits]}"
         if stored.block_size != size:
@@ -170,23 +193,14 @@ class _WeightOnlyAuditor(Auditor):
             return
         rows = _Rows(stored, content, axis, size)
         if self._factors is None:
-            found = self._plainly(rows, self._bits(layer))
+            found = _plainly(rows, self._bits(layer), self._method)
         else:
             found = self._calibrated(rows, layer)
         for kind, (value, where) in found.items():
             self._row(kind, layer, value, f"{name} {where}")
 
     def _bits(self, layer: str) -> Bits:
-        return self._request.bits_of(self._by_name[layer])
-
-    def _plainly(self, rows: _Rows, bits: Bits) -> dict[Kind, tuple[float, str]]:
-        worst, step = (0.0, ""), (0.0, "")
-        loss = self._method.loss
-        for start, blocks in rows.parts():
-            error = blocks.error(start, may_clip=loss is not None, largest=LARGEST[bits])
-            worst = max(worst, error)
-            step = max(step, blocks.step(start, loss, bits))
-        return {"weight_error": worst, "weight_step": step}
+        return self._widths[layer]
 
     def _calibrated(self, rows: _Rows, layer: str) -> dict[Kind, tuple[float, str]]:
         worst, step = (0.0, ""), (0.0, "")
@@ -202,6 +216,16 @@ class _WeightOnlyAuditor(Auditor):
             value, row = these.coarseness()
             step = max(step, (value, f"in output {start + row}"))
         return {"weight_error": worst, "weight_step": step}
+
+
+def _plainly(rows: _Rows, bits: Bits, method: WeightMethod) -> dict[Kind, tuple[float, str]]:
+    """Of a method that looks at weights alone: error and step of the worst block."""
+    worst, step = (0.0, ""), (0.0, "")
+    for start, blocks in rows.parts():
+        error = blocks.error(start, may_clip=method.loss is not None, largest=LARGEST[bits])
+        worst = max(worst, error)
+        step = max(step, blocks.step(start, method.loss, bits))
+    return {"weight_error": worst, "weight_step": step}
 
 
 def _scale_shape(content: NDArray[Any], outputs: int, size: int | None) -> tuple[int, ...]:

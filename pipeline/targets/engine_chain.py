@@ -71,6 +71,12 @@ class TensorRTWeightOnlyQuantization(WeightOnlyOptions):
                 "share one scale for each output, and writes them out as floats at every run"
             )
             raise ValueError(msg)
+        if self.embeddings != "float" or self.lm_head in {"int8", "int4"}:
+            msg = (
+                "`embeddings` and an `lm_head` of other bits than the rest are for ONNX Runtime; "
+                "here `lm_head: float` keeps it as it is"
+            )
+            raise ValueError(msg)
         if self.bits == 8 and self.block_size is not None:
             msg = "bits 8 takes no `block_size` here: TensorRT has 8-bit weights with one scale for each output"
             raise ValueError(msg)

@@ -90,6 +90,9 @@ class WeightOnlyQuantization(WeightOnlyOptions):
         if self.mixed is not None and (self.bits != 4 or self.method == SCALED):
             msg = f"`mixed` is for bits 4, and not for method {SCALED}"
             raise ValueError(msg)
+        if self.mixed is not None and self.lm_head in {"int8", "int4"}:
+            msg = "`mixed` chooses the bits of the LM head too: leave `lm_head` out"
+            raise ValueError(msg)
         return self
 
 
