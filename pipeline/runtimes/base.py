@@ -88,6 +88,30 @@ class Runner(Protocol):
         """
 
 
+class LoadedRunner:
+    """What every runner of a file knows of it once it is loaded."""
+
+    def __init__(self) -> None:
+        self._inputs: tuple[ModelTensor, ...] = ()
+        self._outputs: tuple[ModelTensor, ...] = ()
+        self._load_time_ms = 0.0
+
+    @property
+    def inputs(self) -> tuple[ModelTensor, ...]:
+        """The model's inputs, in its order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[ModelTensor, ...]:
+        """The model's outputs, in its order."""
+        return self._outputs
+
+    @property
+    def load_time_ms(self) -> float:
+        """From file to ready, checks of the file included, milliseconds."""
+        return self._load_time_ms
+
+
 def check_feeds(inputs: Sequence[ModelTensor], feeds: Mapping[str, Array], where: str) -> None:
     """Names and dtypes of the feeds are exactly those of the inputs.
 

@@ -14,7 +14,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from pipeline.errors import EnvironmentMissing, StageError
-from pipeline.runtimes.base import ModelTensor, check_feeds
+from pipeline.runtimes.base import LoadedRunner, ModelTensor, check_feeds
 from pipeline.runtimes.ort_providers import BEHIND, NAMES
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class AssignedNode:
     op_type: str
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(LoadedRunner):
     """An ONNX graph in an ONNX Runtime session.
 
     Args:
@@ -106,6 +106,7 @@ class OnnxRuntimeRunner:
         is_frugal: bool = False,
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
+        super().__init__()
         self._model = model
         self._provider = provider
         self._optimizations = optimizations
@@ -117,9 +118,6 @@ class OnnxRuntimeRunner:
         self._binds = provider != CPU
         self._bound: _Bound | None = None
         self._session: onnxruntime.InferenceSession | None = None
-        self._inputs: tuple[ModelTensor, ...] = ()
-        self._outputs: tuple[ModelTensor, ...] = ()
-        self._load_time_ms = 0.0
 
     def __enter__(self) -> Self:
         """Load the graph.
@@ -208,16 +206,6 @@ class OnnxRuntimeRunner:
         return wanted
 
     @property
-    def inputs(self) -> tuple[ModelTensor, ...]:
-        """The graph's inputs, in its order."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[ModelTensor, ...]:
-        """The graph's outputs, in its order."""
-        return self._outputs
-
-    @property
     def session(self) -> str:
         """Such as `onnxruntime 1.31.1 CPUExecutionProvider, optimizations all`."""
         behind = BEHIND.get(self._provider)
@@ -226,11 +214,6 @@ class OnnxRuntimeRunner:
             f"{f' with {behind} behind it' if behind else ''}, "
             f"optimizations {self._optimizations}"
         )
-
-    @property
-    def load_time_ms(self) -> float:
-        """From file to ready session, milliseconds."""
-        return self._load_time_ms
 
     def recording(self) -> Self:
         """Itself, before the graph is loaded: `assignment` will have an answer."""

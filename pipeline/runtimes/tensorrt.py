@@ -28,7 +28,7 @@ from pipeline.engines.preflight import (
 )
 from pipeline.errors import EnvironmentMissing, StageError
 from pipeline.gpu import this_machine
-from pipeline.runtimes.base import FeedError, ModelTensor, check_feeds
+from pipeline.runtimes.base import FeedError, LoadedRunner, ModelTensor, check_feeds
 from pipeline.runtimes.cuda_memory import Cuda, DeviceBuffer, Event, PinnedBuffer, Stream
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Profile:
         return f"profile {self.index}: {ranges}"
 
 
-class TensorRTRunner:
+class TensorRTRunner(LoadedRunner):
     """An engine, deserialised on this machine's GPU.
 
     Args:
@@ -123,15 +123,13 @@ class TensorRTRunner:
     def __init__(
         self, engine: Path, *, sha256: str, uses_cuda_graph: bool = False, device: int = 0
     ) -> None:
+        super().__init__()
         self._path = engine
         self._sha256 = sha256
         self._uses_cuda_graph = uses_cuda_graph
         self._device = device
-        self._inputs: tuple[ModelTensor, ...] = ()
-        self._outputs: tuple[ModelTensor, ...] = ()
         self._profiles: tuple[Profile, ...] = ()
         self._session = ""
-        self._load_time_ms = 0.0
         self._resources: ExitStack | None = None
         self._facts: EngineFacts | None = None
         self._module: Any = None
@@ -309,16 +307,6 @@ class TensorRTRunner:
     # --- the contract of a runner -----------------------------------------------------------
 
     @property
-    def inputs(self) -> tuple[ModelTensor, ...]:
-        """The engine's inputs, in its order."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[ModelTensor, ...]:
-        """The engine's outputs, in its order."""
-        return self._outputs
-
-    @property
     def profiles(self) -> tuple[Profile, ...]:
         """What shapes the engine takes: those that fit into one of these."""
         return self._profiles
@@ -327,11 +315,6 @@ class TensorRTRunner:
     def session(self) -> str:
         """Such as `tensorrt-rtx 1.7.1.116 on NVIDIA L4, driver 580.65`."""
         return self._session
-
-    @property
-    def load_time_ms(self) -> float:
-        """From file to ready, checks of the file included, milliseconds."""
-        return self._load_time_ms
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name; fresh arrays that belong to the caller.
