@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pipeline.bundle.triton.source import read_artifact
 from pipeline.errors import RecipeError
 from pipeline.recipe import load_recipe_file
 from tests import checkpoints
+from tests.pairs import build_pair
 from tests.trained_models import ensure_trained
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ LABELLED = {
     "image-classification": (checkpoints.build_image_classifier, "image"),
     "causal-lm": (checkpoints.build_causal_language_model, "text"),
     "causal-lm-int4": (checkpoints.build_causal_language_model, "text"),
+    "seq2seq": (build_pair, "text"),
+    "speech-to-text": (partial(build_pair, family="whisper"), "audio"),
 }
 TRAINED = {
     "text-classification": "snippets",
@@ -127,6 +131,29 @@ def test_a_trained_language_model_keeps_its_perplexity_by_the_recipe(tmp_path: P
         assert not (artifact.path / name / "export.json").exists()
     with pytest.raises(RecipeError, match="keeps no cache between requests"):
         read_artifact(artifact.path)
+
+
+@pytest.mark.trained
+def test_a_trained_pair_keeps_its_perplexity_by_the_recipe(tmp_path: Path) -> None:
+    trained = ensure_trained("pairs")
+    variables = {"model": str(trained.checkpoint), "data": str(trained.root)}
+    artifact = pipeline.convert(
+        RECIPES / "seq2seq.yaml",
+        output=tmp_path / "artifacts",
+        store=tmp_path / "store",
+        variables=variables,
+    )
+    report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
+    assert {gate["verdict"] for gate in report["gates"]} == {"passed"}
+    gates = {(gate["target"], gate["metric"]): gate for gate in report["gates"]}
+    int8 = gates["cpu-int8", "decoder.quantize_dynamic.perplexity"]
+    assert 0.9 < int8["measured"] < 1.05
+    # Every weight is there once, but for the embeddings that both parts look up.
+    sizes = [
+        (artifact.path / "cpu-fp32" / part / "model.onnx").stat().st_size
+        for part in ("encoder", "decoder")
+    ]
+    assert sum(sizes) < 1.25 * 4 * trained.facts["parameters"]
 
 
 @pytest.mark.trained
