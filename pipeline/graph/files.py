@@ -7,7 +7,7 @@ exists is opened for writing: `onnx.save_model` appends to external data that is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -17,7 +17,7 @@ from pipeline.errors import ArtifactError, StoreError
 from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import onnx_ir as ir
@@ -97,7 +97,7 @@ def save_model(
             size_threshold=_EXTERNAL_THRESHOLD_BYTES,
         )
         model = external_data_helper.write_external_data_tensors(model, str(directory))
-    _write(path, model.SerializeToString(deterministic=True))
+    _write(path, lambda file: file.write(model.SerializeToString(deterministic=True)))
     return path
 
 
@@ -146,9 +146,9 @@ def save_ir_model(
             size_threshold_bytes=_EXTERNAL_THRESHOLD_BYTES,
         )
     else:
-        ir.external_data.load_to_model(model)  # what was outside fits inside
-        proto = ir.serde.serialize_model(model)
-        _write(path, proto.SerializeToString(deterministic=True))
+        from pipeline.graph.model_bytes import write_model  # it needs onnx_ir
+
+        _write(path, lambda file: write_model(model, file))
     return path
 
 
@@ -227,10 +227,10 @@ def _require_absent(*paths: Path) -> None:
             raise StoreError(f"`{path.name}` exists already; a model is only written once")
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with path.open("xb") as file:
-            file.write(content)
+            write(file)
     except OSError as err:
         path.unlink(missing_ok=True)
         raise StoreError(f"`{path.name}` cannot be written: {err.strerror}") from err
