@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decoder_inputs import POSITIONS, is_cache
+from pipeline.data.decoder_inputs import POSITIONS, is_cache, is_source
 from pipeline.data.sample_set import INDEX_FILE, TENSOR_FILE
 from pipeline.errors import StageError
+from pipeline.tasks import ENCODER_AXIS, SEQUENCE_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,6 +70,8 @@ class SampleStream:
         return {name: self._cut(name, shape, start % len(self._samples)) for name in names}
 
     def _cut(self, name: str, shape: Shape, start: int) -> NDArray[Any]:
+        if is_source(name):
+            return self._source(name, shape, start)
         if is_cache(name):
             # A text from its beginning on: the whole shape is prefill.
             return self._empty_cache(name, shape[0], start)
@@ -90,6 +93,21 @@ class SampleStream:
     def _empty_cache(self, name: str, batch: int, start: int) -> NDArray[Any]:
         tensor = self._samples.read([start])[0][name]
         return np.zeros((batch, *tensor.shape), dtype=tensor.dtype)
+
+    def _source(self, name: str, shape: Shape, start: int) -> NDArray[Any]:
+        """Of a decoder behind an encoder: one sample's source for all rows, as long as the target.
+
+        Where its length is fixed, as of sounds, it stays. All of it is looked at.
+        """
+        tensor = self._samples.read([start])[0][name]
+        length = dict(zip(self._axes, shape, strict=True))[SEQUENCE_AXIS]
+        axes = self._samples.index.inputs[name].axes
+        if ENCODER_AXIS in axes:
+            axis = axes.index(ENCODER_AXIS)
+            tensor = np.take(tensor, np.arange(length) % tensor.shape[axis], axis=axis)
+        if not is_cache(name):
+            tensor = np.ones_like(tensor)
+        return np.ascontiguousarray(np.broadcast_to(tensor, (shape[0], *tensor.shape)))
 
     def _free_axes(self, name: str) -> tuple[str, ...]:
         """The named axes of one sample; those of fixed size come behind them."""

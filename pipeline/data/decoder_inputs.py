@@ -19,11 +19,17 @@ POSITIONS: Final = "position_ids"
 CACHE_PREFIX: Final = "past_key_values."
 PRESENT_PREFIX: Final = "present."
 MASK: Final = "attention_mask"
+SOURCE_MASK: Final = "encoder_attention_mask"
 
 
 def is_cache(name: str) -> bool:
     """Whether an input is keys or values of the tokens before."""
     return name.startswith(CACHE_PREFIX)
+
+
+def is_source(name: str) -> bool:
+    """Whether an input of a decoder is of the source: its mask, or its keys and values."""
+    return name == SOURCE_MASK or (is_cache(name) and ".encoder." in name)
 
 
 def is_present(name: str) -> bool:

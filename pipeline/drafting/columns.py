@@ -109,6 +109,8 @@ class Columns:
     text_pair: str | None = None
     choices: str | tuple[str, ...] | None = None
     image: str | None = None
+    audio: str | None = None
+    target: str | None = None
     label: str | None = None
 
 

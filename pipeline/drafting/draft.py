@@ -224,6 +224,13 @@ def choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, ..
             hint=f"the tasks are: {', '.join(task.name for task in TASKS)}; each needs one "
             "encoder, and most need a head of their own, such as ...ForSequenceClassification",
         )
+    if task.parts:
+        name = "speech-to-text" if task.modality == "audio" else "seq2seq"
+        raise RecipeError(
+            f"recipes of task `{task.name}` are not drafted yet",
+            where="MODEL",
+            hint=f"begin with recipes/{name}.yaml",
+        )
     return task, tuple(other for other in fitting if other.name != task.name)
 
 

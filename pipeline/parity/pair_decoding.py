@@ -7,6 +7,7 @@ front, as nothing masks them; sources can be padded behind, and are, when severa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,18 +91,17 @@ class PairRecorder:
             advance: Told of every piece of work.
         """
         for text in self._texts:
-            if not self._attempt("whole", lambda text=text: self._add_whole(text)):  # type: ignore[misc]
+            if not self._attempt("whole", partial(self._add_whole, text)):
                 return  # nothing to hold the others against
         self._unit = self._unit or root_mean_square([each.logits for each in self._whole])
         self._units = {
             name: root_mean_square([each.cache[name] for each in self._whole])
             for name in self._whole[0].cache
         }
+        ways: tuple[tuple[Case, int], ...] = (("token_by_token", 1), ("chunked", CHUNK))
         for text, whole in zip(self._texts, self._whole, strict=True):
-            for case, chunk in (("token_by_token", 1), ("chunked", CHUNK)):
-                self._attempt(
-                    case, lambda t=text, w=whole, c=case, n=chunk: self._alone(c, t, w, n)
-                )  # type: ignore[misc,arg-type]
+            for case, chunk in ways:
+                self._attempt(case, partial(self._alone, case, text, whole, chunk))
             advance()
         self._attempt("padded_sources", self._together)
         advance()

@@ -177,7 +177,7 @@ class _Work:
         return {name: a for name, a in sample.items() if not name.startswith("decoder_")}
 
     def _length(self, index: int) -> int:
-        return next(iter(self._of(index).values())).shape[-1]
+        return int(next(iter(self._of(index).values())).shape[-1])
 
     def join(self, sources: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         """One batch, padded behind."""

@@ -90,7 +90,7 @@ def run(
                 }
             )
         )
-    index = SampleIndex(
+    made_index = SampleIndex(
         source=samples.index.source,
         use=samples.index.use,
         seed=samples.index.seed,
@@ -98,7 +98,7 @@ def run(
         inputs=specs,
         samples=tuple(entries),
     )
-    fingerprint = save_samples(index, feeds, output)
+    fingerprint = save_samples(made_index, feeds, output)
     return {"samples": len(feeds), "inputs": sorted(specs), "fingerprint": fingerprint}
 
 

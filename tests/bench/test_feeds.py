@@ -143,3 +143,46 @@ def test_samples_without_a_token_are_refused(tmp_path: Path) -> None:
 def test_a_set_without_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no samples to measure with"):
         open_stream(write_set(tmp_path, [], ("sequence",)))
+
+
+def test_a_decoder_is_given_a_source_as_long_as_its_target(tmp_path: Path) -> None:
+    """One sample's source for all rows, from its beginning on as often as it takes; an empty past."""
+    from pipeline.data.sample_set import InputSpec, SampleEntry, SampleIndex, save_samples
+
+    key = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
+    sample = {
+        "input_ids": np.array([7, 8, 9]),
+        "encoder_attention_mask": np.array([1, 1, 1, 0]),
+        "past_key_values.0.encoder.key": key,
+        "past_key_values.0.decoder.key": np.zeros((2, 0, 3), np.float32),
+    }
+    axes: dict[str, tuple[str | None, ...]] = {
+        "input_ids": ("sequence",),
+        "encoder_attention_mask": ("encoder_sequence",),
+        "past_key_values.0.encoder.key": (None, "encoder_sequence", None),
+        "past_key_values.0.decoder.key": (None, "past_sequence", None),
+    }
+    index = SampleIndex(
+        source="pairs",
+        use="evaluation",
+        seed=0,
+        max_length=8,
+        inputs={
+            name: InputSpec(
+                dtype="int64" if "mask" in name or "ids" in name else "float32", axes=a
+            )
+            for name, a in axes.items()
+        },
+        samples=(SampleEntry(index=0, text="", extents={"sequence": 3}),),
+    )
+    save_samples(index, [sample], tmp_path)
+    feeds = open_stream(tmp_path).cut(sample, (2, 6), start=5)
+    assert {name: feed.shape for name, feed in feeds.items()} == {
+        "input_ids": (2, 6),
+        "encoder_attention_mask": (2, 6),
+        "past_key_values.0.encoder.key": (2, 2, 6, 3),
+        "past_key_values.0.decoder.key": (2, 2, 0, 3),
+    }
+    assert feeds["encoder_attention_mask"].all()
+    for row in feeds["past_key_values.0.encoder.key"]:
+        assert np.array_equal(row, key[:, [0, 1, 2, 3, 0, 1]])
