@@ -72,6 +72,7 @@ cli.add_command(
         "export-transformersjs", "pipeline.cli.export_transformersjs:export_transformersjs_command"
     )
 )
+cli.add_command(LazyCommand("export-vllm", "pipeline.cli.export_vllm:export_vllm_command"))
 cli.add_command(LazyCommand("doctor", "pipeline.cli.doctor:doctor_command"))
 
 

@@ -104,7 +104,12 @@ def artifact_of_decoder(root: Path, checkpoint: Path) -> Path:
             "model": {"source": str(checkpoint), "task": "text-generation"},
             "targets": [FP32, INT4],
         },
-        "source": {"source": str(checkpoint)},
+        "source": {
+            "source": str(checkpoint),
+            "files": {
+                path.name: sha256_file(path) for path in sorted(checkpoint.glob("*.safetensors"))
+            },
+        },
         "environment": {},
     }
     return seal(root / "artifact", document)

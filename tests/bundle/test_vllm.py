@@ -1,0 +1,138 @@
+"""`convert export-vllm`: transformers computes with the checkpoint what the graph computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pipeline.bundle.vllm import export_vllm, pack
+from pipeline.bundle.vllm_trial import run
+from pipeline.errors import RecipeError
+from pipeline.graph.block_weights import read_block_weights
+from pipeline.graph.matmul_nbits import pack_products
+from tests.bundle.conftest import remake
+
+pytest.importorskip("compressed_tensors")
+
+
+@pytest.fixture(scope="module")
+def written(decoder_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 target, compared with its graph while it was written."""
+    folder = tmp_path_factory.mktemp("vllm") / "made"
+    made = export_vllm(decoder_artifact, folder)
+    assert made.model.target == "cpu-int4"
+    assert made.model.weights == 15  # seven in each of two layers, and the head
+    assert "logits differ by" in made.model.trial
+    assert "`lm_head` has few bits too" in made.notes[-1]
+    return folder
+
+
+def _question(folder: Path, artifact: Path) -> dict[str, Any]:
+    graph = artifact / "cpu-int4" / "model.onnx"
+    return {"folder": str(folder), "graph": str(graph), "vocabulary": 258, "positions": 64}
+
+
+def test_a_tied_head_is_written_beside_the_float_embeddings(written: Path) -> None:
+    config = json.loads((written / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    (group,) = config["quantization_config"]["config_groups"].values()
+    assert (group["targets"], group["weights"]["group_size"]) == (["Linear"], 32)
+    tensors = load_file(written / "model.safetensors")
+    assert tensors["model.embed_tokens.weight"].dtype == np.float32
+    assert tensors["lm_head.weight_packed"].shape == (258, 32 // 8)
+    assert "lm_head.weight" not in tensors
+
+
+def test_one_scale_that_is_off_is_told(
+    written: Path, decoder_artifact: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(written, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight_scale"] *= 1.1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    answer = run(_question(folder, decoder_artifact))
+    assert "of their size away from the graph's" in answer["problem"]
+
+
+def test_weights_packed_for_onnx_runtime_are_the_same_integers(decoder_artifact: Path) -> None:
+    graph = decoder_artifact / "cpu-int4" / "model.onnx"
+    plain = list(read_block_weights(graph))
+    model = ir.load(graph)
+    pack_products(model, accuracy_level=4)
+    packed_graph = decoder_artifact.parent / "packed.onnx"
+    ir.save(model, packed_graph)
+    packed = list(read_block_weights(packed_graph))
+    assert len(plain) == len(packed) == 15
+    for one, other in zip(plain, packed, strict=True):
+        assert np.array_equal(one.integers, other.integers)
+        assert np.array_equal(one.scale, other.scale)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_integers_are_what_the_format_unpacks(bits: int) -> None:
+    import torch
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    half = 1 << (bits - 1)
+    integers = np.random.default_rng(0).integers(-half, half, (5, 36)).astype(np.int8)
+    words = torch.from_numpy(pack(integers, bits))
+    found = unpack_from_int32(words, bits, torch.Size(integers.shape))
+    assert np.array_equal(found.numpy(), integers)
+
+
+def _other_checkpoint(_: Path, document: dict[str, Any]) -> None:
+    document["source"]["files"]["model.safetensors"] = "00" * 32
+
+
+def _no_checkpoint(_: Path, document: dict[str, Any]) -> None:
+    document["source"]["source"] = "/nowhere"
+
+
+def _no_few_bits(_: Path, document: dict[str, Any]) -> None:
+    del document["recipe"]["targets"][1]["quantization"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_other_checkpoint, "is not the one that the artifact was made from"),
+        (_no_checkpoint, "there is no checkpoint at `/nowhere`"),
+        (_no_few_bits, "0 targets have weights in few bits"),
+    ],
+)
+def test_without_its_checkpoint_or_few_bits_nothing_is_written(
+    decoder_artifact: Path, tmp_path: Path, change: Any, told: str
+) -> None:
+    changed = remake(decoder_artifact, tmp_path / "changed", change)
+    with pytest.raises(RecipeError, match=told):
+        export_vllm(changed, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_checkpoint_with_other_weights_is_not_matched(
+    decoder_artifact: Path, tmp_path: Path
+) -> None:
+    """Digests aside, values decide: random weights are those of no module."""
+    source = Path(json.loads((decoder_artifact / "manifest.json").read_text())["source"]["source"])
+    other = shutil.copytree(source, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    generator = np.random.default_rng(1)
+    changed = {
+        name: generator.normal(size=array.shape).astype(array.dtype) if array.ndim == 2 else array
+        for name, array in tensors.items()
+    }
+    save_file(changed, other / "model.safetensors", metadata={"format": "pt"})
+
+    def forget(_: Path, document: dict[str, Any]) -> None:
+        document["source"]["files"] = {}
+
+    artifact = remake(decoder_artifact, tmp_path / "changed", forget)
+    with pytest.raises(RecipeError, match="that of no linear module of the checkpoint"):
+        export_vllm(artifact, tmp_path / "made", checkpoint=other)
