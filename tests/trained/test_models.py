@@ -20,6 +20,9 @@ LEAST_RIGHT = 0.85
 
 pytestmark = pytest.mark.trained
 
+# Each model takes a minute to train, and CI has few: one of each kind is enough there.
+BY_HAND = [pytest.param(name, marks=pytest.mark.slow) for name in ("answers", "tokens")]
+
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -59,6 +62,7 @@ def test_snippets_are_classified(trained_snippets: TrainedModel) -> None:
     assert sum(right) / len(right) >= LEAST_RIGHT
 
 
+@pytest.mark.slow
 def test_tokens_are_classified_one_line_at_a_time(trained_tokens: TrainedModel) -> None:
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
@@ -75,6 +79,7 @@ def test_tokens_are_classified_one_line_at_a_time(trained_tokens: TrainedModel) 
     assert sum(right) / len(right) >= LEAST_RIGHT
 
 
+@pytest.mark.slow
 def test_questions_are_answered(trained_answers: TrainedModel) -> None:
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
@@ -109,7 +114,7 @@ def test_docstrings_are_continued_as_well_as_was_written_down(trained_lm: Traine
     assert perplexity < MOST_PERPLEXITY
 
 
-@pytest.mark.parametrize("name", ["answers", "digits", "lm", "snippets", "tokens"])
+@pytest.mark.parametrize("name", [*BY_HAND, "digits", "lm", "snippets"])
 def test_calibration_samples_are_no_test_samples(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -125,7 +130,7 @@ def test_calibration_samples_are_no_test_samples(
     assert len(calibration) == trained.facts["samples"]["calibration"]
 
 
-@pytest.mark.parametrize("name", ["answers", "snippets", "tokens"])
+@pytest.mark.parametrize("name", [*BY_HAND, "snippets"])
 def test_the_saved_tokenizer_neither_pads_nor_cuts(
     name: str, request: pytest.FixtureRequest
 ) -> None:
