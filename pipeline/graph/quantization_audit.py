@@ -20,12 +20,29 @@ here to a copy; that it computes the same is for a run to say, see `pipeline.sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
+from pipeline.graph.audit_errors import (
+    LIMITS,
+    distances,
+    grid_faults,
+    kind_of,
+    largest_error,
+    short_name,
+    step_ratio,
+    table_faults,
+)
+from pipeline.graph.audit_records import (
+    Asked,
+    Audit,
+    AuditedActivation,
+    AuditRow,
+    Kind,
+    StaticRequest,
+)
 from pipeline.graph.fusions.matching import (
     consumers,
     input_of,
@@ -33,125 +50,43 @@ from pipeline.graph.fusions.matching import (
     is_standard,
     node_name,
 )
+from pipeline.graph.graph_comparison import GraphComparison
 from pipeline.graph.kept_float import find_kept_float
 from pipeline.graph.outlier_channels import damp_outlier_channels
 from pipeline.graph.outlier_neurons import split_outlier_neurons
 from pipeline.graph.qdq import (
     LARGEST_BIAS,
     SMALLEST_NORMAL,
-    QdqOptions,
     activation_scale,
     static_reasons,
 )
 from pipeline.graph.quantization import QuantizationOptions, dynamic_reasons
 from pipeline.graph.quantized_embeddings import embedding_lookups
-from pipeline.graph.quantized_weights import FLOAT8
-from pipeline.graph.unquantized import unquantize
 from pipeline.graph.weighted_layers import find_weighted_layers, gemm_obstacle, value_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from pipeline.calibration.methods import Range
-    from pipeline.graph.qdq_placements import EightBits, Placement
     from pipeline.graph.unquantized import ActivationQuantizer, StoredConstant
     from pipeline.graph.weighted_layers import WeightedLayer
 
-Kind: TypeAlias = Literal[
-    "missing_layers",
-    "wrong_formats",
-    "weight_error",
-    "weight_step",
-    "bias_error",
-    "changed_constants",
-    "changed_nodes",
-    "activation_scales",
+
+__all__ = [
+    "Asked",
+    "Audit",
+    "AuditRow",
+    "AuditedActivation",
+    "Auditor",
+    "Kind",
+    "StaticRequest",
+    "audit_dynamic",
+    "audit_static",
+    "grid_faults",
+    "largest_error",
 ]
-
-_LIMITS: Final[dict[tuple[str, int], tuple[int, int]]] = {
-    ("int8", 8): (-127, 127),
-    ("int8", 7): (-64, 64),
-    ("uint8", 8): (0, 255),
-    ("uint8", 7): (0, 127),
-}
-"""(type, bits) -> lowest and highest integer that a weight may have."""
-
-_BLOCK: Final = 1 << 20
-"""Elements of a weight that are compared at a time, so that memory does not depend on its size."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRow:
-    """One comparison.
-
-    Attributes:
-        kind: See the module; the stage adds those that take a run.
-        layer: The layer (or other node of the float graph) that it is about.
-        value: Smaller is better; None when it is no finite number.
-        detail: What was found, in words.
-    """
-
-    kind: str
-    layer: str
-    value: float | None
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditedActivation:
-    """A tensor that is rounded with a scale that was found beforehand.
-
-    Attributes:
-        layer: The first layer that reads it, or the one that writes it when all read it rounded.
-        tensor: Its name in the float graph.
-        scale, zero_point: As stored.
-        dtype: Of its integers.
-        is_rectified: It has no negative numbers, because a Relu or Clip stands before it.
-    """
-
-    layer: str
-    tensor: str
-    scale: float
-    zero_point: int
-    dtype: EightBits
-    is_rectified: bool
-
-
-@dataclass(slots=True, kw_only=True)
-class Audit:
-    """What the comparison found.
-
-    Attributes:
-        rows: Every comparison.
-        activations: Every quantiser of an activation.
-        quantized: Layers that compute with integers.
-        kept_float: (layer, reason) of those that were not asked for or cannot.
-        weight_share: Share of the bytes of all layers' weights that is quantised.
-        layer_share: Share of the layers that have a weight.
-        outputs: Names of the graph's outputs.
-        computed: Names of everything that the float graph computes.
-    """
-
-    rows: list[AuditRow] = field(default_factory=list)
-    activations: list[AuditedActivation] = field(default_factory=list)
-    quantized: list[str] = field(default_factory=list)
-    kept_float: list[tuple[str, str]] = field(default_factory=list)
-    weight_share: float = 0.0
-    layer_share: float = 0.0
-    outputs: tuple[str, ...] = ()
-    computed: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticRequest:
-    """What was asked of a static quantisation."""
-
-    options: QdqOptions
-    placement: Placement
-    ranges: Mapping[str, Range]
 
 
 def audit_dynamic(original: ir.Model, quantized: ir.Model, options: QuantizationOptions) -> Audit:
@@ -211,20 +146,7 @@ def audit_static(original: ir.Model, quantized: ir.Model, request: StaticRequest
     return Auditor(original, quantized, layers, asked, request).audit()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What was asked of the weights."""
-
-    per_channel: bool
-    weight_dtype: EightBits
-    bits: Literal[7, 8]
-    quantizes_embeddings: bool
-    reasons: Mapping[WeightedLayer, str]
-    parts: Collection[ir.Node] = ()
-    """Nodes that are parts of a layer, and no layers of their own."""
-
-
-class Auditor:
+class Auditor(GraphComparison):
     """Compares two graphs; used once.
 
     `pipeline.graph.weight_only_audit` and `pipeline.graph.float8_audit` have other rules for weights.
@@ -238,19 +160,11 @@ class Auditor:
         asked: Asked,
         static: StaticRequest | None,
     ) -> None:
-        self._original = original
+        super().__init__(original, quantized)
         self._asked = asked
         self._static = static
         self._layers = layers
         self._results = _quantized_results(layers, asked, static)
-        self._versions = dict(quantized.graph.opset_imports)
-        self._skeleton = unquantize(quantized)
-        self._found = Audit(
-            outputs=tuple(value.name or "" for value in original.graph.outputs),
-            computed=frozenset(v.name or "" for node in original.graph for v in node.outputs),
-        )
-        self._mine = {v.name: n for n in self._skeleton.model.graph for v in n.outputs}
-        self._equal: dict[tuple[ir.Value, ir.Value], int] = {}
 
     def audit(self) -> Audit:
         """All rows."""
@@ -268,10 +182,6 @@ class Auditor:
                 self._unmatched(value, stored)
         self._compare_graphs()
         return self._found
-
-    def _row(self, kind: Kind, layer: str, value: float, detail: str = "") -> None:
-        finite = float(value) if np.isfinite(value) else None
-        self._found.rows.append(AuditRow(kind=kind, layer=layer, value=finite, detail=detail))
 
     # --- layers -----------------------------------------------------------------------------
 
@@ -344,7 +254,7 @@ class Auditor:
     ) -> None:
         """Type, scales and zero points of a weight."""
         wrong = []
-        dtype = _short_name(stored.values.dtype)
+        dtype = short_name(stored.values.dtype)
         if dtype != self._asked.weight_dtype:
             wrong.append(f"is {dtype}, not {self._asked.weight_dtype}")
         wanted = 1 if axis is None else content.shape[axis]
@@ -363,7 +273,7 @@ class Auditor:
     def _integers(self, stored: StoredConstant) -> Iterator[str]:
         """What is wrong with the integers, for their type and the bits that were asked for."""
         dtype = stored.values.dtype.name
-        low, high = _LIMITS.get((dtype, self._asked.bits), (0, 0))
+        low, high = LIMITS.get((dtype, self._asked.bits), (0, 0))
         least, most = int(stored.values.min(initial=0)), int(stored.values.max(initial=0))
         if least < low or most > high:
             yield f"has integers from {least} to {most}, not {low} to {high}"
@@ -393,7 +303,7 @@ class Auditor:
         self, stored: StoredConstant, content: NDArray[Any]
     ) -> tuple[float, tuple[int, ...]]:
         """The largest distance of a number from the float weight, in steps, and where."""
-        return largest_error(stored, content, _distances)
+        return largest_error(stored, content, distances)
 
     def _ratio(
         self,
@@ -403,7 +313,7 @@ class Auditor:
         least: NDArray[Any] | None,
     ) -> tuple[float, int]:
         """The scale farthest from what its weights need, as a factor, and of which channel."""
-        return _step_ratio(stored, content, axis, self._asked.bits, least)
+        return step_ratio(stored, content, axis, self._asked.bits, least)
 
     def _bias(
         self,
@@ -462,12 +372,12 @@ class Auditor:
 
     def _table(self, name: str, stored: StoredConstant, content: NDArray[Any]) -> None:
         """One table of embeddings, with one scale a row."""
-        wrong = list(_table_faults(stored, content))
+        wrong = list(table_faults(stored, content))
         detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
         self._row("wrong_formats", name, len(wrong), detail)
-        error, where = largest_error(stored, content, _distances)
+        error, where = largest_error(stored, content, distances)
         self._row("weight_error", name, error, f"its table `{stored.name}` at {list(where)}")
-        ratio, row = _step_ratio(stored, content, 0, 8, None)
+        ratio, row = step_ratio(stored, content, 0, 8, None)
         self._row("weight_step", name, ratio, f"row {row} of `{stored.name}`")
 
     def _coverage(self, pairs: list[tuple[WeightedLayer, ir.Node | None]]) -> None:
@@ -519,11 +429,11 @@ class Auditor:
         name = quantizer.tensor.name or ""
         layer = self._layer_of(quantizer)
         zero = quantizer.zero_point
-        dtype = _kind_of(zero)
+        dtype = kind_of(zero)
         wrong = []
         if quantizer.scale.size != 1 or (zero is not None and zero.size != 1):
             wrong.append(f"`{name}` has {quantizer.scale.size} scales")
-        if zero is not None and _short_name(zero.dtype) not in {"int8", "uint8", "float8"}:
+        if zero is not None and short_name(zero.dtype) not in {"int8", "uint8", "float8"}:
             wrong.append(f"`{name}` is {zero.dtype.name}")
         if quantizer.halves_differ:
             wrong.append(f"`{name}` is dequantised with another scale or zero point")
@@ -604,93 +514,6 @@ class Auditor:
         detail = f"reads `{stored.name}`, which is quantised and belongs to no layer"
         self._row("changed_nodes", name, 1, detail)
 
-    def _compare_graphs(self) -> None:
-        """Every node that is not a quantised layer, and what all of them read."""
-        mine = self._skeleton.model.graph
-        for ours, theirs in zip(
-            (self._original.graph.inputs, self._original.graph.outputs),
-            (mine.inputs, mine.outputs),
-            strict=True,
-        ):
-            if [value.name for value in ours] != [value.name for value in theirs]:
-                names = ", ".join(f"`{value.name}`" for value in theirs)
-                self._row("changed_nodes", "graph", 1, f"its inputs or outputs are {names}")
-        for domain, version in self._original.graph.opset_imports.items():
-            found = self._versions.get(domain)
-            if found != version and not (domain and found is None):
-                detail = f"opset {found} of `{domain or 'ai.onnx'}` in place of {version}"
-                self._row("changed_nodes", "graph", 1, detail)
-        for node in self._original.graph:
-            before = len(self._found.rows)
-            self._compare_node(node)
-            if all(row.kind != "changed_nodes" for row in self._found.rows[before:]):
-                self._row("changed_nodes", node_name(node), 0)
-
-    def _compare_node(self, node: ir.Node) -> None:
-        layer = node_name(node)
-        name = next((value.name for value in node.outputs if value.name), "")
-        found = self._mine.get(name)
-        if found is None:
-            self._row("changed_nodes", layer, 1, f"nothing computes `{name}`")
-            return
-        if node.op_type == "Gemm" and found.op_type != "Gemm":
-            self._compare_split(node, found)
-            return
-        if (found.op_type, found.domain or "ai.onnx") != (node.op_type, node.domain or "ai.onnx"):
-            detail = f"{found.op_type} in place of {node.op_type}"
-            self._row("changed_nodes", layer, 1, detail)
-            return
-        if found not in self._skeleton.rebuilt and _attributes(found) != _attributes(node):
-            self._row("changed_nodes", layer, 1, "its attributes differ")
-        ours, theirs = [list(each.inputs) for each in (node, found)]
-        for inputs in (ours, theirs):
-            while inputs and inputs[-1] is None:
-                inputs.pop()
-        if len(ours) != len(theirs):
-            self._row("changed_nodes", layer, 1, f"reads {len(theirs)} values, not {len(ours)}")
-            return
-        for value, other in zip(ours, theirs, strict=True):
-            self._compare_input(layer, value, other)
-
-    def _compare_split(self, node: ir.Node, found: ir.Node) -> None:
-        """A Gemm that became a product and the addition of its bias."""
-        layer = node_name(node)
-        bias = input_of(node, 2)
-        product: ir.Node | None = found
-        if bias is not None:
-            if not is_standard(found, "Add") or len(found.inputs) != 2:
-                detail = f"{found.op_type} in place of the addition of its bias"
-                self._row("changed_nodes", layer, 1, detail)
-                return
-            products = [v for v in found.inputs if v and v.producer() in self._skeleton.rebuilt]
-            product = products[0].producer() if products else None
-            others = [v for v in found.inputs if not products or v is not products[0]]
-            self._compare_input(layer, bias, others[0] if others else None)
-        if product is None or product not in self._skeleton.rebuilt:
-            self._row("changed_nodes", layer, 1, "there is no product in its place")
-            return
-        self._compare_input(layer, node.inputs[0], product.inputs[0])
-
-    def _compare_input(self, layer: str, value: ir.Value | None, other: ir.Value | None) -> None:
-        """One input of a node: the same value by name, or a constant with the same bits."""
-        if value is None or other is None:
-            if value is not other:
-                self._row("changed_nodes", layer, 1, "an input is left out in one of the graphs")
-            return
-        is_constant = [
-            each.const_value is not None and not each.is_graph_input() and each.producer() is None
-            for each in (value, other)
-        ]
-        if is_constant == [True, True]:
-            if (value, other) not in self._equal:
-                self._equal[value, other] = _differing(value, other)
-            count = self._equal[value, other]
-            self._row("changed_constants", layer, count, f"of `{value.name}`")
-        elif any(is_constant) or value.name != other.name:
-            self._row(
-                "changed_nodes", layer, 1, f"reads `{other.name}` in place of `{value.name}`"
-            )
-
 
 def _quantized_results(
     layers: Sequence[WeightedLayer], asked: Asked, static: StaticRequest | None
@@ -704,149 +527,3 @@ def _quantized_results(
         if layer not in asked.reasons
         and static.placement.operators[layer.node.op_type].quantizes_result
     }
-
-
-def _differing(left: ir.Value, right: ir.Value) -> int:
-    """How many elements differ in a bit; all of them when types or shapes do."""
-    assert left.const_value is not None
-    assert right.const_value is not None
-    ours, theirs = left.const_value.numpy(), right.const_value.numpy()
-    if ours is theirs:
-        return 0
-    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
-        return max(ours.size, theirs.size, 1)
-    size = ours.dtype.itemsize
-    left_bits, right_bits = (
-        np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (ours, theirs)
-    )
-    if np.array_equal(left_bits, right_bits):
-        return 0
-    return int((left_bits != right_bits).reshape(-1, size).any(axis=1).sum())
-
-
-def _attributes(node: ir.Node) -> dict[str, str]:
-    """Attributes in a form that can be compared; graphs by their text."""
-    return {name: str(attribute.value) for name, attribute in node.attributes.items()}
-
-
-def _short_name(dtype: np.dtype[Any]) -> str:
-    """As recipes and placements have it."""
-    return "float8" if dtype == FLOAT8 else dtype.name
-
-
-def _kind_of(zero_point: NDArray[Any] | None) -> EightBits:
-    """The type of a quantiser, which its zero point has."""
-    if zero_point is None or zero_point.dtype == np.uint8:
-        return "uint8"
-    return "float8" if zero_point.dtype == FLOAT8 else "int8"
-
-
-def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Parts of the first axis, each with a bounded number of elements."""
-    row = int(np.prod(shape[1:], dtype=np.int64)) if shape else 1
-    rows = max(1, _BLOCK // max(row, 1))
-    for start in range(0, shape[0] if shape else 0, rows):
-        yield slice(start, start + rows)
-
-
-def grid_faults(stored: StoredConstant, *, is_symmetric: bool) -> Iterator[str]:
-    """What is wrong with the zero points and scales of a weight, whatever its type."""
-    zero = stored.zero_point
-    if is_symmetric and zero is not None and zero.astype(np.float32).any():
-        yield "has a zero point that is not 0"
-    scale = stored.scale.astype(np.float32)
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        yield "has scales that are not positive numbers"
-
-
-Distances: TypeAlias = "Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]"
-
-
-def _distances(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How many integers lie between numbers, which are written over."""
-    wanted -= found
-    return np.abs(wanted, out=wanted)
-
-
-def largest_error(
-    stored: StoredConstant, content: NDArray[Any], distances: Distances
-) -> tuple[float, tuple[int, ...]]:
-    """The largest distance of a stored number from the float one, and where.
-
-    Args:
-        stored: The weight in 8 bits.
-        content: The float one.
-        distances: Of `weight / scale` and `number - zero point`, in steps.
-
-    Returns:
-        Infinite when shapes differ, or a distance is no number.
-    """
-    if stored.values.shape != content.shape:
-        return np.inf, ()
-    try:
-        scale = np.broadcast_to(stored.spread(stored.scale).astype(np.float32), content.shape)
-        zero: NDArray[np.float32] = np.zeros((), np.float32)
-        if stored.zero_point is not None:
-            zero = stored.spread(stored.zero_point).astype(np.float32)
-        zeros = np.broadcast_to(zero, content.shape)
-    except ValueError:
-        return np.inf, ()
-    worst, where = -1.0, (0,) * content.ndim
-    for part in _blocks(content.shape):
-        with np.errstate(all="ignore"):
-            wanted = content[part].astype(np.float32) / scale[part]
-            steps = distances(wanted, stored.values[part].astype(np.float32) - zeros[part])
-        at = int(np.argmax(steps))  # of NaN, the first one
-        value = float(steps.reshape(-1)[at])
-        place = np.unravel_index(at, steps.shape)
-        if not value <= worst:
-            worst = value
-            where = (int(place[0]) + part.start, *(int(each) for each in place[1:]))
-        if not np.isfinite(value):
-            return np.inf, where
-    return worst, where
-
-
-def _step_ratio(
-    stored: StoredConstant,
-    content: NDArray[Any],
-    axis: int | None,
-    bits: Literal[7, 8],
-    least: NDArray[Any] | None,
-) -> tuple[float, int]:
-    """Largest step over the smallest that reaches all weights of its channel, and which channel.
-
-    Channels of zeros may have any step, and those whose bias needs larger ones may have these.
-    """
-    dtype = stored.values.dtype.name
-    if (dtype, bits) not in _LIMITS or stored.values.shape != content.shape:
-        return np.inf, 0
-    low, high = _LIMITS[dtype, bits]
-    others = None if axis is None else tuple(n for n in range(content.ndim) if n != axis)
-    bottom = np.minimum(content.min(axis=others), 0).astype(np.float64)
-    top = np.maximum(content.max(axis=others), 0).astype(np.float64)
-    width = 2 * np.maximum(-bottom, top) if dtype == "int8" else top - bottom
-    needed = np.atleast_1d(width / (high - low))
-    if least is not None:
-        wanted = least if axis is not None else least.max()
-        needed = np.maximum(needed, wanted)
-    if stored.scale.dtype == np.float16:
-        # Rounded up to float16, whose smallest steps are 2^-24.
-        needed = np.maximum(needed * (1 + 2.0**-10), needed + 2.0**-24)
-    scales = stored.scale.astype(np.float64).reshape(-1)
-    if scales.size not in {1, needed.size}:
-        return np.inf, 0
-    used = needed > np.finfo(np.float32).tiny
-    ratios = np.where(used, scales / np.where(used, needed, 1.0), 0.0)
-    worst = int(np.argmax(ratios))
-    return float(ratios[worst]), worst
-
-
-def _table_faults(stored: StoredConstant, content: NDArray[Any]) -> Iterator[str]:
-    if stored.values.dtype != np.int8:
-        yield f"is {stored.values.dtype}, not int8"
-    if stored.scale.size != content.shape[0]:
-        yield f"has {stored.scale.size} scales, not {content.shape[0]}"
-    if int(stored.values.min(initial=0)) < -127:
-        yield "has integers below -127"
-    yield from grid_faults(stored, is_symmetric=False)
