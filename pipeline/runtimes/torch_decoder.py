@@ -104,29 +104,26 @@ class CachedDecoder(nn.Module):
 def find_cache(model: PreTrainedModel) -> CacheLayout:
     """Run a model once without a past, and look at the cache that it leaves.
 
+    Shapes are all that is asked for, and so the model is run without numbers. Where it looks at a
+    number on the way it is run with them.
+
     Raises:
         ExportError: when the model keeps no cache, or one that is not keys and values of every
             token.
     """
-    from transformers import DynamicCache
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     name = type(model).__name__
     batch, length = 2, 5
-    ids = torch.arange(batch * length).reshape(batch, length) % model.config.vocab_size
-    cache = DynamicCache()
+    errors = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError)
     try:
-        with torch.no_grad():
-            result = model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                position_ids=torch.arange(length).expand(batch, length),
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-            )
-        filled = result.past_key_values
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as err:
-        raise ExportError(f"{name} does not take a cache of keys and values: {err}") from err
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            filled = _filled_cache(model, batch, length)
+    except errors:
+        try:
+            filled = _filled_cache(model, batch, length)
+        except errors as err:
+            raise ExportError(f"{name} does not take a cache of keys and values: {err}") from err
     layers = getattr(filled, "layers", None) or []
     sizes = [
         [_sizes(layer, place, batch, length) for place in ("keys", "values")] for layer in layers
@@ -157,6 +154,22 @@ def find_cache(model: PreTrainedModel) -> CacheLayout:
                 )
             )
     return CacheLayout(inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def _filled_cache(model: PreTrainedModel, batch: int, length: int) -> object:
+    from transformers import DynamicCache
+
+    ids = torch.arange(batch * length).reshape(batch, length) % model.config.vocab_size
+    with torch.no_grad():
+        result = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=torch.arange(length).expand(batch, length),
+            past_key_values=DynamicCache(),
+            use_cache=True,
+            return_dict=True,
+        )
+    return result.past_key_values
 
 
 def _sizes(layer: object, place: str, batch: int, length: int) -> tuple[int, int] | None:

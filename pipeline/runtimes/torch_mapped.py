@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import ctypes
 import json
 import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -151,29 +153,47 @@ class MappedWeights:
     def at_hand(self, model: nn.Module) -> Iterator[None]:
         """While this lasts each module of a model reads its large weights when it runs, and drops them.
 
-        A weight of a stand-in that is used anywhere but in its own module is empty there, so that
-        torch refuses to compute with it.
+        What is mapped as it is stored is dropped only: the kernel reads it again. A weight of a
+        stand-in that is used anywhere but in its own module is empty there, so that torch refuses to
+        compute with it.
         """
+        if not self.is_stand_in:
+            with self._forgotten(model):
+                yield
+            return
         owned = {module: self._large(module) for module in model.modules()}
         rooms = _Rooms()
         kept = {weight: weight.data for pairs in owned.values() for weight, _ in pairs}
-        away = {w: torch.empty(0) if self.is_stand_in else data for w, data in kept.items()}
         hooks = []
         for module, pairs in owned.items():
             if pairs:
                 hooks.append(module.register_forward_pre_hook(_fetch(pairs, rooms)))
-                hooks.append(
-                    module.register_forward_hook(_drop(pairs, away, rooms), always_call=True)
-                )
+                hooks.append(module.register_forward_hook(_drop(pairs, rooms), always_call=True))
         try:
-            for weight, data in away.items():
-                weight.data = data
+            for weight in kept:
+                weight.data = torch.empty(0)
             yield
         finally:
             for hook in hooks:
                 hook.remove()
             for weight, data in kept.items():
                 weight.data = data
+
+    @contextlib.contextmanager
+    def _forgotten(self, model: nn.Module) -> Iterator[None]:
+        owned = {module: self._large(module) for module in model.modules()}
+        hooks = [
+            module.register_forward_hook(
+                _forget([weight for weight, _ in pairs]), always_call=True
+            )
+            for module, pairs in owned.items()
+            if pairs
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _large(self, module: nn.Module) -> list[tuple[nn.Parameter, StoredTensor]]:
         return [
@@ -201,6 +221,20 @@ class _Rooms:
         self._free.setdefault(weight.numel(), []).append(weight.reshape(-1))
 
 
+def _forget(weights: Sequence[nn.Parameter]) -> Any:
+    """Give pages back that were mapped from a file to be read: they hold what the file holds."""
+    libc, page = ctypes.CDLL(None), mmap.PAGESIZE
+
+    def forget(module: nn.Module, given: Any, result: Any) -> None:
+        del module, given, result
+        for weight in weights:
+            begin = -(-weight.data_ptr() // page) * page  # whole pages of this weight alone
+            end = (weight.data_ptr() + weight.numel() * _WIDTH) // page * page
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+
+    return forget
+
+
 def _fetch(pairs: Sequence[tuple[nn.Parameter, StoredTensor]], rooms: _Rooms) -> Any:
     def fetch(module: nn.Module, given: Any) -> None:
         del module, given
@@ -210,16 +244,12 @@ def _fetch(pairs: Sequence[tuple[nn.Parameter, StoredTensor]], rooms: _Rooms) ->
     return fetch
 
 
-def _drop(
-    pairs: Sequence[tuple[nn.Parameter, StoredTensor]],
-    away: Mapping[nn.Parameter, torch.Tensor],
-    rooms: _Rooms,
-) -> Any:
+def _drop(pairs: Sequence[tuple[nn.Parameter, StoredTensor]], rooms: _Rooms) -> Any:
     def drop(module: nn.Module, given: Any, result: Any) -> None:
         del module, given, result
         for weight, _ in pairs:
             rooms.give_back(weight.data)
-            weight.data = away[weight]
+            weight.data = torch.empty(0)
 
     return drop
 

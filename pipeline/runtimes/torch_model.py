@@ -234,9 +234,7 @@ def _component(
         unused_parameters=tuple(sorted(loading.missing)),
         ignored_weights=loading.ignored,
     )
-    _require_outputs(loaded)
-    if found.has_cache and not found.parts:
-        require_cache_agreement(loaded)
+    _require_outputs(loaded, agrees=found.has_cache and not found.parts)
     return loaded
 
 
@@ -330,9 +328,17 @@ def _image_size(checkpoint: Path, task: Task) -> tuple[int, int, int] | None:
     return image_size(checkpoint)
 
 
-def _require_outputs(loaded: TorchComponent) -> None:
-    """Run the module once, so that a model without the task's outputs fails here, by name."""
+def _require_outputs(loaded: TorchComponent, *, agrees: bool) -> None:
+    """Run the module, so that a model without the task's outputs fails here, by name.
+
+    Args:
+        loaded: What is run.
+        agrees: Whether to run it with and without a past, which have to agree.
+    """
     try:
+        if agrees:
+            require_cache_agreement(loaded)
+            return
         with torch.no_grad():
             loaded.module(*loaded.example())
     except (KeyError, TypeError, AttributeError) as err:
