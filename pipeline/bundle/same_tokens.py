@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.runtimes.generation import Generation
+    from pipeline.runtimes.onnxruntime import Optimizations
 
 PROMPTS: Final = 3
 TOKENS: Final = 24
@@ -29,7 +30,13 @@ def prompts_of(vocabulary: int, positions: int) -> list[list[int]]:
 
 
 def own_tokens(
-    graph: Path, prompts: Sequence[Sequence[int]], length: int, stops: Collection[int], pad: int
+    graph: Path,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    stops: Collection[int],
+    pad: int,
+    *,
+    optimizations: Optimizations = "all",
 ) -> list[Generation]:
     """What our own loop makes of each prompt alone, with its logits.
 
@@ -40,7 +47,7 @@ def own_tokens(
     from pipeline.runtimes.ort_decoder import OrtDecoder
 
     options = GenerationOptions(tokens=length, stops=frozenset(stops), pad=pad, keeps_logits=True)
-    with OrtDecoder(graph, threads=1) as decoder:
+    with OrtDecoder(graph, threads=1, optimizations=optimizations) as decoder:
         return [generate(decoder, [prompt], options) for prompt in prompts]
 
 

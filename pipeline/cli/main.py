@@ -47,6 +47,8 @@ def cli() -> None:
     convert inspect PATH             what a recipe, artifact, model or engine holds
     convert export-triton ARTIFACT DIR   a model repository for Triton Inference Server
     convert export-epcontext ARTIFACT DIR   engines for ONNX Runtime's TensorRT providers
+    convert export-genai, export-transformersjs, export-optimum, export-openvino, export-vllm
+                                     the same for the engines of these names
     convert doctor                   what is missing on this machine, and how to get it
     """  # noqa: D301 - \b is click's own
 
@@ -66,7 +68,12 @@ cli.add_command(
     LazyCommand("export-epcontext", "pipeline.cli.export_epcontext:export_epcontext_command")
 )
 cli.add_command(LazyCommand("export-genai", "pipeline.cli.export_genai:export_genai_command"))
-cli.add_command(LazyCommand("export-optimum", "pipeline.cli.export_optimum:export_optimum_command"))
+cli.add_command(
+    LazyCommand("export-openvino", "pipeline.cli.export_openvino:export_openvino_command")
+)
+cli.add_command(
+    LazyCommand("export-optimum", "pipeline.cli.export_optimum:export_optimum_command")
+)
 cli.add_command(
     LazyCommand(
         "export-transformersjs", "pipeline.cli.export_transformersjs:export_transformersjs_command"

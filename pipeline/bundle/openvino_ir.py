@@ -1,0 +1,124 @@
+"""Folders that OpenVINO GenAI runs: a stateful IR with its tokenizer as IR too.
+
+The graph's cache becomes state of the model, as `openvino_genai.LLMPipeline` wants it. OpenVINO does the
+conversion, so it must be installed; what it made generates text before it is delivered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pipeline.bundle.consumer import has_package, try_in_consumer
+from pipeline.bundle.generation_settings import read_generation_settings
+from pipeline.bundle.graphs import GRAPH_FILE, copy_companions, read_graphs, require_tokenizer
+from pipeline.bundle.placing import placed_whole
+from pipeline.errors import ArtifactError, EnvironmentMissing, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.bundle.graphs import GraphTarget
+
+MODEL_FILE: Final = "openvino_model.xml"
+PACKAGES: Final = ("openvino", "openvino_genai", "openvino_tokenizers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVinoModel:
+    """One folder that was written.
+
+    Attributes:
+        trial: What came of generating text with it, a sentence.
+    """
+
+    target: str
+    precision: str
+    trial: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVinoExport:
+    """What was written."""
+
+    directory: Path
+    artifact: str
+    models: tuple[OpenVinoModel, ...]
+    notes: tuple[str, ...]
+
+
+def export_openvino(
+    artifact: Path, directory: Path, *, targets: Sequence[str] = (), replace: bool = False
+) -> OpenVinoExport:
+    """Convert each decoder of an artifact, and generate text with the result.
+
+    Args:
+        artifact: Its directory; it is verified first.
+        directory: Where to; nothing may be there yet.
+        targets: Which; empty for all that OpenVINO can read. What it cannot is named in the notes.
+        replace: What was written there earlier gives way.
+
+    Raises:
+        EnvironmentMissing: OpenVINO is not installed.
+        RecipeError: the artifact failed, there is no such target, it is of another task, it has no
+            tokenizer, or its settings of generation contradict.
+        ArtifactError: the artifact is damaged, or OpenVINO cannot read a target that was named, or
+            any, or generates other tokens.
+    """
+    missing = [name for name in PACKAGES if not has_package(name)]
+    if missing:
+        raise EnvironmentMissing(
+            f"OpenVINO makes these files, and `{missing[0]}` is not installed",
+            hint="pip install 'convert-pipeline[openvino]'",
+        )
+    with placed_whole(
+        directory,
+        replace=replace,
+        is_ours=lambda child: (child / MODEL_FILE).is_file(),
+        what="model of OpenVINO",
+    ) as draft:
+        source = read_graphs(artifact, targets)
+        if not source.task.has_cache:
+            raise RecipeError(
+                f"`{source.title}` is of task `{source.task.name}`, and this is for `text-generation`"
+            )
+        models, notes = [], list(source.left_out)
+        for target in source.targets:
+            try:
+                models.append(_convert(target, draft / target.name))
+            except ArtifactError as error:
+                if targets or len(source.targets) == 1:
+                    raise
+                notes.append(f"{target.name} is left out: {error.message}")
+        if not models:
+            raise ArtifactError(f"nothing could be converted: {'; '.join(notes)}")
+    return OpenVinoExport(
+        directory=directory, artifact=source.title, models=tuple(models), notes=tuple(notes)
+    )
+
+
+def _convert(target: GraphTarget, folder: Path) -> OpenVinoModel:
+    import shutil
+
+    require_tokenizer(target, "OpenVINO GenAI")
+    settings = read_generation_settings(target)
+    copy_companions(target, folder)
+    question = {
+        "graph": str(target.folder / GRAPH_FILE),
+        "folder": str(folder),
+        "vocabulary": settings.vocabulary,
+        "positions": settings.positions,
+        "stops": list(settings.stops),
+        "pad": settings.pad,
+    }
+    try:
+        answer = try_in_consumer(
+            "pipeline.bundle.openvino_work", question, what="OpenVINO", where=target.name
+        )
+    except ArtifactError:
+        shutil.rmtree(folder)
+        raise
+    return OpenVinoModel(
+        target=target.name, precision=target.declaration.precision, trial=answer.told
+    )
