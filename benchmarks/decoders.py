@@ -1,0 +1,275 @@
+"""Tokens a second of a 4-bit decoder, ours beside ONNX Runtime GenAI's own of the same checkpoint.
+
+    .venv/bin/python benchmarks/decoders.py --work /var/tmp/decoders [--size 0.5b] [--rounds 7]
+
+Makes a Llama of random weights (`large_llama.py`), converts it with our stages (export, simplify, fuse,
+4-bit weights, packed) and with `onnxruntime_genai.models.builder -p int4 -e cpu` in an environment of its own,
+which is made on the first call (1.3 GB). What is there already is not made again.
+
+Then both write, in turns: batch 1, the same random prompt, greedily, a process each that stays loaded. It
+prints the median over rounds of the time to the first token and of the time of a later one, their
+ratios GenAI / ours of the same round (more than 1: ours is faster), and ours again / ours as the noise floor.
+With `--threads 1` times are those of the processor and not of the clock, so that other work on the machine
+hardly counts. Exit code 1 when the ratio of later tokens is under `--limit` (1.1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.large_llama import SIZES, write_large_llama
+from pipeline.environment import describe_environment
+from pipeline.stages.base import MODEL_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.stages.base import AnyStage, StageConfig
+
+PEER = Path(__file__).with_name("decoders_genai.py")
+PEER_REQUIREMENTS = (
+    "onnxruntime-genai==0.18.0",
+    "onnxruntime==1.31.1",
+    "onnx-ir==1.1.0",
+    "onnx==1.23.2",
+    "transformers==5.23.0",
+    "torch==2.13.0",
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What to measure, from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--size", choices=sorted(SIZES), default="0.5b")
+    parser.add_argument("--block-size", type=int, default=32, help="of our 4-bit weights")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens")
+    parser.add_argument("--new", type=int, default=64, help="tokens")
+    parser.add_argument("--rounds", type=int, default=7, help="after one that does not count")
+    parser.add_argument("--threads", type=int, default=0, help="of both; 0 leaves it to them")
+    parser.add_argument("--limit", type=float, default=1.1)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the description as it is written."""
+
+
+# --- converting -----------------------------------------------------------------------------
+
+
+class _Context:
+    """What stages ask of their surroundings."""
+
+    threads = os.cpu_count() or 1
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+
+    def log(self, message: str) -> None:
+        del message
+
+
+def convert(checkpoint: Path, work: Path, block_size: int) -> Path:
+    """Our packed 4-bit graph of a checkpoint; a stage in a process of its own each."""
+    from pipeline.stages.export import EXPORT, ExportConfig
+    from pipeline.stages.fuse import FUSE, FuseConfig
+    from pipeline.stages.pack_weights import PACK_WEIGHTS, PackWeightsConfig
+    from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS, QuantizeWeightsConfig
+    from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+
+    weights = QuantizeWeightsConfig.model_validate({"block_size": block_size, "method": "rtn"})
+    steps: tuple[tuple[AnyStage, StageConfig, str], ...] = (
+        (EXPORT, ExportConfig(task="text-generation", component="model"), "export"),
+        (SIMPLIFY, SimplifyConfig(), "simplify"),
+        (FUSE, FuseConfig(), "fuse"),
+        (QUANTIZE_WEIGHTS, weights, f"int4_{block_size}"),
+        (PACK_WEIGHTS, PackWeightsConfig(), f"packed_{block_size}"),
+    )
+    last, port = checkpoint, "checkpoint"
+    for stage, config, name in steps:
+        output = work / name
+        if not (output / MODEL_FILE).exists():
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir(parents=True)
+            _in_a_child(stage, config, {port: last}, output)
+        last, port = output, "model"
+    return last
+
+
+def _in_a_child(
+    stage: AnyStage, config: StageConfig, inputs: dict[str, Path], output: Path
+) -> None:
+    """Run a stage and let its memory go."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            stage.run(config, inputs, output, _Context(output))  # type: ignore[arg-type]
+            code = 0
+        finally:
+            os._exit(code)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(f"stage `{stage.name}` failed")
+
+
+def make_peer(checkpoint: Path, work: Path) -> tuple[Path, Path]:
+    """Python of GenAI's environment, and the folder of its own 4-bit model."""
+    python, model = work / "genai/bin/python", work / "genai_int4"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(work / "genai")], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, *PEER_REQUIREMENTS], check=True)
+    if not (model / "genai_config.json").exists():
+        builder = [str(python), "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint)]
+        builder += ["-o", str(model), "-p", "int4", "-e", "cpu", "-c", str(work / "genai_cache")]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        subprocess.run(builder, check=True, env=environment, capture_output=True)
+    return python, model
+
+
+# --- measuring ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of one generation, seconds."""
+
+    first: float
+    later: float
+
+
+class Worker:
+    """A process that stays loaded and generates when it is told to."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._answer()
+
+    def generate(self, seed: int) -> Times:
+        """One generation from a random prompt."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seed}\n")
+        self._process.stdin.flush()
+        seconds = self._answer()["seconds"]
+        return Times(seconds[0], statistics.median(seconds[1:]))
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"a worker ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Our loop as a worker, as `decoders_genai.py` is GenAI's."""
+    from pipeline.runtimes.generation import GenerationOptions, generate
+    from pipeline.runtimes.ort_decoder import OrtDecoder
+
+    threads = arguments.threads or None
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    vocabulary = SIZES[arguments.size].vocabulary
+    with OrtDecoder(arguments.serve / MODEL_FILE, threads=threads) as decoder:
+        print(json.dumps({}), flush=True)
+        for line in sys.stdin:
+            generator = random.Random(int(line))  # noqa: S311 - no secret
+            prompt = [generator.randrange(2, vocabulary) for _ in range(arguments.prompt)]
+            times = [clock()]
+            options = GenerationOptions(tokens=arguments.new)
+            generate(decoder, [prompt], options, on_step=lambda _, at=times: at.append(clock()))
+            seconds = [end - start for start, end in itertools.pairwise(times)]
+            print(json.dumps({"seconds": seconds}), flush=True)
+    return 0
+
+
+def measure(arguments: argparse.Namespace) -> float:
+    """Make both, let them write in turns, print; the ratio of later tokens."""
+    work = arguments.work / arguments.size
+    checkpoint = work / "checkpoint"
+    if not (checkpoint / "tokenizer_config.json").exists():
+        write_large_llama(checkpoint, SIZES[arguments.size])
+    ours = convert(checkpoint, work, arguments.block_size)
+    python, peer = make_peer(checkpoint, work)
+    own = [sys.executable, __file__, "--serve", str(ours), "--size", arguments.size]
+    own += ["--work", str(arguments.work)]
+    for name in ("prompt", "new", "threads"):
+        own += [f"--{name}", str(getattr(arguments, name))]
+    sizes = [arguments.prompt, arguments.new, SIZES[arguments.size].vocabulary, arguments.threads]
+    workers = {
+        "genai": Worker([str(python), str(PEER), str(peer), *map(str, sizes)]),
+        "ours": Worker(own),
+        "ours again": Worker(own),
+    }
+    times: dict[str, list[Times]] = {name: [] for name in workers}
+    for seed in range(arguments.rounds + 1):
+        for name, worker in workers.items():
+            found = worker.generate(seed)
+            if seed:
+                times[name].append(found)
+    for worker in workers.values():
+        worker.close()
+    for name, each in times.items():
+        first = statistics.median(item.first for item in each)
+        later = statistics.median(item.later for item in each)
+        print(f"{name}: first token {first * 1e3:.1f} ms, later {later * 1e3:.2f} ms a token, "
+              f"{1 / later:.1f} tokens/s")  # fmt: skip
+    for one, other in (("genai", "ours"), ("ours again", "ours")):
+        for what in ("first", "later"):
+            ratios = [
+                getattr(a, what) / getattr(b, what)
+                for a, b in zip(times[one], times[other], strict=True)
+            ]
+            print(
+                f"{one} / {other}, {what}: {statistics.median(ratios):.3f} "
+                f"({min(ratios):.3f} to {max(ratios):.3f})"
+            )
+    return statistics.median(
+        a.later / b.later for a, b in zip(times["genai"], times["ours"], strict=True)
+    )
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    arguments = parse_arguments()
+    if arguments.serve:
+        return serve(arguments)
+    environment = describe_environment(("convert-pipeline", "onnxruntime", "onnx"))
+    print(json.dumps({**environment, "load_average": os.getloadavg()}))
+    ratio = measure(arguments)
+    if ratio < arguments.limit:
+        print(f"FAILED: {ratio:.3f} times as fast as GenAI, {arguments.limit} is wanted")
+        return 1
+    print("OK")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
