@@ -9,12 +9,8 @@ from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.gpu import this_machine
 from pipeline.planning.checking import benchmark_shapes
 from pipeline.planning.types import TorchRunPlan
-from pipeline.stages.benchmark import BenchmarkConfig
-from pipeline.stages.torch_runs import (
-    BENCHMARK_TORCH,
-    VALIDATE_TORCH,
-    ValidateTorchConfig,
-)
+from pipeline.stages.benchmark import BENCHMARK_TORCH, BenchmarkConfig
+from pipeline.stages.validate_torch import VALIDATE_TORCH, ValidateTorchConfig
 from pipeline.targets.base import SourceRef
 
 if TYPE_CHECKING:

@@ -146,3 +146,16 @@ BENCHMARK_PROVIDER: Final = Stage(
     is_exclusive=True,
 )
 """The same, with one of ONNX Runtime's providers for GPUs."""
+
+BENCHMARK_TORCH = Stage(
+    name="benchmark_torch",
+    version=1,
+    footprint=Footprint(base_mib=900, memory_per_weight=5.0),
+    config_type=BenchmarkConfig,
+    run=run,
+    packages=BENCHMARK.packages,
+    optional_packages=("triton",),
+    machine=(*BENCHMARK.machine, *MACHINE),
+    is_exclusive=True,
+)
+"""The checkpoint in torch on this machine's GPU against float32 in eager mode there; nothing judges it."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.stages.adopt import ADOPT
-from pipeline.stages.benchmark import BENCHMARK, BENCHMARK_ENGINE, BENCHMARK_PROVIDER
+from pipeline.stages.benchmark import (
+    BENCHMARK,
+    BENCHMARK_ENGINE,
+    BENCHMARK_PROVIDER,
+    BENCHMARK_TORCH,
+)
 from pipeline.stages.benchmark_generation import BENCHMARK_GENERATION
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
@@ -42,10 +47,10 @@ from pipeline.stages.scale_channels import SCALE_CHANNELS
 from pipeline.stages.sensitivity import SENSITIVITY
 from pipeline.stages.shrink_masks import SHRINK_MASKS
 from pipeline.stages.simplify import SIMPLIFY
-from pipeline.stages.torch_runs import BENCHMARK_TORCH, VALIDATE_TORCH
 from pipeline.stages.validate import VALIDATE
 from pipeline.stages.validate_engine import VALIDATE_ENGINE
 from pipeline.stages.validate_provider import VALIDATE_PROVIDER
+from pipeline.stages.validate_torch import VALIDATE_TORCH
 
 if TYPE_CHECKING:
     from pipeline.stages.base import AnyStage

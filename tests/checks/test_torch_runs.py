@@ -9,8 +9,8 @@ import pytest
 from pipeline.bench.types import BenchmarkResult
 from pipeline.errors import StageError
 from pipeline.parity.types import Parity
-from pipeline.stages.benchmark import BENCHMARK_FILE, BenchmarkConfig
-from pipeline.stages.torch_runs import BENCHMARK_TORCH, VALIDATE_TORCH, ValidateTorchConfig
+from pipeline.stages.benchmark import BENCHMARK_FILE, BENCHMARK_TORCH, BenchmarkConfig
+from pipeline.stages.validate_torch import VALIDATE_TORCH, ValidateTorchConfig
 from tests.stages.context import RecordingContext
 
 if TYPE_CHECKING:

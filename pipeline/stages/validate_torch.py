@@ -1,7 +1,6 @@
-"""The checkpoint in torch on this machine's GPU, as a comparison: how far, and how fast.
+"""How far the checkpoint in torch in another precision, compiled or on a GPU is from the reference.
 
-`validate_torch` holds a precision against the float32 reference; `benchmark_torch` times it against
-float32 in eager mode on the same device, in the launches that time every target. Nothing is judged.
+A comparison that nothing judges; `benchmark_torch` is its other half.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ from pydantic import Field
 
 from pipeline.runtimes.torch_variants import TorchDevice, TorchVariant
 from pipeline.stages.base import Footprint, Stage, StageConfig
-from pipeline.stages.benchmark import BENCHMARK, BenchmarkConfig, run
 from pipeline.stages.compared import PARITY_FILE, PROBES_PORT, REFERENCE_PORT, SAMPLES_PORT
-from pipeline.stages.provider_engine import MACHINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,19 +86,6 @@ VALIDATE_TORCH = Stage(
     run=validate,
     packages=("numpy", "safetensors", "scipy", "torch", "transformers"),
     optional_packages=("triton",),
-    machine=("cpu_flags", *MACHINE),
+    machine=("cpu_flags", "gpu_name", "gpu_target", "nvidia_driver"),
 )
 """Ports `checkpoint`, `samples`, `probes` and `reference` -> `parity.json`."""
-
-BENCHMARK_TORCH = Stage(
-    name="benchmark_torch",
-    version=1,
-    footprint=Footprint(base_mib=900, memory_per_weight=5.0),
-    config_type=BenchmarkConfig,
-    run=run,
-    packages=("numpy", "safetensors", "scipy", "torch", "transformers"),
-    optional_packages=("triton",),
-    machine=(*BENCHMARK.machine, *MACHINE),
-    is_exclusive=True,
-)
-"""Ports `checkpoint`, `model` (the checkpoint again) and `samples`."""
