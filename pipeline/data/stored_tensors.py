@@ -104,7 +104,7 @@ class StoredTensor:
 
 
 def _read_exactly(file: Any, room: NDArray[np.uint8]) -> None:
-    view, done = memoryview(room), 0
+    view, done = room.data, 0
     while done < len(view):
         count = file.readinto(view[done:])
         if not count:

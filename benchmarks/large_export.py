@@ -1,0 +1,179 @@
+r"""Memory and time of export and INT4 on a large decoder, stage by stage, against ONNX Runtime GenAI's builder.
+
+    .venv/bin/python benchmarks/large_llama.py /var/tmp/llama
+    .venv/bin/python benchmarks/large_export.py /var/tmp/llama --rounds 3 \
+        --peer /var/tmp/genai/bin/python
+
+`--peer` is a Python with onnxruntime-genai 0.18.0, torch and transformers; without it only our own figures
+are printed. Every stage runs in a process of its own, as in a build, with what it declares to be
+imported ahead counted in. Memory is the largest resident set of any of those processes, pages of
+mapped files included (`ru_maxrss`); of the peer likewise. Rounds are interleaved, the ratio of a round
+is ours over theirs, and the median counts. Weights are rounded by `rtn` in blocks of 32, as the peer
+does. Exit code 1 when a figure is over its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pipeline.stages.base import model_size_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WALL_LIMIT: Final = 1.0
+MEMORY_LIMIT: Final = 0.5
+"""Of the peer's."""
+EXPORT_SHARE: Final = 0.6
+EXPORT_BASE_BYTES: Final = 600_000_000
+"""The fp32 export may take this, and `EXPORT_SHARE` of the float32 weights."""
+
+CHAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
+    ("export", "checkpoint", {"task": "text-generation", "component": "model"}),
+    ("simplify", "model", {}),
+    ("fuse", "model", {}),
+    ("quantize_weights", "model", {"bits": 4, "block_size": 32, "method": "rtn"}),
+)
+"""Stage, the port through which it takes the output of the one before, and its config."""
+
+_CHILD = """
+import importlib, json, sys
+from pathlib import Path
+from pipeline.stages.catalogue import STAGES
+class Context:
+    scratch = Path(sys.argv[5]); resumable = None; threads = int(sys.argv[6])
+    def progress(self, done, total, unit): pass
+    def log(self, message): pass
+stage = next(stage for stage in STAGES if stage.name == sys.argv[1])
+for module in stage.preload:
+    importlib.import_module(module)
+ports = {port: Path(path) for port, path in json.loads(sys.argv[2]).items()}
+stage.run(stage.config_type.model_validate_json(sys.argv[3]), ports, Path(sys.argv[4]), Context())
+"""
+
+_PEER = ("-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a process took: seconds of wall clock, seconds of processor, bytes of resident memory."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.wall_s:7.1f} s wall {self.cpu_s:7.1f} s CPU {self.peak_bytes / 1e6:8.0f} MB"
+
+
+def measure(command: Sequence[str], log: Path) -> Cost:
+    """Run a command and its children; a failure ends the benchmark with the end of its output."""
+    start = time.monotonic()
+    with log.open("wb") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | OFFLINE)
+        _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"{' '.join(command[:4])} failed:\n{log.read_text(errors='replace')[-2000:]}")
+    return Cost(
+        wall_s=time.monotonic() - start,
+        cpu_s=used.ru_utime + used.ru_stime,
+        peak_bytes=used.ru_maxrss * 1024,
+    )
+
+
+OFFLINE: Final = {"HF_HUB_OFFLINE": "1"}
+
+
+def run_chain(checkpoint: Path, root: Path, threads: int) -> tuple[dict[str, Cost], int]:
+    """Every stage with its cost, and the bytes of the artifact; outputs are deleted when used."""
+    costs, source = {}, checkpoint
+    for name, port, config in CHAIN:
+        output, scratch = root / name, root / "scratch"
+        for directory in (output, scratch):
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+        ports, given = json.dumps({port: str(source)}), json.dumps(config)
+        child = ("-c", _CHILD, name, ports, given, str(output), str(scratch), str(threads))
+        costs[name] = measure((sys.executable, *child), root / f"{name}.log")
+        if source != checkpoint:
+            shutil.rmtree(source)
+        source = output
+    size = model_size_bytes(source)
+    shutil.rmtree(source)
+    return costs, size
+
+
+def run_peer(python: str, checkpoint: Path, root: Path) -> Cost:
+    """The builder, once."""
+    for name in ("peer", "cache"):
+        shutil.rmtree(root / name, ignore_errors=True)
+    places = ("-m", str(checkpoint), "-o", str(root / "peer"), "-c", str(root / "cache"))
+    cost = measure((python, *_PEER, *places), root / "peer.log")
+    shutil.rmtree(root / "peer")
+    return cost
+
+
+def weight_bytes(checkpoint: Path) -> int:
+    """Of the checkpoint as float32."""
+    from pipeline.data.stored_tensors import stored_tensors
+
+    files = checkpoint.glob("*.safetensors")
+    return sum(4 * tensor.size for file in files for tensor in stored_tensors(file).values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--peer", help="a Python with onnxruntime-genai, torch and transformers")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--scratch", type=Path, help="where to write; needs twice the weights")
+    chosen = parser.parse_args(arguments)
+    checkpoint = chosen.checkpoint.resolve()
+    weights = weight_bytes(checkpoint)
+    print(f"{checkpoint.name}: {weights / 1e6:.0f} MB of weights as float32")
+    walls, peaks, exports = [], [], []
+    with tempfile.TemporaryDirectory(dir=chosen.scratch) as directory:
+        root = Path(directory)
+        for number in range(chosen.rounds):
+            costs, size = run_chain(checkpoint, root, chosen.threads)
+            total = Cost(
+                wall_s=sum(cost.wall_s for cost in costs.values()),
+                cpu_s=sum(cost.cpu_s for cost in costs.values()),
+                peak_bytes=max(cost.peak_bytes for cost in costs.values()),
+            )
+            exports.append(costs["export"].peak_bytes)
+            print(f"round {number + 1}: the artifact has {size / 1e6:.0f} MB")
+            for name, cost in (costs | {"together": total}).items():
+                print(f"  {name:17} {cost}")
+            if chosen.peer:
+                peer = run_peer(chosen.peer, checkpoint, root)
+                print(f"  {'peer':17} {peer}")
+                walls.append(total.wall_s / peer.wall_s)
+                peaks.append(total.peak_bytes / peer.peak_bytes)
+    limit = EXPORT_SHARE * weights + EXPORT_BASE_BYTES
+    is_over = max(exports) > limit
+    print(f"export: {max(exports) / 1e6:.0f} MB, limit {limit / 1e6:.0f} MB")
+    if walls:
+        wall, peak = statistics.median(walls), statistics.median(peaks)
+        print(f"against the peer: wall {wall:.2f} (limit {WALL_LIMIT}), ", end="")
+        print(f"memory {peak:.2f} (limit {MEMORY_LIMIT})")
+        is_over |= wall > WALL_LIMIT or peak > MEMORY_LIMIT
+    return int(is_over)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
