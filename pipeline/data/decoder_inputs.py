@@ -19,6 +19,9 @@ POSITIONS: Final = "position_ids"
 CACHE_PREFIX: Final = "past_key_values."
 PRESENT_PREFIX: Final = "present."
 MASK: Final = "attention_mask"
+TARGET_IDS: Final = "decoder_input_ids"
+"""Of a sample of an encoder with a decoder: what the decoder reads."""
+TARGET_AXIS: Final = "decoder_sequence"
 SOURCE_MASK: Final = "encoder_attention_mask"
 
 

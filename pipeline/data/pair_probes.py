@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pipeline.data.prepare.targets import TARGET_IDS
+from pipeline.data.decoder_inputs import TARGET_IDS
 from pipeline.data.probes import IDS, Probe
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ def run(
         ExportError: when the checkpoint cannot be loaded.
         StageError: when it cannot be run on a sample.
     """
-    from pipeline.data.prepare.targets import TARGET_IDS
+    from pipeline.data.decoder_inputs import TARGET_IDS
     from pipeline.data.sample_set import SampleIndex, load_samples, save_samples
     from pipeline.data.take import sample_fingerprint
     from pipeline.runtimes.torch_reference import TorchReferenceRunner

@@ -50,9 +50,8 @@ def run(
 
     import numpy as np
 
-    from pipeline.data.decoder_inputs import POSITIONS, completed, is_cache
+    from pipeline.data.decoder_inputs import POSITIONS, TARGET_IDS, completed, is_cache
     from pipeline.data.pair_probes import sound_probes, with_targets
-    from pipeline.data.prepare.targets import TARGET_IDS
     from pipeline.data.probes import image_probes, text_probes
     from pipeline.data.sample_set import SampleEntry, SampleIndex, load_samples, save_samples
     from pipeline.tasks import DERIVED_AXES, find_task

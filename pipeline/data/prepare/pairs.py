@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.data.prepare.targets import TARGET_AXIS, TARGET_IDS, TargetTokens
+from pipeline.data.decoder_inputs import TARGET_AXIS, TARGET_IDS
+from pipeline.data.prepare.targets import TargetTokens
 from pipeline.data.prepare.texts import TextPreparation, joined
 
 if TYPE_CHECKING:

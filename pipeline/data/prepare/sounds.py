@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from pipeline.data.decoder_inputs import TARGET_AXIS, TARGET_IDS
 from pipeline.data.prepare.base import Prepared, describe
-from pipeline.data.prepare.targets import TARGET_AXIS, TARGET_IDS, TargetTokens
+from pipeline.data.prepare.targets import TargetTokens
 from pipeline.data.prepare.texts import joined
 from pipeline.data.sample_set import InputSpec
 from pipeline.errors import StageError

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.data.decoder_inputs import TARGET_AXIS
 from pipeline.data.prepare.base import read_text
 from pipeline.data.sample_set import InputSpec
 from pipeline.data.tokenise import load_tokenizer
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from pipeline.data.prepare.base import Setting
     from pipeline.data.rows import Row
     from pipeline.data.sample_set import Tensor
-
-TARGET_IDS: Final = "decoder_input_ids"
-TARGET_AXIS: Final = "decoder_sequence"
 
 
 class TargetTokens:
