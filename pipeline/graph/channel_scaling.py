@@ -8,7 +8,7 @@ division goes into what writes x: the weight of a normalisation, or the product 
 factor of x (the `up` of a gated feed-forward). So the graph has no node more.
 
 Here every s is a power of two, and multiplying by one is exact: the graph computes what it did before,
-bit by bit, as long as no number leaves the range of floats. The loss is that of plain rounding, from the
+bit by bit, as long as no number leaves the range of floats. The loss is that of method `clip`, from the
 moments of x, for at most `_OUTPUTS` outputs of each product.
 """
 
@@ -60,7 +60,7 @@ class ScaledChannels:
         products: Names of the products that read it, whose weights grew.
         power: Of the mean magnitudes.
         largest: Factor over the smallest one.
-        loss_ratio: Mean square of what these products lose by plain rounding, over that before.
+        loss_ratio: Mean square of what these products lose by method `clip`, over that before.
     """
 
     source: str
@@ -272,7 +272,7 @@ def _loss(
         if inputs % size:
             continue  # it stays float
         made = quantize_blocks(
-            weight * factors, axis=1, bits=request.bits, block_size=size, method="rtn"
+            weight * factors, axis=1, bits=request.bits, block_size=size, method="clip"
         )
         steps = np.repeat(made.scale, size, axis=1)
         lost = made.values.astype(np.float32) * steps / factors - weight

@@ -76,7 +76,7 @@ def run(
 
 SCALE_CHANNELS = Stage(
     name="scale_channels",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=200, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=ScaleChannelsConfig,
     run=run,

@@ -91,41 +91,39 @@ def round_in_order(blocks: Blocks, scale: Scales, bits: Bits, factor: Factor) ->
     """
     outputs, count, size = blocks.shape
     plain = integers_of(blocks, scale, bits)
-    steps = np.repeat(scale.astype(np.float64), size, axis=1)[:, factor.order]
-    weight = blocks.reshape(outputs, -1)[:, factor.order].astype(np.float64)
-    integers, spread = _nearest_planes(weight, steps, LARGEST[bits], factor.upper)
-    result = np.empty_like(plain).reshape(outputs, -1)
-    result[:, factor.order] = integers
     flat = plain.reshape(outputs, -1)
-    errors = blocks.reshape(outputs, -1) - flat * np.repeat(scale.astype(np.float32), size, axis=1)
-    usual = np.square(factor.spread(errors)).sum(axis=1)
-    is_better = np.square(spread).sum(axis=1) <= usual
-    chosen: Blocks = np.where(is_better[:, None], result, flat).reshape(outputs, count, size)
-    return chosen
+    wide = np.repeat(scale.astype(np.float32), size, axis=1)
+    # Inputs first: each step of the recursion reads and writes whole rows then.
+    weight = blocks.reshape(outputs, -1).T[factor.order].astype(np.float64)
+    steps = wide.T[factor.order].astype(np.float64)
+    integers, lost = _nearest_planes(weight, steps, LARGEST[bits], factor.upper)
+    result = np.empty_like(flat)
+    result[:, factor.order] = integers.T
+    usual = np.square(factor.spread(blocks.reshape(outputs, -1) - flat * wide)).sum(axis=1)
+    chosen: Blocks = np.where((lost <= usual)[:, None], result, flat)
+    return chosen.reshape(outputs, count, size)
 
 
 def _nearest_planes(
     weight: Doubles, steps: Doubles, largest: int, upper: Doubles
 ) -> tuple[Doubles, Doubles]:
-    """Integers, and `d R`; all of them (outputs, inputs) in order."""
-    inputs = weight.shape[1]
+    """Integers (inputs, outputs) in order, and what each output loses, `|d R|^2`."""
+    inputs, outputs = weight.shape
     integers, errors = np.empty_like(weight), np.empty_like(weight)
-    spread = np.empty_like(weight)
+    lost = np.zeros(outputs)
     for start in range(0, inputs, _COLUMNS):
         end = min(start + _COLUMNS, inputs)
         # What the inputs before these have lost, as these see it.
-        carried = errors[:, :start] @ upper[:start, start:end]
-        for column in range(start, end):
-            own = upper[column, column]
-            here = carried[:, column - start] / own
-            wanted = weight[:, column] + here
-            step = steps[:, column]
-            chosen = np.clip(np.rint(wanted / step), -largest, largest)
-            integers[:, column] = chosen
-            error = weight[:, column] - chosen * step
-            errors[:, column] = error
-            spread[:, column] = (error + here) * own
-            if column + 1 < end:
-                ahead = upper[column, column + 1 : end]
-                carried[:, column + 1 - start :] += np.outer(error, ahead)
-    return integers, spread
+        carried = upper[:start, start:end].T @ errors[:start]
+        for place in range(start, end):
+            own = upper[place, place]
+            here = carried[place - start] / own
+            chosen = np.clip(np.rint((weight[place] + here) / steps[place]), -largest, largest)
+            integers[place] = chosen
+            error = weight[place] - chosen * steps[place]
+            errors[place] = error
+            lost += np.square((error + here) * own)
+            if place + 1 < end:
+                ahead = upper[place, place + 1 : end]
+                carried[place + 1 - start :] += np.outer(ahead, error)
+    return integers, lost
