@@ -79,7 +79,7 @@ def forecast(plan: Plan, statuses: Sequence[NodeStatus]) -> Forecast:
 def _node_forecast(node: Node, weights: int, kept: int) -> NodeForecast:
     footprint = node.stage.footprint
     outputs = kept if footprint.keeps_outputs else 0
-    memory = footprint.base_mib * MIB + footprint.memory_per_weight * weights + outputs
+    memory = footprint.base_mib * MIB + footprint.share_of(weights) * weights + outputs
     return NodeForecast(
         name=node.name,
         memory_bytes=round(memory),

@@ -12,6 +12,7 @@ from pipeline.errors import EnvironmentMissing
 from pipeline.forecast import Forecast, NodeForecast, forecast, parameter_count, require_room
 from pipeline.planning import plan_status
 from pipeline.recipe import load_recipe_file
+from pipeline.stages.base import INLINE_LIMIT_BYTES, Footprint
 from tests.cli.commands import run_convert
 from tests.recipes import FP32, INT8, write_recipe
 
@@ -105,3 +106,10 @@ def test_the_command_refuses_and_leaves_nothing(tmp_path: Path, sentence_encoder
     assert "will need about" in done.stderr
     assert "--no-forecast" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_above_what_a_model_file_holds_are_not_read() -> None:
+    mapped = Footprint(memory_per_weight=4.0, memory_outside=0.1)
+    assert mapped.share_of(INLINE_LIMIT_BYTES) == 4.0
+    assert mapped.share_of(INLINE_LIMIT_BYTES + 1) == 0.1
+    assert Footprint(memory_per_weight=4.0).share_of(INLINE_LIMIT_BYTES + 1) == 4.0

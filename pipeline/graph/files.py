@@ -14,17 +14,13 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 
 from pipeline.errors import ArtifactError, StoreError
-from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
+from pipeline.stages.base import EXTERNAL_DATA_FILE, INLINE_LIMIT_BYTES, MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import onnx_ir as ir
-
-INLINE_LIMIT_BYTES: Final = 1_900_000_000
-"""Above this many bytes of weights they are stored outside the model file; protobuf's own limit is
-2^31 - 1 bytes for the whole message."""
 
 _EXTERNAL_THRESHOLD_BYTES: Final = 1024
 """Tensors smaller than this stay inside the model file, where shape inference can read them."""

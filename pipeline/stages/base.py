@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.onnx"
 """Name of the graph in the output directory of every stage that makes an ONNX model."""
 
+INLINE_LIMIT_BYTES = 1_900_000_000
+"""Above this many bytes of weights they are stored outside the model file; protobuf's own limit is
+2^31 - 1 bytes for the whole message."""
+
 ENGINE_FILE = "model.engine"
 """Name of the engine in the output directory of every stage that makes one."""
 
@@ -82,14 +86,23 @@ class Footprint:
     Attributes:
         base_mib: Peak resident memory with a model of no size, MiB: the libraries.
         memory_per_weight: Bytes of peak memory for each byte of the checkpoint.
+        memory_outside: The same above `INLINE_LIMIT_BYTES`, where weights are mapped and not read;
+            None when it makes no difference.
         disk_per_weight: Bytes of output for each byte of the checkpoint.
         keeps_outputs: It also holds, and writes, the model's outputs for every sample.
     """
 
     base_mib: int = 150
     memory_per_weight: float = 0.0
+    memory_outside: float | None = None
     disk_per_weight: float = 0.0
     keeps_outputs: bool = False
+
+    def share_of(self, weights: int) -> float:
+        """Bytes of peak memory for each byte of a checkpoint of so many bytes."""
+        if self.memory_outside is not None and weights > INLINE_LIMIT_BYTES:
+            return self.memory_outside
+        return self.memory_per_weight
 
 
 C = TypeVar("C", bound=StageConfig)

@@ -153,7 +153,9 @@ def _check(path: Path, component: TorchComponent) -> dict[str, JSON]:
 EXPORT = Stage(
     name="export",
     version=3,
-    footprint=Footprint(base_mib=550, memory_per_weight=4.1, disk_per_weight=1.0),
+    footprint=Footprint(
+        base_mib=600, memory_per_weight=4.1, memory_outside=0.1, disk_per_weight=1.0
+    ),
     config_type=ExportConfig,
     run=_run,
     packages=("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript"),

@@ -185,7 +185,9 @@ def read_wide(inputs: Mapping[str, Path]) -> frozenset[str]:
 QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
     version=4,
-    footprint=Footprint(base_mib=150, memory_per_weight=2.0, disk_per_weight=0.3),
+    footprint=Footprint(
+        base_mib=400, memory_per_weight=2.0, memory_outside=0.3, disk_per_weight=0.3
+    ),
     config_type=QuantizeWeightsConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio", "float_bytes"),
     run=run,

@@ -77,7 +77,9 @@ def _write_simplified(tool: Tool, source: Path, output: Path) -> Path:
 SIMPLIFY = Stage(
     name="simplify",
     version=2,
-    footprint=Footprint(base_mib=300, memory_per_weight=6.2, disk_per_weight=1.0),
+    footprint=Footprint(
+        base_mib=300, memory_per_weight=6.2, memory_outside=0.15, disk_per_weight=1.0
+    ),
     config_type=SimplifyConfig,
     run=_run,
     packages=("onnx", "onnx-ir", "onnxsim", "onnxslim", "onnxruntime"),
