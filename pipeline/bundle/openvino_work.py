@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.bundle.same_tokens import PROMPTS, TOKENS, first_difference, own_tokens, prompts_of
 from pipeline.graph.block_weights import without_rounded_inputs
+from pipeline.graph.spread_heads import spread_shared_heads
 
 _FLOATS: Final = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -38,9 +39,11 @@ def run(question: dict[str, Any]) -> dict[str, Any]:
 
     graph, folder = Path(question["graph"]), Path(question["folder"])
     try:
-        model = openvino.Core().read_model(graph)
-        _make_stateful(model)
-        openvino.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
+        with tempfile.TemporaryDirectory(prefix="convert-") as place:
+            model = openvino.Core().read_model(spread_shared_heads(graph, Path(place)))
+            _make_stateful(model)
+            openvino.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
+            del model  # it maps the weights of the graph
     except RuntimeError as err:
         return {"problem": f"it cannot convert the graph: {_first_line(err)}"}
     try:
@@ -102,6 +105,19 @@ def _make_stateful(model: Any) -> None:
     model.validate_nodes_and_infer_types()
     pairs = {name: f"present.{name.removeprefix('past_key_values.')}" for name in past}
     apply_make_stateful_transformation(model, pairs)
+    # Before the first step the state is empty, with as many rows as there are texts.
+    texts = opset13.gather(
+        opset13.shape_of(model.input("input_ids"), output_type="i64"),
+        opset13.constant([0]),
+        opset13.constant(0),
+    )
+    for node in model.get_ops():
+        if node.get_type_name() == "ReadValue":
+            lengths = [size.min_length for size in node.get_output_partial_shape(0)][1:]
+            sizes = opset13.constant(np.array(lengths, np.int64))
+            zero = opset13.constant(0.0, dtype=node.get_output_element_type(0))
+            node.set_arguments([opset13.broadcast(zero, opset13.concat([texts, sizes], axis=0))])
+    model.validate_nodes_and_infer_types()
 
 
 def _first_line(error: Exception) -> str:
