@@ -237,9 +237,9 @@ def pack_weight(
         many = np.moveaxis(scales, output_axis, 0)
     if size < SMALLEST_BLOCK or size & (size - 1) or inputs % size:
         raise Refused(f"its {inputs} inputs are no whole number of blocks of 16, 32, 64, ...")
-    shifted = (rows.astype(np.int16) + _MIDDLE[bits]).astype(np.uint8)
+    shifted: NDArray[np.uint8] = (rows.astype(np.int16) + _MIDDLE[bits]).astype(np.uint8)
     if bits == 4:
-        shifted = shifted[:, 0::2] | (shifted[:, 1::2] << 4)
+        shifted = shifted[:, 0::2] | np.left_shift(shifted[:, 1::2], 4, dtype=np.uint8)
     blocks = inputs // size
     return PackedWeight(
         values=np.ascontiguousarray(shifted.reshape(outputs, blocks, size * bits // 8)),

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from pipeline.runtimes.base import ModelTensor
 
+KEEP: Final = "num_logits_to_keep"
+"""An optional input: how many last tokens get logits; see `pipeline.graph.decoder_fusions.last_logits`."""
+
 _PAST: Final = re.compile(r"past_key_values\.(.+)")
 
 
@@ -46,6 +49,9 @@ class OrtDecoder(OnnxRuntimeRunner):
         """
         super().__enter__()
         self._past: dict[str, tuple[ModelTensor, str]] = {}
+        assert self._session is not None
+        optional = {spec.name for spec in self._session.get_overridable_initializers()}
+        self._keeps_last = KEEP in optional
         try:
             self._past = self._paired()
         except StageError:
@@ -125,6 +131,10 @@ class OrtDecoder(OnnxRuntimeRunner):
         for name, array in feed.named().items():
             if name in taken:
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        if last is not None and self._keeps_last:
+            # `bind_cpu_input` looks among inputs without a default only (ONNX Runtime 1.31).
+            keep = onnxruntime.OrtValue.ortvalue_from_numpy(np.array([last], np.int64))
+            binding.bind_ortvalue_input(KEEP, keep)
         for name, value in cache.values.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_output(LOGITS, "cpu")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
@@ -18,10 +20,15 @@ class FuseConfig(StageConfig):
     """What to fuse for."""
 
     execution_provider: Literal["CPUExecutionProvider"] = "CPUExecutionProvider"
+    last_logits: bool = Field(
+        default=False,
+        description="for decoders: an optional input `num_logits_to_keep`, how many last tokens get "
+        "logits; 0, which holds when it is not given, means all. Reading a prompt is faster with 1",
+    )
 
 
 def _run(
-    config: FuseConfig,  # noqa: ARG001 - one provider so far; part of the key
+    config: FuseConfig,
     inputs: Mapping[str, Path],
     output: Path,
     context: StageContext,
@@ -33,7 +40,7 @@ def _run(
         StageError: when operators forbid the opset that a decoder is written in.
         StoreError: when the output cannot be written.
     """
-    from pipeline.graph.decoder_fusions import fuse_decoder, is_decoder
+    from pipeline.graph.decoder_fusions import fuse_decoder, is_decoder, last_logits
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.fusions import fuse_for_onnxruntime_cpu
 
@@ -41,6 +48,8 @@ def _run(
     report = fuse_for_onnxruntime_cpu(model)
     if is_decoder(model):
         report = fuse_decoder(model, report)
+        if config.last_logits:
+            report.outcomes[last_logits.NAME] = last_logits.add_input(model.graph)
     for name, outcome in report.outcomes.items():
         context.log(f"{name}: fired {outcome.fired} times, refused {len(outcome.refused)}")
     save_ir_model(model, output)
@@ -50,7 +59,9 @@ def _run(
 FUSE = Stage(
     name="fuse",
     version=3,
-    footprint=Footprint(base_mib=110, memory_per_weight=4.1, disk_per_weight=1.0),
+    footprint=Footprint(
+        base_mib=110, memory_per_weight=4.1, memory_outside=0.02, disk_per_weight=1.0
+    ),
     config_type=FuseConfig,
     coverage=("fused_attention",),
     run=_run,

@@ -10,7 +10,9 @@ import onnx
 import pytest
 import torch
 
+from pipeline.runtimes.decoder import Feed
 from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+from pipeline.runtimes.ort_decoder import OrtDecoder
 from pipeline.runtimes.torch_model import load_torch_model
 from pipeline.stages.export import EXPORT, ExportConfig
 from pipeline.stages.fuse import FUSE, FuseConfig
@@ -106,6 +108,30 @@ def test_a_gpt2_without_rotation_is_fused_and_stays_right(tmp_path: Path) -> Non
     assert facts["coverage"] == {"fused_attention": 1.0}
     assert operators["Attention"] == LAYERS
     assert facts["fusions"]["rotary"] == {"fired": 0, "refused": []}
+
+
+def test_logits_of_the_last_tokens_only_when_a_run_asks_for_them(tmp_path: Path) -> None:
+    """By an optional input; without it the graph is what it was."""
+    _, path, _ = fuse_family(tmp_path, "llama")
+    output = tmp_path / "last"
+    output.mkdir()
+    ports = {"model": path.parent}
+    facts = FUSE.run(FuseConfig(last_logits=True), ports, output, RecordingContext(tmp_path))
+    assert facts["fusions"]["last_logits"] == {"fired": 1, "refused": []}
+    assert facts["fusions"]["cached_attention"] == {"fired": 0, "refused": []}
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 7))
+    mask = np.ones_like(tokens)
+    feed = Feed(tokens=tokens, mask=mask, positions=np.cumsum(mask, axis=1) - 1)
+    with OrtDecoder(path, threads=1) as plain, OrtDecoder(output / "model.onnx", threads=1) as own:
+        expected, _ = plain.step(feed, plain.empty(2))
+        every, cache = own.step(feed, own.empty(2))
+        assert np.array_equal(every, expected)
+        for count in (1, 3):
+            last, after = own.step(feed, own.empty(2), last=count)
+            assert last.shape == (2, count, 97)
+            assert np.abs(last - expected[:, -count:]).max() <= LIMIT * np.abs(expected).max()
+            assert after.length == cache.length == 7
+        assert own.inputs == plain.inputs  # who does not know of it need not give it
 
 
 @pytest.mark.slow

@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING
 
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from pipeline.graph.decoder_fusions import cached_attention, rms_norm, rotary, whole_slices
+from pipeline.graph.decoder_fusions import (
+    cached_attention,
+    last_logits,
+    rms_norm,
+    rotary,
+    whole_slices,
+)
 from pipeline.graph.fusions import FusionReport, attention
 from pipeline.graph.fusions.shapes import SymbolicShapes
 from pipeline.graph.standard_attention import write_standard_attention
@@ -31,7 +37,7 @@ from pipeline.graph.standard_attention import write_standard_attention
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["fuse_decoder", "is_decoder"]
+__all__ = ["fuse_decoder", "is_decoder", "last_logits"]
 
 PAST = "past_key_values."
 
