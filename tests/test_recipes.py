@@ -153,7 +153,7 @@ def test_a_trained_pair_keeps_its_perplexity_by_the_recipe(tmp_path: Path) -> No
         (artifact.path / "cpu-fp32" / part / "model.onnx").stat().st_size
         for part in ("encoder", "decoder")
     ]
-    assert sum(sizes) < 1.25 * 4 * trained.facts["parameters"]
+    assert sum(sizes) < 1.5 * 4 * trained.facts["parameters"]
 
 
 @pytest.mark.trained

@@ -76,6 +76,12 @@ CATALOGUE: Final = (
         least_accuracy=0.45,
     ),
     Entry(
+        name="pairs",
+        task="text2text-generation",
+        summary="mBART, byte by byte: names in rot13",
+        least_accuracy=0.9,
+    ),
+    Entry(
         name="snippets",
         task="text-classification",
         summary="BERT: call, docstring, error or signature?",

@@ -86,7 +86,7 @@ def test_a_lost_file_is_named(made: Path, name: str) -> None:
 
 def test_an_unknown_name_is_answered_with_the_known_ones(root: Path) -> None:
     with pytest.raises(
-        KeyError, match=r"`digit`; there are: answers, digits, lm, snippets, tokens"
+        KeyError, match=r"`digit`; there are: answers, digits, lm, pairs, snippets, tokens"
     ):
         find_trained("digit")
 
