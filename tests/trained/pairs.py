@@ -61,7 +61,8 @@ def train(folder: Path) -> Outcome:
         pad_token_id=pad,
         bos_token_id=pad,
         eos_token_id=end,
-        decoder_start_token_id=pad,
+        # What mBART is taught with: the last token of the target goes round to its beginning.
+        decoder_start_token_id=end,
         forced_eos_token_id=None,
         init_std=0.08,
         scale_embedding=False,
