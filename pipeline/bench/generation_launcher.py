@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pipeline.bench.generation_job import GenerationJob, GenerationRecord
-from pipeline.bench.launcher import describe_failure, launch_command, launch_environment
+from pipeline.bench.processes import describe_failure, launch_command, launch_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -123,7 +123,7 @@ BENCHMARK_GENERATION = Stage(
     footprint=Footprint(base_mib=150, memory_per_weight=2.0),
     config_type=BenchmarkGenerationConfig,
     run=run,
-    packages=("numpy", "onnx", "onnxruntime"),
+    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
     extra="cpu",
     machine=("cpu_model", "cpu_flags", "cores"),
     preload=("numpy", "pipeline.graph.token_costs"),

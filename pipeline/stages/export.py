@@ -158,7 +158,7 @@ EXPORT = Stage(
     ),
     config_type=ExportConfig,
     run=_run,
-    packages=("torch", "transformers", "safetensors", "onnx", "onnx-ir", "onnxscript"),
+    packages=("torch", "transformers", "safetensors", "numpy", "onnx", "onnx-ir", "onnxscript"),
     preload=(
         "torch",
         "transformers.modeling_utils",

@@ -82,6 +82,6 @@ SIMPLIFY = Stage(
     ),
     config_type=SimplifyConfig,
     run=_run,
-    packages=("onnx", "onnx-ir", "onnxsim", "onnxslim", "onnxruntime"),
+    packages=("numpy", "onnx", "onnx-ir", "onnxsim", "onnxslim", "onnxruntime"),
     preload=("pipeline.graph.simplification", "pipeline.graph.interface"),
 )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.bench.job import Contender, LaunchJob
-from pipeline.bench.launcher import launch, launch_environment
+from pipeline.bench.launcher import launch
+from pipeline.bench.processes import launch_environment
 from pipeline.errors import StageError
 from tests.bench.models import (
     write_choice_graph,
