@@ -55,7 +55,7 @@ def _engines(plan: Plan) -> list[Any]:
     return [node.config for node in plan.nodes if node.stage.name == "engine"]
 
 
-PLAIN = [("export", "float32"), ("simplify", "float32"), ("shrink_masks", "float32")]
+PLAIN = [("export", "float32"), ("simplify", "float32"), ("arrange_attention", "float32")]
 HALF = [*PLAIN, ("cast", "float16")]
 
 

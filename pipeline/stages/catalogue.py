@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.stages.adopt import ADOPT
+from pipeline.stages.arrange_attention import ARRANGE_ATTENTION
 from pipeline.stages.benchmark import (
     BENCHMARK,
     BENCHMARK_ENGINE,
@@ -45,7 +46,6 @@ from pipeline.stages.repair import REPAIR
 from pipeline.stages.samples import SAMPLES
 from pipeline.stages.scale_channels import SCALE_CHANNELS
 from pipeline.stages.sensitivity import SENSITIVITY
-from pipeline.stages.shrink_masks import SHRINK_MASKS
 from pipeline.stages.simplify import SIMPLIFY
 from pipeline.stages.validate import VALIDATE
 from pipeline.stages.validate_engine import VALIDATE_ENGINE
@@ -65,7 +65,7 @@ STAGES: tuple[AnyStage, ...] = (
     ADOPT,
     SIMPLIFY,
     FUSE,
-    SHRINK_MASKS,
+    ARRANGE_ATTENTION,
     FUSE_ATTENTION,
     CALIBRATE,
     OBSERVE_PRODUCTS,

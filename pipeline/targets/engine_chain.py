@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.engines.preflight import EngineChoice
 from pipeline.errors import RecipeError
 from pipeline.runtimes.ort_providers import Mebibytes
+from pipeline.stages.arrange_attention import ARRANGE_ATTENTION, ArrangeAttentionConfig
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.engine_work import Refit
@@ -21,7 +22,6 @@ from pipeline.stages.quantize_static import (
     StaticOptions,
 )
 from pipeline.stages.quantize_weights import WeightOnlyOptions
-from pipeline.stages.shrink_masks import SHRINK_MASKS, ShrinkMasksConfig
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
@@ -307,7 +307,10 @@ class EngineTarget(TargetBase):
             simplified = calibrated = add(scaled, "float32")
         plain = add(
             builder.add(
-                SHRINK_MASKS, ShrinkMasksConfig(), {"model": simplified}, component=component
+                ARRANGE_ATTENTION,
+                ArrangeAttentionConfig(),
+                {"model": simplified},
+                component=component,
             ),
             "float32",
         )

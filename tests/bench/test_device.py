@@ -10,7 +10,6 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from pipeline.bench.contenders import _on_cuda
 from pipeline.bench.device import describe_device, percentile, summarise_device, variation
 from pipeline.bench.job import Contender, DeviceRecord, LaunchJob, LaunchRecord
 from pipeline.bench.launch import DEVICE_CALLS, run_launch
@@ -19,6 +18,7 @@ from pipeline.bench.types import ShapeResult
 from pipeline.errors import ArtifactError, DigestMismatch, EnvironmentMissing, StageError
 from pipeline.manifest import scan_directory
 from pipeline.runtimes.ort_providers import ProviderPlan
+from pipeline.runtimes.torch_variants import PlacedModel
 from pipeline.stages.benchmark import BenchmarkConfig
 from tests.bench.models import write_graph, write_samples
 from tests.runtimes.devices import install_device
@@ -215,11 +215,11 @@ def test_what_a_call_consists_of_is_told_with_the_result() -> None:
     assert list(_device_notes([ShapeResult.model_construct(device=None)])) == []
 
 
-def test_torch_on_the_gpu_is_refused_where_torch_has_none(tmp_path: Path) -> None:
+def test_torch_on_the_gpu_is_refused_where_torch_has_none() -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this torch can use a GPU")
     loaded = SimpleNamespace(module=torch.nn.Identity(), input_names=("x",))
     with pytest.raises(StageError, match="cannot use this machine's GPU"):
-        _on_cuda(loaded, 0)  # type: ignore[arg-type]
+        PlacedModel(loaded, "fp32", device="cuda")  # type: ignore[arg-type]

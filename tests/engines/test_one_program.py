@@ -272,7 +272,7 @@ def test_the_stage_of_full_tensorrt_says_what_it_built_and_where(
         ({"strip_weights": True}, {"STRIP_PLAN", "REFIT_IDENTICAL"}),
         ({"strip_weights": True, "refit": True}, {"STRIP_PLAN", "REFIT"}),
     ],
-    ids=str,
+    ids=["none", "refit", "identical", "strip", "strip-refit"],
 )
 def test_weights_can_be_exchanged_for_any_only_where_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], flags: set[str]

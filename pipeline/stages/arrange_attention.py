@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pipeline.stages.base import StageContext
 
 
-class ShrinkMasksConfig(StageConfig):
+class ArrangeAttentionConfig(StageConfig):
     """There is nothing to choose."""
 
 
 def run(
-    config: ShrinkMasksConfig,  # noqa: ARG001 - nothing to choose; part of the key
+    config: ArrangeAttentionConfig,  # noqa: ARG001 - nothing to choose; part of the key
     inputs: Mapping[str, Path],
     output: Path,
     context: StageContext,
@@ -53,11 +53,11 @@ def run(
     return {"smaller_masks": list(shrunk), "merged_products": [list(names) for names in merged]}
 
 
-SHRINK_MASKS = Stage(
-    name="shrink_masks",
-    version=2,
+ARRANGE_ATTENTION = Stage(
+    name="arrange_attention",
+    version=3,
     footprint=Footprint(base_mib=110, memory_per_weight=4.1, disk_per_weight=1.0),
-    config_type=ShrinkMasksConfig,
+    config_type=ArrangeAttentionConfig,
     run=run,
     packages=("numpy", "onnx", "onnx-ir"),
     preload=(
