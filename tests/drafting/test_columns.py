@@ -127,7 +127,10 @@ def test_options_that_cannot_be_are_refused(task: str, given: ColumnOptions, wor
         find_columns(find_task(task), ("text", "label", "image"), given, "rows.csv")
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+# For models of two parts `convert init` names a recipe to start from, and drafts none.
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS if not task.parts], ids=lambda task: task.name
+)
 def test_the_columns_of_a_task_itself_are_found(task: object) -> None:
     from pipeline.tasks import Task
 

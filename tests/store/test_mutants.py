@@ -18,6 +18,8 @@ import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
 TESTS = Path(__file__).parent
+COPIED = ("digest_memory.py", "directory_files.py", "errors.py", "hashing.py", "manifest.py")
+"""What the store needs beside its own package."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ MUTANTS = (
     Mutant(
         "a file may have other names",
         "damage",
-        "manifest.py",
+        "directory_files.py",
         "if status.st_nlink != 1:",
         "if False:",
     ),
@@ -211,7 +213,7 @@ def _first_violation(attack: str, directory: Path, mutant: Mutant | None = None)
     copy = directory / "copy"
     (copy / "pipeline").mkdir(parents=True)
     (copy / "pipeline" / "__init__.py").touch()  # the real one imports more than the store needs
-    for name in ("errors.py", "hashing.py", "manifest.py"):
+    for name in COPIED:
         shutil.copy(PACKAGE / name, copy / "pipeline")
     shutil.copytree(PACKAGE / "store", copy / "pipeline" / "store")
     shutil.copytree(TESTS, copy / "tests" / "store")
