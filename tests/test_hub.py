@@ -677,6 +677,8 @@ def test_a_build_from_a_hub_records_the_commit_and_a_moved_branch_is_explained(
 def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(tmp_path: Path, hub: FakeHub) -> None:
     hub.stalls = {"tokenizer.json"}
     recipe = str(_write_recipe(tmp_path))
+    # A shell's job in the background ignores Ctrl-C, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "plan", recipe],
         env=_environment(tmp_path, hub.endpoint),
@@ -684,6 +686,7 @@ def test_ctrl_c_ends_a_transfer_at_once_and_leaves_nothing(tmp_path: Path, hub: 
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert hub.has_stalled.wait(30)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
