@@ -39,6 +39,8 @@ TRAINED = {
     "question-answering": "answers",
     "image-classification": "digits",
 }
+# Each model is trained first, for a minute, and CI has few.
+BY_HAND = ("tokens", "answers")
 
 
 def _write_data(folder: Path, kind: str) -> Path:
@@ -89,7 +91,13 @@ def test_a_recipe_is_planned_with_a_model_and_data_of_ones_own(name: str, tmp_pa
 
 
 @pytest.mark.trained
-@pytest.mark.parametrize("name", sorted(TRAINED))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if model in BY_HAND else [])
+        for name, model in sorted(TRAINED.items())
+    ],
+)
 def test_a_trained_model_keeps_its_accuracy_by_the_recipe(name: str, tmp_path: Path) -> None:
     trained = ensure_trained(TRAINED[name])
     data = trained.test if name == "question-answering" else trained.root
@@ -133,6 +141,7 @@ def test_a_trained_language_model_keeps_its_perplexity_by_the_recipe(tmp_path: P
         read_artifact(artifact.path)
 
 
+@pytest.mark.slow
 @pytest.mark.trained
 def test_a_trained_pair_keeps_its_perplexity_by_the_recipe(tmp_path: Path) -> None:
     trained = ensure_trained("pairs")
@@ -156,6 +165,7 @@ def test_a_trained_pair_keeps_its_perplexity_by_the_recipe(tmp_path: Path) -> No
     assert sum(sizes) < 1.5 * 4 * trained.facts["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.trained
 def test_a_trained_language_model_in_4_bits_is_best_by_calibration(tmp_path: Path) -> None:
     trained = ensure_trained("lm")
