@@ -87,6 +87,8 @@ def _translate(
     component = load_torch_model(
         checkpoint, config.task, config.component, attention=config.attention, scratch=scratch
     )
+    if scratch is not None and component.mapped is None:
+        context.log("all weights are in memory: not each one is in one place of the files")
     context.progress(1, 4, "steps")
     program = capture_program(component)
     context.progress(2, 4, "steps")
