@@ -143,7 +143,8 @@ def _load_torch(contender: Contender, threads: int) -> Loaded:
     from pipeline.runtimes.torch_variants import PlacedModel
 
     torch.set_num_threads(threads)
-    torch.set_num_interop_threads(1)
+    if torch.get_num_interop_threads() != 1:  # torch refuses to be told again once it has worked
+        torch.set_num_interop_threads(1)
     checkpoint = Path(contender.path)
     import_torch_model(checkpoint)
     started = time.perf_counter_ns()
