@@ -82,7 +82,7 @@ def _preload(modules: list[str]) -> None:
     stay, and looking through them again and again takes a quarter of the time.
     """
     gc.disable()
-    for name in modules:
+    for name in ("pipeline.stages.catalogue", *modules):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()

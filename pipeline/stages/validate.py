@@ -93,7 +93,7 @@ VALIDATE = Stage(
     footprint=Footprint(base_mib=150, memory_per_weight=2.8),
     config_type=ValidateConfig,
     run=run,
-    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "scipy"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
     extra="cpu",
     # The last bits depend on the instruction set and on how a sum is cut into threads.
     machine=("cpu_flags", "cores"),

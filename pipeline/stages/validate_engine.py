@@ -201,7 +201,7 @@ VALIDATE_ENGINE = Stage(
     footprint=Footprint(base_mib=600, memory_per_weight=1.0),
     config_type=ValidateEngineConfig,
     run=run,
-    packages=("cuda-bindings", "numpy", "scipy"),
+    packages=("cuda-bindings", "numpy"),
     extra="cuda",
     optional_packages=("ml-dtypes", "tensorrt", "tensorrt-rtx"),
     machine=("gpu_name", "gpu_target", "nvidia_driver"),

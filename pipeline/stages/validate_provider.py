@@ -98,7 +98,7 @@ VALIDATE_PROVIDER = Stage(
     footprint=Footprint(base_mib=1500, memory_per_weight=2.8),
     config_type=ValidateProviderConfig,
     run=run,
-    packages=(*PACKAGES, "scipy"),
+    packages=PACKAGES,
     extra="gpu",
     optional_packages=("tensorrt", *LIBRARIES),
     machine=MACHINE,

@@ -84,7 +84,7 @@ VALIDATE_TORCH = Stage(
     footprint=Footprint(base_mib=900, memory_per_weight=2.5),
     config_type=ValidateTorchConfig,
     run=validate,
-    packages=("numpy", "safetensors", "scipy", "torch", "transformers"),
+    packages=("numpy", "safetensors", "torch", "transformers"),
     optional_packages=("triton",),
     machine=("cpu_flags", "gpu_name", "gpu_target", "nvidia_driver"),
 )

@@ -23,10 +23,14 @@ def test_samples_of_one_length_fill_their_batches() -> None:
 
 
 @given(st.lists(st.integers(1, 1000), min_size=8, max_size=40, unique=True))
-def test_every_batch_has_a_row_with_padding(sizes: list[int]) -> None:
-    *batches, last = mix_lengths(sizes, 4)
-    for batch in (*batches, last) if len(last) > 1 else batches:
-        assert len({sizes[index] for index in batch}) > 1
+def test_the_first_batch_and_each_third_have_the_shortest_row_left(sizes: list[int]) -> None:
+    batches = mix_lengths(sizes, 4)
+    short = sorted(sizes)[: len(batches[::3])]
+    for batch, least in zip(batches[::3], short, strict=True):
+        assert min(sizes[index] for index in batch) == least
+    for batch in batches:
+        if len(batch) > 1:  # texts of one length have no padding, but these are all different
+            assert len({sizes[index] for index in batch}) > 1
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 9))
@@ -38,7 +42,7 @@ def test_all_rows_but_one_are_of_like_length(sizes: list[int], batch_size: int) 
 
 def test_the_longest_samples_share_a_batch() -> None:
     sizes = [5, 500, 6, 510, 7, 505, 8, 9]
-    first, _ = mix_lengths(sizes, 4)
+    first, *_ = mix_lengths(sizes, 4)
     assert {1, 3, 5} < set(first)
     assert 0 in first
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import f1_score
 
 from pipeline.data.sample_set import NO_LABEL
@@ -15,6 +15,7 @@ from pipeline.parity.quality.catalogue import meters_of
 from pipeline.parity.quality.intervals import bootstrap_interval, newcombe_interval
 from pipeline.parity.quality.meters import EntityF1, MacroF1, RightAnswers, SpanOverlap, TopAnswers
 from pipeline.parity.quality.names import metric_names
+from pipeline.parity.quality.similarity import midranks
 from pipeline.parity.types import Parity, Quality
 from pipeline.recipe.types import Bound, FigureGates, QualityGates
 from pipeline.tasks import TASKS, find_task
@@ -140,6 +141,14 @@ def _embed(noise: float, samples: int = 40) -> dict[str, Quality]:
         ]
         assert _figure(meters[0]).score == pytest.approx(spearmanr(*cosines).statistic)
     return {found.metric: found for meter in meters if (found := meter.result()) is not None}
+
+
+@pytest.mark.parametrize("kinds", [3, 1000])
+def test_ranks_are_those_of_scipy(kinds: int) -> None:
+    values = np.random.default_rng(kinds).integers(0, kinds, 200) / 7
+    np.testing.assert_array_equal(midranks(values), rankdata(values))
+    values[5] = np.nan
+    np.testing.assert_array_equal(midranks(values), rankdata(values))
 
 
 def test_embeddings_that_move_lose_their_neighbours() -> None:
