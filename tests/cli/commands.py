@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
+
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
+"""What is tried is the package beside these tests, whichever is installed."""
 
 
 def run_convert(
@@ -16,6 +20,7 @@ def run_convert(
         "PATH": os.environ["PATH"],
         "HOME": str(cwd),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(CHECKOUT),
         "CONVERT_STORE": str(cwd / "store"),
         **environment,
     }
