@@ -9,9 +9,10 @@ weights lie in the file as the kernel reads them, along the inputs of the layer:
 
 - integers (outputs, blocks, bytes of a block), unsigned, the middle (8 or 128) standing for zero; of 4 bits
   the first of two lies in the lower half of a byte;
-- scales (outputs, blocks), float32. One scale for each output is repeated for every block.
+- scales (outputs, blocks), float32. One scale for each output is repeated for every block;
+- zero points of uint4 weights (outputs, bytes of their blocks), two to a byte likewise.
 
-Conditions: float32; symmetric, a block that is a power of two from 16 on and divides the inputs; two
+Conditions: float32; symmetric, or in 4 bits with zero points; a block that is a power of two from 16 on and divides the inputs; two
 axes; nothing but such products reads the weight. What does not fulfil them stays as it is, with the
 reason. Every value is compared bit for bit with what DequantizeLinear gives.
 
@@ -47,7 +48,12 @@ BLOCKS: Final = (128, 64, 32, 16)
 """Tried in this order where one scale serves all inputs."""
 
 SMALLEST_BLOCK: Final = 16
-_BITS: Final[dict[np.dtype[Any], int]] = {np.dtype(ml_dtypes.int4): 4, np.dtype(np.int8): 8}
+_BITS: Final[dict[np.dtype[Any], int]] = {
+    np.dtype(ml_dtypes.int4): 4,
+    np.dtype(ml_dtypes.uint4): 4,
+    np.dtype(np.int8): 8,
+}
+_WITH_ZERO_POINTS: Final = np.dtype(ml_dtypes.uint4)
 _MIDDLE: Final = {4: 8, 8: 128}
 
 
@@ -60,12 +66,14 @@ class PackedWeight:
         scales: float32 (outputs, blocks).
         bits: 4 or 8.
         block_size: Inputs that share a scale.
+        zero_points: uint8 (outputs, bytes of their blocks); None where the middle stands for zero.
     """
 
     values: NDArray[np.uint8]
     scales: NDArray[np.float32]
     bits: int
     block_size: int
+    zero_points: NDArray[np.uint8] | None = None
 
     @property
     def outputs(self) -> int:
@@ -118,7 +126,7 @@ def pack_products(model: ir.Model, *, accuracy_level: int) -> PackReport:
     graph = model.graph
     report = PackReport(outcome=Outcome())
     editor = GraphEditor(graph)
-    made: dict[ir.Node, tuple[PackedWeight, ir.Value, ir.Value]] = {}
+    made: dict[ir.Node, _Stored] = {}
     refused: dict[ir.Node, str] = {}
     for node in [node for node in graph if is_standard(node, "MatMul", "Gemm")]:
         dequantize = _dequantizer(node)
@@ -178,28 +186,50 @@ def _require_plain(node: ir.Node) -> None:
         raise Refused("what Gemm adds is no constant of one axis")
 
 
-def _pack(
-    product: _Product, editor: GraphEditor, report: PackReport
-) -> tuple[PackedWeight, ir.Value, ir.Value]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A packed weight and its constants: integers, scales, and zero points or None."""
+
+    packed: PackedWeight
+    constants: tuple[ir.Value | None, ...]
+
+
+def _pack(product: _Product, editor: GraphEditor, report: PackReport) -> _Stored:
     dequantize = product.dequantize
     stored, scale, zero = (input_of(dequantize, index) for index in range(3))
     if stored is None or scale is None or stored.const_value is None or scale.const_value is None:
         raise Refused("its weight is not constant")
-    if zero is not None and (zero.const_value is None or zero.const_value.numpy().any()):
-        raise Refused("its weight has zero points")
+    if zero is not None and zero.const_value is None:
+        raise Refused("its zero points are not constant")
     block_size = int_attribute(dequantize, "block_size", 0) or None
     axis = int_attribute(dequantize, "axis", 1) % max(1, len(stored.const_value.shape))
     if axis != (product.output_axis if block_size is None else 1 - product.output_axis):
         raise Refused("its scales lie along another axis than outputs or inputs")
     integers, scales = stored.const_value.numpy(), scale.const_value.numpy()
-    packed = pack_weight(integers, scales, output_axis=product.output_axis, block_size=block_size)
+    zeros = None if zero is None or zero.const_value is None else zero.const_value.numpy()
+    packed = pack_weight(
+        integers,
+        scales,
+        output_axis=product.output_axis,
+        block_size=block_size,
+        zero_points=zeros,
+    )
     report.compared += require_equal(
-        packed, integers, scales, output_axis=product.output_axis, block_size=block_size
+        packed,
+        integers,
+        scales,
+        output_axis=product.output_axis,
+        block_size=block_size,
+        zero_points=zeros,
     )
     report.weights += 1
     name = stored.name or "weight"
-    values = editor.constant(editor.name(f"{name}_packed"), packed.values)
-    return packed, values, editor.constant(editor.name(f"{name}_scales"), packed.scales)
+    values = editor.store(f"{name}_packed", packed.values)
+    steps = editor.store(f"{name}_scales", packed.scales)
+    middles = None
+    if packed.zero_points is not None:
+        middles = editor.store(f"{name}_zero_points", packed.zero_points)
+    return _Stored(packed=packed, constants=(values, steps, middles))
 
 
 def pack_weight(
@@ -208,14 +238,16 @@ def pack_weight(
     *,
     output_axis: int,
     block_size: int | None,
+    zero_points: NDArray[Any] | None = None,
 ) -> PackedWeight:
     """Another layout of the same integers and scales; see the module.
 
     Args:
-        integers: int4 or int8, two axes.
+        integers: int4, uint4 or int8, two axes.
         scales: float32, as DequantizeLinear takes them.
         output_axis: Of the integers, the axis of the outputs.
         block_size: Inputs that share a scale; None: all, and `scales` is (outputs,).
+        zero_points: Of the type of the integers and the shape of `scales`; None: zero.
 
     Raises:
         Refused: when the operator does not take it.
@@ -224,37 +256,69 @@ def pack_weight(
         raise Refused(f"its weight has {integers.ndim} axes, not 2")
     bits = _BITS.get(integers.dtype)
     if bits is None:
-        raise Refused(f"its weight is {integers.dtype}, not int4 or int8")
+        raise Refused(f"its weight is {integers.dtype}, not int4, uint4 or int8")
     if scales.dtype != np.float32:
         raise Refused(f"its scales are {scales.dtype}, not float32")
+    is_unsigned = integers.dtype == _WITH_ZERO_POINTS
+    if not is_unsigned and zero_points is not None and zero_points.any():
+        raise Refused(f"its weight is {integers.dtype} and has zero points")
     rows = np.moveaxis(integers, output_axis, 0)
     outputs, inputs = rows.shape
     size = block_size
     if size is None:
         size = next((each for each in BLOCKS if inputs % each == 0), 0)
-        many = np.repeat(scales.reshape(-1, 1), inputs // size if size else 1, axis=1)
-    else:
-        many = np.moveaxis(scales, output_axis, 0)
+
+    def for_blocks(each: NDArray[Any]) -> NDArray[Any]:
+        if block_size is not None:
+            return np.moveaxis(each, output_axis, 0)
+        return np.repeat(each.reshape(-1, 1), inputs // size if size else 1, axis=1)
+
     if size < SMALLEST_BLOCK or size & (size - 1) or inputs % size:
         raise Refused(f"its {inputs} inputs are no whole number of blocks of 16, 32, 64, ...")
-    shifted: NDArray[np.uint8] = (rows.astype(np.int16) + _MIDDLE[bits]).astype(np.uint8)
+    if is_unsigned:
+        shifted: NDArray[np.uint8] = rows.astype(np.uint8)
+    else:
+        shifted = (rows.astype(np.int16) + _MIDDLE[bits]).astype(np.uint8)
     if bits == 4:
-        shifted = shifted[:, 0::2] | np.left_shift(shifted[:, 1::2], 4, dtype=np.uint8)
+        shifted = _pairs(shifted)
     blocks = inputs // size
+    zeros = None
+    if is_unsigned:
+        given = np.zeros(scales.shape, np.uint8) if zero_points is None else zero_points
+        zeros = _pairs(for_blocks(given.astype(np.uint8)))
     return PackedWeight(
         values=np.ascontiguousarray(shifted.reshape(outputs, blocks, size * bits // 8)),
-        scales=np.ascontiguousarray(many.reshape(outputs, blocks), np.float32),
+        scales=np.ascontiguousarray(for_blocks(scales).reshape(outputs, blocks), np.float32),
         bits=bits,
         block_size=size,
+        zero_points=zeros,
     )
+
+
+def _pairs(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Of each row two numbers to a byte, the first in its lower half; the last may stand alone."""
+    low, high = numbers[:, 0::2].copy(), numbers[:, 1::2]
+    low[:, : high.shape[1]] |= np.left_shift(high, 4, dtype=np.uint8)
+    return low
+
+
+def _apart(pairs: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """What `_pairs` put together, `count` numbers of each row."""
+    both = np.stack([pairs & 15, pairs >> 4], axis=-1)
+    return both.reshape(len(pairs), -1)[:, :count]
 
 
 def unpack_weight(packed: PackedWeight) -> NDArray[np.float32]:
     """The values that `MatMulNBits` multiplies with, float32 (outputs, inputs)."""
     stored = packed.values.reshape(packed.outputs, -1)
     if packed.bits == 4:
-        stored = np.stack([stored & 15, stored >> 4], axis=-1).reshape(packed.outputs, -1)
-    integers = stored.astype(np.float32) - np.float32(_MIDDLE[packed.bits])
+        stored = _apart(stored, packed.inputs)
+    integers = stored.astype(np.float32)
+    if packed.zero_points is None:
+        integers -= np.float32(_MIDDLE[packed.bits])
+    else:
+        zeros = _apart(packed.zero_points, packed.scales.shape[1]).astype(np.float32)
+        integers -= np.repeat(zeros, packed.block_size, axis=1)
     result: NDArray[np.float32] = integers * np.repeat(packed.scales, packed.block_size, axis=1)
     return result
 
@@ -266,6 +330,7 @@ def require_equal(
     *,
     output_axis: int,
     block_size: int | None,
+    zero_points: NDArray[Any] | None = None,
 ) -> int:
     """Compare what was packed with what DequantizeLinear makes of a weight; how many values.
 
@@ -273,10 +338,16 @@ def require_equal(
         StageError: when one differs in one bit.
     """
     rows = np.moveaxis(integers, output_axis, 0).astype(np.float32)
-    if block_size is None:
-        rows *= scales.reshape(-1, 1)
-    else:
-        rows *= np.repeat(np.moveaxis(scales, output_axis, 0), block_size, axis=1)
+
+    def spread(each: NDArray[Any]) -> NDArray[np.float32]:
+        floats = each.astype(np.float32)
+        if block_size is None:
+            return floats.reshape(-1, 1)
+        return np.repeat(np.moveaxis(floats, output_axis, 0), block_size, axis=1)
+
+    if zero_points is not None:
+        rows -= spread(zero_points)
+    rows *= spread(scales)
     found = unpack_weight(packed)
     if found.shape != rows.shape or not np.array_equal(
         found.view(np.uint32), (rows + np.float32(0)).view(np.uint32)
@@ -287,15 +358,16 @@ def require_equal(
 
 def _write(
     product: _Product,
-    made: tuple[PackedWeight, ir.Value, ir.Value],
+    made: _Stored,
     editor: GraphEditor,
     accuracy_level: int,
 ) -> None:
-    packed, values, scales = made
-    node = product.node
-    inputs: list[ir.Value | None] = [node.inputs[0], values, scales]
+    packed, node = made.packed, product.node
+    inputs: list[ir.Value | None] = [node.inputs[0], *made.constants]
     if product.bias is not None:
-        inputs += [None, None, product.bias]
+        inputs += [None, product.bias]
+    while inputs[-1] is None:
+        inputs.pop()
     output = node.outputs[0]
     result = editor.insert(
         node,

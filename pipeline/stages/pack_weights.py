@@ -41,6 +41,8 @@ def run(
 ) -> Mapping[str, JSON]:
     """Packs `model`; facts count products and values that were compared, and name what was left.
 
+    A tied table is stored once where its lookup can read the packed weight; `tables` says where, or why not.
+
     Raises:
         ArtifactError: when the input is no model.
         StageError: when a packed value is not, bit for bit, what it was.
@@ -48,11 +50,16 @@ def run(
     """
     from pipeline.graph.files import load_ir_model, save_ir_model
     from pipeline.graph.matmul_nbits import pack_products
+    from pipeline.graph.shared_table import share_tables
 
     model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
     report = pack_products(model, accuracy_level=config.accuracy_level)
     for refusal in report.outcome.refused:
         context.log(f"{refusal.node} is not packed: {refusal.reason}")
+    tables = share_tables(model)
+    for table in tables:
+        if table.reason:
+            context.log(f"{table.lookup} keeps its own table: {table.reason}")
     save_ir_model(model, output)
     found = report.outcome.found
     return {
@@ -60,18 +67,19 @@ def run(
         "packed": report.outcome.as_json(),
         "packed_weights": report.weights,
         "values_compared": report.compared,
+        "tables": [table.as_json() for table in tables],
         "coverage": {"packed_products": report.outcome.fired / found if found else 0.0},
     }
 
 
 PACK_WEIGHTS = Stage(
     name="pack_weights",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=150, memory_per_weight=1.5, disk_per_weight=0.3),
     config_type=PackWeightsConfig,
     coverage=("packed_products",),
     run=run,
     packages=("onnx", "onnx-ir", "numpy", "ml-dtypes"),
-    preload=("pipeline.graph.files", "pipeline.graph.matmul_nbits"),
+    preload=("pipeline.graph.files", "pipeline.graph.matmul_nbits", "pipeline.graph.shared_table"),
 )
 """Port `model` -> `model.onnx` with `com.microsoft.MatMulNBits`."""

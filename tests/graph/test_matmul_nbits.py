@@ -142,7 +142,7 @@ def test_what_the_operator_does_not_take_is_left_with_a_reason() -> None:
     for integers, scales, reason in (
         (np.zeros((24, 8), np.int8), np.ones(8, np.float32), "no whole number of blocks"),
         (np.zeros((32, 8), np.int8), np.ones(8, np.float16), "float16, not float32"),
-        (np.zeros((32, 8), np.uint8), np.ones(8, np.float32), "uint8, not int4 or int8"),
+        (np.zeros((32, 8), np.uint8), np.ones(8, np.float32), "uint8, not int4, uint4 or int8"),
     ):
         with pytest.raises(Refused, match=reason):
             pack_weight(integers, scales, output_axis=1, block_size=None)

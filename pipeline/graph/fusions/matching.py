@@ -186,7 +186,7 @@ class GraphEditor:
         Integers of 4 bits are kept two to a byte, as they are stored.
         """
         tensor: ir.TensorProtocol = ir.tensor(array, name=name)
-        if tensor.dtype == ir.DataType.INT4:
+        if tensor.dtype in {ir.DataType.INT4, ir.DataType.UINT4}:
             packed = np.frombuffer(tensor.tobytes(), np.uint8)
             tensor = ir.PackedTensor(packed, tensor.dtype, shape=array.shape, name=name)
         value = ir.Value(
