@@ -87,7 +87,7 @@ def generate(
         FeedError: when a prompt is empty, an option makes no sense, or texts get too long.
         StageError: when the decoder cannot be run.
     """
-    _check(prompts, options)
+    check_request(prompts, options)
     tokens, mask = pad_left(prompts, options.pad)
     logits, cache = prefill(decoder, tokens, mask, chunk=options.chunk)
     generators = [np.random.default_rng([options.seed, row]) for row in range(len(prompts))]
@@ -215,7 +215,12 @@ def distribution(logits: Floats, options: GenerationOptions) -> NDArray[np.float
     return shares
 
 
-def _check(prompts: Sequence[Sequence[int]], options: GenerationOptions) -> None:
+def check_request(prompts: Sequence[Sequence[int]], options: GenerationOptions) -> None:
+    """Refuse what cannot be written.
+
+    Raises:
+        FeedError: when a prompt is empty, an option makes no sense, or texts get too long.
+    """
     if not prompts or not all(prompts):
         raise FeedError("a prompt without a token cannot be continued")
     wrong = {

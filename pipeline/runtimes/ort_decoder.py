@@ -176,7 +176,9 @@ class OrtDecoder(OnnxRuntimeRunner):
                 )
 
     def reorder(self, cache: Cache, rows: Sequence[int]) -> Cache:
-        """As `Decoder.reorder`; by way of the host's memory."""
+        """As `Decoder.reorder`; by way of the host's memory, and free where no row moves."""
+        if list(rows) == list(range(cache.rows)):
+            return cache
         kind, number = self._device()
         values = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(
