@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.errors import EngineBuildError
+from pipeline.tasks import PAST_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,15 +18,16 @@ Axes: TypeAlias = "Sequence[int | str | None]"
 
 
 def check_ranges(ranges: Mapping[str, tuple[int, int, int]]) -> None:
-    """Hold every range against 1 <= min <= opt <= max.
+    """Hold every range against 1 <= min <= opt <= max; a cache may be empty.
 
     Raises:
         EngineBuildError: naming the axis.
     """
     for axis, (smallest, usual, largest) in ranges.items():
-        if not 1 <= smallest <= usual <= largest:
+        least = 0 if axis == PAST_AXIS else 1
+        if not least <= smallest <= usual <= largest:
             raise EngineBuildError(
-                f"the profile of axis `{axis}` does not hold 1 <= min <= opt <= max: "
+                f"the profile of axis `{axis}` does not hold {least} <= min <= opt <= max: "
                 f"{smallest}, {usual}, {largest}",
                 hint="order the three sizes of the axis in `shapes` or in `profiles` of the recipe",
             )

@@ -288,7 +288,7 @@ def _pieces(
     room = 0
     for row in rows:
         room -= sizes[row.value]
-        if room < 0:
+        if not groups or room < 0:
             groups.append([])
             room = GROUP_BYTES - sizes[row.value]
         groups[-1].append(row)

@@ -43,17 +43,21 @@ def check_preprocessor(source: Source, task: Task) -> None:
         )
 
 
+_NO_SOURCE_RANGE = (
+    "an engine of its decoder would need a range for the source too, which no recipe gives"
+)
 _CACHELESS_RUNTIMES: Mapping[str, str] = {
-    "tensorrt": "an engine would need a range for the cache, which no recipe gives it yet",
-    "tensorrt-rtx": "an engine would need a range for the cache, which no recipe gives it yet",
+    "tensorrt": _NO_SOURCE_RANGE,
+    "tensorrt-rtx": _NO_SOURCE_RANGE,
     "existing": "caches of decoders that were made elsewhere are not read yet",
 }
 """Runtimes that decoders with a cache are not made for, and why."""
 
 
 def check_runtime(runtime: str, task: Task) -> None:
-    """Refuse a runtime that decoders with a cache are not made for."""
-    if task.has_cache and runtime in _CACHELESS_RUNTIMES:
+    """Refuse a runtime that decoders with a cache, or those behind an encoder, are not made for."""
+    is_engine = _CACHELESS_RUNTIMES.get(runtime) == _NO_SOURCE_RANGE
+    if task.has_cache and runtime in _CACHELESS_RUNTIMES and (task.parts or not is_engine):
         raise RecipeError(
             f"task `{task.name}` has no targets of runtime `{runtime}`: "
             f"{_CACHELESS_RUNTIMES[runtime]}",

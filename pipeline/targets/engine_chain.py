@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.engines.preflight import EngineChoice
-from pipeline.errors import RecipeError
 from pipeline.runtimes.ort_providers import Mebibytes
 from pipeline.stages.arrange_attention import ARRANGE_ATTENTION, ArrangeAttentionConfig
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
@@ -24,6 +23,7 @@ from pipeline.stages.quantize_static import (
 from pipeline.stages.quantize_weights import WeightOnlyOptions
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
+from pipeline.targets.engine_profiles import engine_profiles
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 from pipeline.targets.shape_ranges import ProfileShapes
 from pipeline.targets.weight_only import add_scaling, add_weight_only
@@ -43,6 +43,9 @@ _QUANTIZED: Mapping[str, Mapping[str, str]] = {
 }
 """Precision -> modes of quantisation that give it, and how they are written; others take none."""
 _BITS = {"int8": 8, "int4": 4}
+_DECODER = (
+    "engines with a cache are not fed here yet: parity is of the graph that they are built from"
+)
 _STRIPPED = "its weights were stripped, and until they are put back it computes nothing"
 
 
@@ -88,26 +91,6 @@ Quantization = Annotated[
 ]
 
 
-class AtKey(RecipeError):
-    """A recipe error that knows where below its target it belongs.
-
-    Args:
-        message: What is wrong.
-        *key_path: Keys and indices from the target down.
-        where: Set by the plan, which knows the target's own place.
-        hint: What to do.
-    """
-
-    def __init__(
-        self, message: str, *key_path: str | int, where: str = "", hint: str = ""
-    ) -> None:
-        super().__init__(message, where=where, hint=hint)
-        self.key_path = key_path
-
-
-Ranges: TypeAlias = "dict[str, tuple[int, int, int]]"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOrder:
     """One engine of a target.
@@ -139,16 +122,18 @@ class EngineTarget(TargetBase):
         default=None,
         description="for int8 (static or weight_only), fp8 (static) and int4 (weight_only)",
     )
-    attention: Literal["products", "operator"] = Field(
-        default="products",
+    attention: Literal["products", "operator"] | None = Field(
+        default=None,
         description="how attention is given to the builder: as the products it consists of, or as "
-        "the operator `Attention` of ONNX (opset 23)",
+        "the operator `Attention` of ONNX (opset 23); default: operator for text-generation, whose "
+        "shared heads of keys and values it keeps shared, else products",
     )
     profiles: tuple[ProfileShapes, ...] | None = Field(
         default=None,
         min_length=1,
         description="shapes that the engine is made for, inside of `shapes`; default: one profile, "
-        "the recipe's `shapes`",
+        "the recipe's `shapes`; for text-generation one for the start of a text and one for each next "
+        "token",
         examples=[
             [{"batch": {"min": 1, "opt": 1, "max": 1}}, {"batch": {"min": 2, "opt": 8, "max": 32}}]
         ],
@@ -240,7 +225,7 @@ class EngineTarget(TargetBase):
             RecipeError: a pair of precision and target, or a profile, is impossible.
             EnvironmentMissing: a package, a GPU or a driver is missing here.
         """
-        profiles = self._profiles(builder)
+        profiles = engine_profiles(self.profiles, builder)
         self.check()
         options = {
             "precision": self.precision,
@@ -250,7 +235,7 @@ class EngineTarget(TargetBase):
             "refit": self.refit,
             "strip_weights": self.strip_weights,
         }
-        choice = EngineChoice(reason=_STRIPPED) if self.strip_weights else self.choose()
+        choice = self._choice(builder)
         models: dict[str, tuple[ModelLink, ...]] = {}
         deliverables: dict[str, tuple[Deliverable, ...]] = {}
         runs: dict[str, DeviceRun] = {}
@@ -286,6 +271,11 @@ class EngineTarget(TargetBase):
             device_runs=runs,
         )
 
+    def _choice(self, builder: ChainBuilder) -> EngineChoice:
+        if self.strip_weights:
+            return EngineChoice(reason=_STRIPPED)
+        return EngineChoice(reason=_DECODER) if builder.task.has_cache else self.choose()
+
     def _links(self, builder: ChainBuilder, component: str) -> list[ModelLink]:
         """The graphs from export to the one that is built."""
         links: list[ModelLink] = []
@@ -314,7 +304,8 @@ class EngineTarget(TargetBase):
             ),
             "float32",
         )
-        if self.attention == "operator":
+        default = "operator" if builder.task.has_cache else "products"
+        if (self.attention or default) == "operator":
             fused = builder.add(
                 FUSE_ATTENTION, FuseAttentionConfig(), {"model": plain}, component=component
             )
@@ -336,40 +327,6 @@ class EngineTarget(TargetBase):
             graphs = (calibrated, cast)
             add(_quantized(options, self.precision, builder, component, graphs), "quantized")
         return links
-
-    def _profiles(self, builder: ChainBuilder) -> tuple[Ranges, ...]:
-        """The ranges of every profile, each inside of the recipe's own."""
-        shapes = dict(builder.profile)
-        found: list[Ranges] = []
-        for number, profile in enumerate(self.profiles or ()):
-            for axis, extent in profile.given().items():
-                where = ("profiles", number, axis)
-                if axis not in shapes:
-                    raise AtKey(
-                        f"inputs of task `{builder.task_name}` have no axis `{axis}`",
-                        *where,
-                        hint=f"its axes are: {', '.join(shapes)}",
-                    )
-                smallest, _, largest = shapes[axis]
-                if extent.min < smallest or extent.max > largest:
-                    raise AtKey(
-                        f"{axis} goes from {extent.min} to {extent.max}, and `shapes.{axis}` from "
-                        f"{smallest} to {largest}",
-                        *where,
-                        hint="keep every profile inside of `shapes`, which is what is compared "
-                        "with the checkpoint",
-                    )
-            given = {axis: extent.sizes() for axis, extent in profile.given().items()}
-            ranges = {**shapes, **given}
-            if ranges in found:
-                raise AtKey(
-                    f"`profiles[{found.index(ranges)}]` has the same shapes",
-                    "profiles",
-                    number,
-                    hint="leave one of them out",
-                )
-            found.append(ranges)
-        return tuple(found) or (shapes,)
 
 
 def _not_run(orders: tuple[EngineOrder, ...], target: str) -> str:

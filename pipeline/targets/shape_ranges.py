@@ -41,6 +41,24 @@ class ShapeRange(_Strict):
         return self.min, self.opt, self.max
 
 
+class PastRange(_Strict):
+    """How many tokens a decoder's cache holds already, at least, usually and at most."""
+
+    min: int = Field(ge=0, lt=1 << 31, description="0 takes an empty cache: the start of a text")
+    opt: int = Field(ge=0, lt=1 << 31, description="the usual one; engines are fastest here")
+    max: int = Field(ge=0, lt=1 << 31, description="the largest that must work")
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise OutOfOrder(self.sizes())
+        return self
+
+    def sizes(self) -> tuple[int, int, int]:
+        """As (min, opt, max)."""
+        return self.min, self.opt, self.max
+
+
 class ProfileShapes(_Strict):
     """Shapes that an engine is made for; an axis that is left out has the range of `shapes`."""
 
@@ -55,6 +73,11 @@ class ProfileShapes(_Strict):
     num_choices: ShapeRange | None = Field(
         default=None, description="choices of one question; for multiple-choice"
     )
+    past_sequence: PastRange | None = Field(
+        default=None,
+        description="tokens in the cache, for text-generation; left out: none",
+        examples=[{"min": 1, "opt": 128, "max": 511}],
+    )
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
@@ -63,7 +86,7 @@ class ProfileShapes(_Strict):
             raise ValueError(msg)
         return self
 
-    def given(self) -> dict[str, ShapeRange]:
+    def given(self) -> dict[str, ShapeRange | PastRange]:
         """Axis -> its range, of those that are written."""
         ranges = {axis: getattr(self, axis) for axis in type(self).model_fields}
         return {axis: extent for axis, extent in ranges.items() if extent is not None}
