@@ -108,12 +108,15 @@ def load_ir_model(path: Path) -> ir.Model:
     """
     import onnx_ir as ir  # a second, for sympy: not for those who only read a graph
 
+    from pipeline.graph.narrow_weights import join_weights
+
     proto = load_graph_only(path)
     if proto.functions:  # onnx_ir does not look for external data there
         return ir.serde.deserialize_model(load_model(path))
     _require_safe_external_data(proto, path)
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
+    join_weights(model)
     return model
 
 
@@ -127,6 +130,8 @@ def save_ir_model(
     """
     import onnx_ir as ir
 
+    from pipeline.graph.narrow_weights import join_weights, split_weights
+
     path, data_path = directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE
     _require_absent(path, data_path)
     weights = sum(
@@ -135,12 +140,14 @@ def save_ir_model(
         if value.const_value is not None
     )
     if weights > inline_limit_bytes:
+        split_weights(model)
         ir.save(
             model,
             path,
             external_data=EXTERNAL_DATA_FILE,
             size_threshold_bytes=_EXTERNAL_THRESHOLD_BYTES,
         )
+        join_weights(model)
     else:
         from pipeline.graph.model_bytes import write_model  # it needs onnx_ir
 

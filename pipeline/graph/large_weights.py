@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from pipeline.graph.narrow_weights import NarrowWeight
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,12 +41,12 @@ class TransposedWeight(ir.LazyTensor):
         sizes = source.shape.numpy()
         shape = ir.Shape([sizes[axis] for axis in order])
         super().__init__(self._made, source.dtype, shape, name=name)
-        self._source = source
-        self._order = order
+        self.source = source
+        self.order = order
 
     def _made(self) -> ir.Tensor[Any]:
-        array = np.ascontiguousarray(self._source.numpy().transpose(self._order))
-        release_weight(self._source)
+        array = np.ascontiguousarray(self.source.numpy().transpose(self.order))
+        release_weight(self.source)
         return ir.Tensor(array, dtype=self.dtype, name=self.name)
 
     def tofile(self, file: Any) -> None:
@@ -52,8 +54,8 @@ class TransposedWeight(ir.LazyTensor):
         if self.dtype.bitwidth < 8:
             super().tofile(file)
             return
-        self._write(file, self._source.numpy().transpose(self._order))
-        release_weight(self._source)
+        self._write(file, self.source.numpy().transpose(self.order))
+        release_weight(self.source)
 
     def _write(self, file: Any, view: np.ndarray) -> None:
         step = max(1, _BLOCK_BYTES * len(view) // max(view.nbytes, 1))
@@ -116,7 +118,7 @@ def edit_without_weights(
 
 def _is_large(value: ir.Value) -> bool:
     tensor = value.const_value
-    is_outside = isinstance(tensor, (ir.ExternalTensor, TransposedWeight))
+    is_outside = isinstance(tensor, (ir.ExternalTensor, NarrowWeight, TransposedWeight))
     return is_outside and tensor is not None and tensor.nbytes >= LARGE_BYTES
 
 
@@ -126,7 +128,7 @@ def _take_transpose(graph: ir.Graph, node: ir.Node) -> None:
     if weight is None or not weight.is_initializer() or not _is_large(weight):
         return
     made, tensor = node.outputs[0], weight.const_value
-    if made.is_graph_output() or not isinstance(tensor, ir.ExternalTensor):
+    if made.is_graph_output() or not isinstance(tensor, (ir.ExternalTensor, NarrowWeight)):
         return
     given = node.attributes.get("perm")
     axes = len(tensor.shape)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
+from pipeline.graph.narrow_weights import NARROW_LIMIT_BYTES, narrow_weight
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,18 +41,24 @@ class StoredWeight(ir.LazyTensor):
 
 
 def use_stored_weights(
-    model: ir.Model, find: Callable[[torch.Tensor], StoredTensor | None]
+    model: ir.Model,
+    find: Callable[[torch.Tensor], StoredTensor | None],
+    *,
+    limit: int = NARROW_LIMIT_BYTES,
 ) -> tuple[str, ...]:
     """Let a translated graph read its weights from the checkpoint.
 
     Args:
         model: A graph whose weights are tensors of torch.
         find: Where the numbers of such a tensor are; None when they are in it.
+        limit: Above so many bytes of float32 weights, those in 16 bits are written as they are: see
+            `pipeline.graph.narrow_weights`.
 
     Returns:
         Names of the weights, floats with more than one number, of which that is not so.
     """
     others = []
+    is_narrow = sum(_bytes(value) for value in model.graph.initializers.values()) > limit
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -58,7 +66,12 @@ def use_stored_weights(
         raw = getattr(tensor, "raw", None)
         source = find(raw) if isinstance(raw, torch.Tensor) else None
         if source is not None:
-            value.const_value = StoredWeight(source, tensor.name)
+            narrow = narrow_weight(source, name) if is_narrow else None
+            value.const_value = narrow or StoredWeight(source, tensor.name)
         elif tensor.dtype.is_floating_point() and tensor.size > 1:
             others.append(name)
     return tuple(others)
+
+
+def _bytes(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes
