@@ -11,7 +11,7 @@ from pipeline.build import BuildOptions, open_store, prepare_plan
 from pipeline.errors import RecipeError
 from pipeline.recipe import load_recipe_file
 from tests.decoders import build_tiny_llama
-from tests.recipes import FP32, INT8, RTX, write_recipe
+from tests.recipes import FP32, INT8, write_recipe
 from tests.trained.lm import byte_tokenizer
 
 if TYPE_CHECKING:
@@ -67,13 +67,6 @@ def test_weights_in_few_bits_are_packed_for_the_kernel_unless_qdq_is_wanted(
 
 def test_the_past_is_no_axis_of_a_recipe(tmp_path: Path, checkpoint: Path) -> None:
     assert _plan(tmp_path, checkpoint).task.axes == ("batch", "sequence")
-
-
-def test_engines_are_refused_with_the_reason(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(RecipeError, match="a range for the cache") as caught:
-        _plan(tmp_path, checkpoint, targets=[FP32, RTX])
-    assert "recipe.yaml:" in caught.value.where
-    assert "onnxruntime" in caught.value.hint
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
