@@ -31,7 +31,7 @@ from pipeline.graph.fusions.matching import (
     replace_value,
 )
 from pipeline.graph.fusions.outcome import Refused
-from pipeline.graph.matmul_nbits import pack_weight
+from pipeline.graph.packed_weight import pack_weight
 
 if TYPE_CHECKING:
     from pipeline.hashing import JSON

@@ -53,7 +53,7 @@ def run(
     from pipeline.graph.shared_table import share_tables
 
     model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
-    report = pack_products(model, accuracy_level=config.accuracy_level)
+    report = pack_products(model, accuracy_level=config.accuracy_level, threads=context.threads)
     for refusal in report.outcome.refused:
         context.log(f"{refusal.node} is not packed: {refusal.reason}")
     tables = share_tables(model)

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import StageError
 from pipeline.graph.fusions.outcome import Refused
-from pipeline.graph.matmul_nbits import pack_products, pack_weight, require_equal, unpack_weight
+from pipeline.graph.matmul_nbits import pack_products
+from pipeline.graph.packed_weight import pack_weight, require_equal, unpack_weight
 from pipeline.graph.weight_only import WeightOnlyRequest, quantize_weights
 
 if TYPE_CHECKING:
