@@ -45,6 +45,7 @@ def cli() -> None:
     convert judge latest             other limits, without a build
     convert diff OLD NEW             two versions side by side, with thresholds for CI
     convert inspect PATH             what a recipe, artifact, model or engine holds
+    convert generate ARTIFACT --prompt TEXT   text from an artifact
     convert export-triton ARTIFACT DIR   a model repository for Triton Inference Server
     convert export-epcontext ARTIFACT DIR   engines for ONNX Runtime's TensorRT providers
     convert export-genai, export-transformersjs, export-optimum, export-openvino, export-vllm
@@ -63,6 +64,7 @@ cli.add_command(LazyCommand("verify", "pipeline.cli.verify:verify_command"))
 cli.add_command(LazyCommand("judge", "pipeline.cli.judge:judge_command"))
 cli.add_command(LazyCommand("diff", "pipeline.cli.diff:diff_command"))
 cli.add_command(LazyCommand("inspect", "pipeline.cli.inspect:inspect_command"))
+cli.add_command(LazyCommand("generate", "pipeline.cli.generate:generate_command"))
 cli.add_command(LazyCommand("export-triton", "pipeline.cli.export_triton:export_triton_command"))
 cli.add_command(
     LazyCommand("export-epcontext", "pipeline.cli.export_epcontext:export_epcontext_command")

@@ -22,6 +22,7 @@ LATE = (
     "export-transformersjs",
     "export-triton",
     "export-vllm",
+    "generate",
     "init",
     "inspect",
     "judge",

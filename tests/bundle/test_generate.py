@@ -1,0 +1,175 @@
+"""`convert generate`: an artifact writes what its checkpoint writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.bundle.generate import TextRequest, generate_texts
+from pipeline.errors import ArtifactError, RecipeError
+from pipeline.source.selection import companion_names
+from pipeline.stages.export import EXPORT, ExportConfig
+from tests.bundle.conftest import remake, seal
+from tests.cli.commands import run_convert
+from tests.decoders import POSITIONS
+from tests.pairs import RATE, SPEECH, TEXTS, build_pair, write_tone
+from tests.recipes import FP32
+from tests.stages.context import RecordingContext
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROMPTS = ("one two three", "x")
+
+
+def _checkpoint(artifact: Path) -> str:
+    return str(json.loads((artifact / "manifest.json").read_text())["recipe"]["model"]["source"])
+
+
+def _theirs(kind: str, artifact: Path, prompt: str, **options: Any) -> str:
+    """The text that `transformers` makes of the checkpoint."""
+    import torch
+    import transformers
+
+    path = _checkpoint(artifact)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = getattr(transformers, kind).from_pretrained(path).eval()
+    inputs = tokenizer(prompt, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        found = model.generate(**inputs, do_sample=False, **options)[0]
+    new = found if model.config.is_encoder_decoder else found[inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def test_it_writes_what_the_checkpoint_writes(decoder_artifact: Path, tmp_path: Path) -> None:
+    done = run_convert(
+        *("generate", decoder_artifact, "--tokens", "12", "--json"),
+        *(word for prompt in PROMPTS for word in ("--prompt", prompt)),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["target"] == "cpu-fp32"
+    for text, prompt in zip(said["texts"], PROMPTS, strict=True):
+        assert text["prompt"] == prompt
+        assert text["text"] == _theirs(
+            "AutoModelForCausalLM", decoder_artifact, prompt, max_new_tokens=12
+        )
+        assert len(text["tokens"]) == 12 or text["ended"] == "stop"
+    assert said["ttft_ms"] > 0
+
+
+def test_beams_seeds_and_targets_are_heeded(decoder_artifact: Path) -> None:
+    def write(**options: Any) -> tuple[tuple[int, ...], ...]:
+        request = TextRequest(prompts=PROMPTS, tokens=10, threads=1, **options)
+        made = generate_texts(decoder_artifact, request)
+        return tuple(text.tokens for text in made.texts)
+
+    greedy = write()
+    assert write(beams=5) != greedy
+    drawn = write(temperature=2.0, seed=1)
+    assert drawn == write(temperature=2.0, seed=1)
+    assert drawn != write(temperature=2.0, seed=2)
+    assert write(is_chat=True) != greedy
+    made = generate_texts(decoder_artifact, TextRequest(prompts=PROMPTS, target="cpu-int4"))
+    assert made.precision == "int4"
+    room = POSITIONS - len(PROMPTS[0])  # a byte is a token, and 64 are more than there are places
+    assert all(len(text.tokens) == room or text.ended == "stop" for text in made.texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": ("a" * 70,)}, "a prompt of 70 tokens is longer than the 64 positions"),
+        ({"prompts": ("abcd",), "tokens": 61}, "4 tokens and 61 new ones are longer than the 64"),
+        ({"prompts": ("",)}, "has no token"),
+        ({}, "the model reads"),
+        ({"prompts": ("a",), "target": "gpu"}, "no target `gpu`, only cpu-fp32, cpu-int4"),
+        ({"prompts": ("a",), "top_k": 3}, "nothing is drawn without a temperature"),
+        ({"prompts": ("a",), "beams": 2, "temperature": 1.0}, "do not go together"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    decoder_artifact: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        generate_texts(decoder_artifact, TextRequest(**options))
+
+
+def test_artifacts_that_write_no_texts_are_refused(
+    artifact: Path, decoder_artifact: Path, tmp_path: Path
+) -> None:
+    asked = TextRequest(prompts=PROMPTS)
+    with pytest.raises(RecipeError, match="`feature-extraction`, and writes no texts"):
+        generate_texts(artifact, asked)
+
+    def strip(folder: Path, _document: dict[str, Any]) -> None:
+        (folder / "cpu-fp32/tokenizer.json").unlink()
+        (folder / "cpu-int4/chat_template.jinja").unlink()
+
+    bare = remake(decoder_artifact, tmp_path / "bare", strip)
+    with pytest.raises(RecipeError, match=r"`cpu-fp32` has no tokenizer.json"):
+        generate_texts(bare, asked)
+    with pytest.raises(RecipeError, match="no chat template"):
+        generate_texts(bare, TextRequest(prompts=PROMPTS, target="cpu-int4", is_chat=True))
+    with (bare / "cpu-int4/model.onnx").open("ab") as graph:
+        graph.write(b"x")
+    with pytest.raises(ArtifactError, match="is not what its manifest says"):
+        generate_texts(bare, asked)
+
+
+def _pair_artifact(root: Path, family: str, task: str) -> Path:
+    checkpoint = build_pair(root / "checkpoint", family)
+    folder = root / "artifact/cpu-fp32"
+    context = RecordingContext(root, threads=2)
+    for part in ("encoder", "decoder"):
+        (folder / part).mkdir(parents=True)
+        config = ExportConfig(task=task, component=part)
+        EXPORT.run(config, {"checkpoint": checkpoint}, folder / part, context)
+    for name in companion_names(checkpoint):
+        shutil.copyfile(checkpoint / name, folder / name)
+    document = {
+        "schema_version": 1,
+        "name": family,
+        "version": "0123456789ab",
+        "verdict": "passed",
+        "reasons": [],
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "build_digest": "ab" * 32,
+        "recipe": {"model": {"source": str(checkpoint), "task": task}, "targets": [FP32]},
+        "source": {"source": str(checkpoint), "files": {}},
+        "environment": {},
+    }
+    return seal(root / "artifact", document)
+
+
+@pytest.mark.slow
+def test_an_encoder_with_a_decoder_answers_as_its_checkpoint(tmp_path: Path) -> None:
+    made = _pair_artifact(tmp_path, "t5", TEXTS)
+    for beams in (1, 3):
+        asked = TextRequest(prompts=PROMPTS, tokens=9, beams=beams)
+        for text in generate_texts(made, asked).texts:
+            wanted = _theirs(
+                "AutoModelForSeq2SeqLM", made, text.prompt, max_new_tokens=9, num_beams=beams
+            )
+            assert text.text == wanted
+            assert (text.score is None) == (beams == 1)
+
+
+@pytest.mark.slow
+def test_a_sound_is_written_down(tmp_path: Path) -> None:
+    made = _pair_artifact(tmp_path, "whisper", SPEECH)
+    sounds = tuple(
+        write_tone(tmp_path / f"{pitch}.wav", pitch=pitch, seconds=0.4, rate=RATE)
+        for pitch in (220.0, 440.0)
+    )
+    found = generate_texts(made, TextRequest(sounds=sounds, tokens=8))
+    assert [text.prompt for text in found.texts] == [str(path) for path in sounds]
+    (alone,) = generate_texts(made, TextRequest(sounds=sounds[1:], tokens=8)).texts
+    assert alone.tokens == found.texts[1].tokens
+    with pytest.raises(RecipeError, match="the model listens"):
+        generate_texts(made, TextRequest(prompts=PROMPTS))
