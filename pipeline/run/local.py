@@ -203,7 +203,7 @@ class LocalExecutor:
             and any(parent not in self._trees for parent in node.parents())
         ]
         for node in waiting[: max(0, self.jobs - len(self._workers))]:
-            self._workers.append(WorkerProcess(node.stage.preload, self.threads))
+            self._workers.append(self._new_worker(node))
 
     def _take_worker(self, node: Node) -> WorkerProcess:
         if node.stage.is_exclusive:
@@ -214,7 +214,13 @@ class LocalExecutor:
             if worker.preload == node.stage.preload:
                 self._workers.remove(worker)
                 return worker
-        return WorkerProcess(node.stage.preload, self.threads)
+        return self._new_worker(node)
+
+    def _new_worker(self, node: Node) -> WorkerProcess:
+        stage = node.stage
+        # What is measured must not depend on what ran before it.
+        group = "" if stage.is_exclusive else "torch" if "torch" in stage.packages else "graphs"
+        return WorkerProcess(stage.preload, self.threads, group)
 
     def _stop(self) -> None:
         self._is_stopping = True

@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.environment import memory_mib
+from pipeline.run.children import CAN_FORK, Child, Exit, Pipes, StartedChild, fork_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,39 +82,39 @@ class WorkerProcess:
     Args:
         preload: Modules it may import while it waits.
         threads: Threads the stage may use.
+        group: Workers of one group are forked from one nursery; started anew when empty.
     """
 
-    def __init__(self, preload: tuple[str, ...], threads: int) -> None:
+    def __init__(self, preload: tuple[str, ...], threads: int, group: str = "") -> None:
         self.threads = threads
         self.preload = preload
+        self.group = group
         control_read, control_write = os.pipe()
         events_read, events_write = os.pipe()
+        log_read, log_write = os.pipe()
         package_parent = str(Path(__file__).resolve().parents[2])
         environment = worker_environment(threads)
         inherited = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, inherited)))
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "pipeline.run.worker", str(control_read), str(events_write)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(control_read, events_write),
-            start_new_session=True,
-            env=environment,
-        )
-        os.close(control_read)
-        os.close(events_write)
+        pipes = Pipes(control_read, events_write, log_write)
+        try:
+            self._child: Child = (
+                fork_child(group, environment, pipes)
+                if group and CAN_FORK
+                else StartedChild(environment, pipes)
+            )
+        finally:
+            pipes.close()
         self._control = os.fdopen(control_write, "w", encoding="utf-8")
-        self._events = os.fdopen(events_read, encoding="utf-8", errors="replace")
+        self._exit: Exit | None = None
         self._log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         self._last_event: dict[str, Any] = {}
         self._on_progress: Callable[[int, int, str], None] | None = None
         self._on_line: Callable[[str], None] | None = None
-        self._peak_kib = 0
         self._stop_reason = ("", "")
         self._readers = [
-            threading.Thread(target=self._read_log, daemon=True),
-            threading.Thread(target=self._read_events, daemon=True),
+            threading.Thread(target=self._read_log, args=(log_read,), daemon=True),
+            threading.Thread(target=self._read_events, args=(events_read,), daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -127,25 +126,25 @@ class WorkerProcess:
             self._control.write(line + "\n")
             self._control.flush()
 
-    def _read_log(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        for raw in stream:
-            line = raw.decode("utf-8", "replace").rstrip()
-            self._log.append(line)
-            if self._on_line is not None:
-                self._on_line(line)
+    def _read_log(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as stream:
+            for raw in stream:
+                line = raw.rstrip()
+                self._log.append(line)
+                if self._on_line is not None:
+                    self._on_line(line)
 
-    def _read_events(self) -> None:
-        for line in self._events:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # a native library wrote to the wrong descriptor
-            if event.get("event") != "progress":
-                self._last_event = event
-            elif self._on_progress is not None:
-                self._on_progress(event["done"], event["total"], event["unit"])
+    def _read_events(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # a native library wrote to the wrong descriptor
+                if event.get("event") != "progress":
+                    self._last_event = event
+                elif self._on_progress is not None:
+                    self._on_progress(event["done"], event["total"], event["unit"])
 
     def run(
         self,
@@ -171,13 +170,13 @@ class WorkerProcess:
         self._on_line = on_line
         started = time.monotonic()
         self._write(json.dumps(job))
-        self._wait(started + time_s, time_s, memory_limit_mib, limit_keys)
+        ended = self._wait(started + time_s, time_s, memory_limit_mib, limit_keys)
         wall_time_s = time.monotonic() - started
         self.kill()  # whatever the stage left running in its group
         for reader in self._readers:
-            reader.join(timeout=5)
-        self._close()
-        return self._ending(wall_time_s, memory_limit_mib)
+            reader.join(timeout=5)  # a process that left the group holds a pipe open
+        self._close_control()
+        return self._ending(ended, wall_time_s, memory_limit_mib)
 
     def _wait(
         self,
@@ -185,19 +184,17 @@ class WorkerProcess:
         time_s: float,
         memory_limit_mib: int | None,
         limit_keys: tuple[str, str],
-    ) -> None:
+    ) -> Exit:
         time_key, memory_key = limit_keys
-        pid = self._process.pid
         while True:
-            done, status, usage = os.wait4(pid, os.WNOHANG)
-            if done:
-                self._process.returncode = os.waitstatus_to_exitcode(status)
-                self._peak_kib = max(self._peak_kib, usage.ru_maxrss)
-                return
+            ended = self._child.poll()
+            if ended is not None:
+                return ended
             if self._stop_reason[0]:
                 time.sleep(0.01)
                 continue
-            resident_mib = _group_resident_mib(pid) if memory_limit_mib else 0
+            pid = self._child.pid() if memory_limit_mib else None
+            resident_mib = _group_resident_mib(pid) if pid else 0
             if memory_limit_mib and resident_mib > memory_limit_mib:
                 self._stop_reason = (
                     f"it used {resident_mib:,} MiB, more than its limit of {memory_limit_mib:,} MiB",
@@ -213,8 +210,8 @@ class WorkerProcess:
             else:
                 time.sleep(POLL_INTERVAL_S if memory_limit_mib else 0.02)
 
-    def _ending(self, wall_time_s: float, memory_limit_mib: int | None) -> Ending:
-        code = self._process.returncode
+    def _ending(self, ended: Exit, wall_time_s: float, memory_limit_mib: int | None) -> Ending:
+        code = ended.code
         event = self._last_event
         facts = event.get("facts") if event.get("event") == "done" and code == 0 else None
         message, hint = self._stop_reason
@@ -227,7 +224,7 @@ class WorkerProcess:
                 where, exit_code = event["where"], event["exit_code"]
             elif signal_name:
                 message = f"its process was ended by {signal_name}"
-                hint = _signal_hint(signal_name, self._peak_kib // 1024, memory_limit_mib)
+                hint = _signal_hint(signal_name, ended.peak_kib // 1024, memory_limit_mib)
             else:
                 message = f"its process ended with status {code} and no result"
         return Ending(
@@ -240,30 +237,21 @@ class WorkerProcess:
             last_lines=tuple(self._log),
             wall_time_s=wall_time_s,
             # The worker's own word, where it could give it: the system's counts our memory as well.
-            peak_rss_mib=event.get("peak_kib", self._peak_kib) / 1024,
+            peak_rss_mib=event.get("peak_kib", ended.peak_kib) / 1024,
         )
 
     def kill(self) -> None:
         """End the worker and everything in its process group, now."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._child.kill()
 
     def discard(self) -> None:
-        """End a worker that got no job, and reap it."""
-        self.kill()
-        self._process.wait()
-        for reader in self._readers:
-            reader.join(timeout=5)
-        self._close()
+        """End a worker that got no job."""
+        self._close_control()
+        self._child.discard()
 
-    def _close(self) -> None:
+    def _close_control(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._control.close()
-        if any(reader.is_alive() for reader in self._readers):
-            return  # a process that left the group holds a pipe open; closing would wait for it
-        for stream in (self._events, self._process.stdout):
-            if stream is not None:
-                stream.close()
 
 
 def _signal_hint(name: str, peak_mib: int, limit_mib: int | None) -> str:

@@ -1,8 +1,8 @@
 """The child process: runs one stage, once, and says how it went.
 
-Started as `python -m pipeline.run.worker CONTROL_FD EVENTS_FD` in a process group of its own. It
-reads two lines of JSON from the control pipe: first the modules it may import while it waits, then
-its job. Events go out as lines of JSON. When the control pipe closes the parent is gone, and the
+Started as `python -m pipeline.run.worker CONTROL_FD EVENTS_FD` in a process group of its own, or
+forked by `pipeline.run.nursery`. It reads two lines of JSON from the control pipe: first the modules
+it may import while it waits, then its job. Events go out as lines of JSON. When the control pipe closes the parent is gone, and the
 whole group ends with it. Standard output and error are captured by the parent as the stage's log.
 """
 
@@ -22,7 +22,7 @@ import tempfile
 import threading
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pipeline.errors import PipelineError, StageError
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PROGRESS_INTERVAL_S = 0.1
+PROCESS_NAME = "convert-worker"
 
 
 class _Context:
@@ -75,7 +76,7 @@ def _send(events: TextIO, message: Mapping[str, Any]) -> None:
     events.flush()
 
 
-def _preload(modules: list[str]) -> None:
+def preload(modules: list[str]) -> None:
     """Import what the stage will need. A module that is missing is the stage's to report.
 
     Without collections meanwhile: importing torch and transformers makes millions of objects that
@@ -153,12 +154,14 @@ def _failure_of(error: BaseException) -> dict[str, Any]:
     }
 
 
-def main(control_fd: int, events_fd: int) -> int:
+def serve(control_fd: int, events_fd: int) -> int:
     """Run the one job that the parent sends; the exit status is 0 only when it succeeded."""
     faulthandler.enable()
+    with contextlib.suppress(OSError):  # proc(5): what `ps` and `top` call it
+        Path("/proc/self/comm").write_text(PROCESS_NAME, "ascii")
     control = os.fdopen(control_fd, encoding="utf-8")
     events = os.fdopen(events_fd, "w", encoding="utf-8")
-    _preload(json.loads(control.readline() or "[]"))
+    preload(json.loads(control.readline() or "[]"))
     line = control.readline()
     if not line:
         return 0  # the parent found that there is nothing to do
@@ -174,9 +177,13 @@ def main(control_fd: int, events_fd: int) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    status = main(int(sys.argv[1]), int(sys.argv[2]))
+def close_worker(status: int) -> NoReturn:
+    """End this process with a status, now."""
     sys.stdout.flush()
     sys.stderr.flush()
     # Native libraries may hang or crash in their own clean-up; what counts is done.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    close_worker(serve(int(sys.argv[1]), int(sys.argv[2])))

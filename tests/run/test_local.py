@@ -18,6 +18,7 @@ from pipeline.recipe import load_recipe_file
 from pipeline.run.events import Event, NodeFailed, NodeFinished, NodeSkipped, NodeStarted
 from pipeline.run.local import LocalExecutor
 from pipeline.run.outcomes import NodeOutcome
+from pipeline.run.worker import PROCESS_NAME
 from pipeline.store import Store
 from tests.recipes import FP32, INT8, forget, write_recipe
 
@@ -60,10 +61,10 @@ def _kill_worker_of(run: _Run, name: str, number: signal.Signals) -> None:
 def _kill_when_busy(store: Store, number: signal.Signals) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for child in psutil.Process().children():
+        for child in psutil.Process().children(recursive=True):
             try:
                 # The worker changes into its scratch directory when its job begins.
-                if "pipeline.run.worker" in child.cmdline() and str(store.root) in child.cwd():
+                if child.name() == PROCESS_NAME and str(store.root) in child.cwd():
                     os.kill(child.pid, number)
                     return
             except psutil.Error:
@@ -72,11 +73,17 @@ def _kill_when_busy(store: Store, number: signal.Signals) -> None:
 
 
 def _workers() -> list[psutil.Process]:
-    return [
+    """Those that are left after a moment: a nursery reaps its own."""
+    deadline = time.monotonic() + 10
+    while left := [
         child
         for child in psutil.Process().children(recursive=True)
-        if "pipeline.run.worker" in " ".join(child.cmdline())
-    ]
+        if child.is_running() and child.name() == PROCESS_NAME
+    ]:
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+    return []
 
 
 def _hits(plan: Plan, store: Store) -> set[str]:
@@ -130,11 +137,11 @@ def test_a_stage_past_its_time_is_stopped(tmp_path: Path, sentence_encoder: Path
 
 
 def test_a_stage_past_its_memory_is_stopped(tmp_path: Path, sentence_encoder: Path) -> None:
-    run = _Run(tmp_path, sentence_encoder, limits={"memory_mib": 60})
+    run = _Run(tmp_path, sentence_encoder, limits={"memory_mib": 150})
     outcomes = run.execute()
     failure = outcomes["export"].failure
     assert failure is not None
-    assert "more than its limit of 60 MiB" in failure.message
+    assert "more than its limit of 150 MiB" in failure.message
     assert "limits.memory_mib" in failure.hint
 
 

@@ -15,6 +15,7 @@ from pipeline.planning import attempt_key, node_preimage
 from pipeline.recipe import load_recipe_file
 from pipeline.run.events import Event, NodeProgress
 from pipeline.run.local import LocalExecutor
+from pipeline.run.worker import PROCESS_NAME
 from tests.recipes import write_recipe
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def test_a_killed_stage_goes_on_where_it_was_and_leaves_nothing(
 
     def kill(event: Event) -> None:
         if isinstance(event, NodeProgress) and event.unit == "trials" and event.done >= 3:
-            for child in psutil.Process().children():
-                if "pipeline.run.worker" in child.cmdline() and str(store) in child.cwd():
+            for child in psutil.Process().children(recursive=True):
+                if child.name() == PROCESS_NAME and str(store) in child.cwd():
                     os.kill(child.pid, signal.SIGKILL)
 
     def watch(event: Event) -> None:
