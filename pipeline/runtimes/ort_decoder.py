@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import onnxruntime
 
+from pipeline.data.decoder_inputs import MASK
 from pipeline.errors import StageError
 from pipeline.runtimes.decoder import (
     LOGITS,
@@ -16,9 +18,18 @@ from pipeline.runtimes.decoder import (
     Cache,
     Feed,
     Floats,
+    Tokens,
     check_step,
 )
 from pipeline.runtimes.onnxruntime import ERRORS, OnnxRuntimeRunner, error_reason
+from pipeline.runtimes.static_cache import (
+    POSITION,
+    Filled,
+    StaticCache,
+    padded,
+    require_room,
+    room_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +48,9 @@ class OrtDecoder(OnnxRuntimeRunner):
 
     Takes the arguments of `OnnxRuntimeRunner`. Every step has a binding of its own (ONNX Runtime 1.31
     writes to the same memory again when a binding is run twice), so caches are values: a step never
-    changes the one that it was given.
+    changes the one that it was given. A static cache (`pipeline.runtimes.static_cache`) is bound as past
+    and present at once and written behind the tokens that it holds; only where another step already went
+    on from the same cache, its memory is copied first.
     """
 
     def __enter__(self) -> Self:
@@ -52,6 +65,7 @@ class OrtDecoder(OnnxRuntimeRunner):
         assert self._session is not None
         optional = {spec.name for spec in self._session.get_overridable_initializers()}
         self._keeps_last = KEEP in optional
+        self._room = room_of(self._inputs)
         try:
             self._past = self._paired()
         except StageError:
@@ -75,6 +89,11 @@ class OrtDecoder(OnnxRuntimeRunner):
         return tuple(spec for spec, _ in self._past.values())
 
     @property
+    def room(self) -> int | None:
+        """For how many tokens of a text there is room; None: as many as the model has positions."""
+        return self._room
+
+    @property
     def bytes_per_token(self) -> int:
         """Of the cache, for one token of one text: layers x 2 x heads x width x bytes of an element."""
         return sum(
@@ -91,7 +110,8 @@ class OrtDecoder(OnnxRuntimeRunner):
         for spec in self.inputs:
             match = _PAST.fullmatch(spec.name)
             if match is None:
-                if spec.name not in TOKEN_INPUTS:
+                is_known = spec.name in TOKEN_INPUTS or (spec.name == POSITION and self._room)
+                if not is_known:
                     problems.append(f"nothing is known of its input `{spec.name}`")
                 continue
             present = f"present.{match[1]}"
@@ -117,9 +137,16 @@ class OrtDecoder(OnnxRuntimeRunner):
         for spec in self.cached:
             heads, width = _sizes(spec)
             values[spec.name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                [rows, heads, 0, width], np.dtype(spec.dtype), kind, number
+                [rows, heads, self._room or 0, width], np.dtype(spec.dtype), kind, number
             )
-        return Cache(rows=rows, length=0, values=values)
+        return self._cache(rows, 0, values)
+
+    def _cache(
+        self, rows: int, length: int, values: dict[str, onnxruntime.OrtValue]
+    ) -> Cache | StaticCache:
+        if self._room is None:
+            return Cache(rows=rows, length=length, values=values)
+        return StaticCache(rows=rows, length=length, values=values, filled=Filled(tokens=length))
 
     def step(self, feed: Feed, cache: Cache, *, last: int | None = None) -> tuple[Floats, Cache]:
         """As `Decoder.step`; keys and values are not copied."""
@@ -127,10 +154,9 @@ class OrtDecoder(OnnxRuntimeRunner):
             raise RuntimeError("OrtDecoder.step outside of its `with` block")
         check_step(feed, cache)
         binding, (kind, number) = self._session.io_binding(), self._device()
-        taken = {spec.name for spec in self.inputs}
-        for name, array in feed.named().items():
-            if name in taken:
-                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, array in self._fed(feed, cache).items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        cache = self._continued(cache)
         if last is not None and self._keeps_last:
             # `bind_cpu_input` looks among inputs without a default only (ONNX Runtime 1.31).
             keep = onnxruntime.OrtValue.ortvalue_from_numpy(np.array([last], np.int64))
@@ -138,8 +164,11 @@ class OrtDecoder(OnnxRuntimeRunner):
         for name, value in cache.values.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_output(LOGITS, "cpu")
-        for _, present in self._past.values():
-            binding.bind_output(present, kind, number)
+        for name, (_, present) in self._past.items():
+            if self._room is not None:
+                binding.bind_ortvalue_output(present, cache.values[name])
+            else:
+                binding.bind_output(present, kind, number)
         try:
             self._session.run_with_iobinding(binding)
         except (*ERRORS, RuntimeError) as err:
@@ -150,15 +179,35 @@ class OrtDecoder(OnnxRuntimeRunner):
             ) from err
         binding.synchronize_outputs()
         logits, *made = binding.get_outputs()
-        after = Cache(
-            rows=cache.rows,
+        after = replace(
+            cache,
             length=feed.mask.shape[1],
-            values=dict(zip(self._past, made, strict=True)),
+            values=dict(zip(self._past, made, strict=True))
+            if self._room is None
+            else cache.values,
         )
+        if isinstance(after, StaticCache):
+            after.filled.tokens = after.length
         self._check_length(after)
         seen = np.from_dlpack(logits)
         seen = seen if last is None else seen[:, -last:]
         return seen.astype(np.float32), after  # a copy: the memory is ONNX Runtime's
+
+    def _fed(self, feed: Feed, cache: Cache) -> dict[str, Tokens]:
+        """What the graph takes of a feed, and for a static cache where the tokens go."""
+        fed: dict[str, Tokens] = feed.named()
+        if self._room is not None:
+            require_room(feed.mask.shape[1], self._room)
+            fed[MASK] = padded(feed.mask, 1, self._room)
+            fed[POSITION] = np.array([cache.length], np.int64)
+        taken = {spec.name for spec in self.inputs}
+        return {name: array for name, array in fed.items() if name in taken}
+
+    def _continued(self, cache: Cache) -> Cache:
+        """The cache; a static one in memory of its own where another step went on from it already."""
+        if isinstance(cache, StaticCache) and cache.filled.tokens != cache.length:
+            return self.reorder(cache, range(cache.rows))
+        return cache
 
     def _check_length(self, cache: Cache) -> None:
         """Another step would take a cache of the wrong length for one of another past.
@@ -168,7 +217,7 @@ class OrtDecoder(OnnxRuntimeRunner):
         """
         for name, value in cache.values.items():
             shape = value.shape()
-            if shape[0] != cache.rows or shape[TOKEN_AXIS] != cache.length:
+            if shape[0] != cache.rows or shape[TOKEN_AXIS] != (self._room or cache.length):
                 raise StageError(
                     f"`{self._past[name][1]}` is {list(shape)} behind {cache.length} tokens of "
                     f"{cache.rows} texts",
@@ -180,17 +229,20 @@ class OrtDecoder(OnnxRuntimeRunner):
         if list(rows) == list(range(cache.rows)):
             return cache
         kind, number = self._device()
-        values = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.ascontiguousarray(value.numpy()[list(rows)]), kind, number
-            )
-            for name, value in cache.values.items()
-        }
-        return Cache(rows=len(rows), length=cache.length, values=values)
+        values = {}
+        for name, value in cache.values.items():
+            array = np.from_dlpack(value) if kind == "cpu" else value.numpy()
+            chosen = np.empty((len(rows), *array.shape[1:]), array.dtype)
+            chosen[:, :, : cache.length] = array[list(rows), :, : cache.length]
+            values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(chosen, kind, number)
+        return self._cache(len(rows), cache.length, values)
 
     def read(self, cache: Cache) -> dict[str, Floats]:
         """As `Decoder.read`."""
-        return {name: value.numpy().astype(np.float32) for name, value in cache.values.items()}
+        return {
+            name: value.numpy()[:, :, : cache.length].astype(np.float32)
+            for name, value in cache.values.items()
+        }
 
 
 def _sizes(spec: ModelTensor) -> tuple[int, int]:

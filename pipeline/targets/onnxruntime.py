@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,6 +28,7 @@ from pipeline.stages.quantize_static import (
 )
 from pipeline.stages.quantize_weights import SCALED, WeightOnlyOptions
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from pipeline.stages.static_cache import STATIC_CACHE, StaticCacheConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
 from pipeline.targets.weight_only import add_scaling, add_weight_only
@@ -53,12 +55,13 @@ class WeightOnlyQuantization(WeightOnlyOptions):
     """INT4 or INT8 weights and nothing else."""
 
     mode: Literal["weight_only"]
-    form: Literal["matmul_nbits", "qdq"] | None = Field(
+    form: Literal["matmul_nbits", "matmul_bnb4", "qdq"] | None = Field(
         default=None,
         description="how products with such weights are written: matmul_nbits is ONNX Runtime's own "
         "operator, with the weights as its kernel reads them; qdq is DequantizeLinear and MatMul, of "
-        "which ONNX Runtime makes the same for 4 bits each time it loads the graph. Default: "
-        "matmul_nbits for text-generation, else qdq",
+        "which ONNX Runtime makes the same for 4 bits each time it loads the graph; matmul_bnb4 is its "
+        "operator for `numbers: nf4`, which have no other form. Default: matmul_nbits for "
+        "text-generation, else qdq",
     )
     accuracy_level: AccuracyLevel | None = Field(
         default=None,
@@ -68,6 +71,11 @@ class WeightOnlyQuantization(WeightOnlyOptions):
 
     @model_validator(mode="after")
     def _accuracy_level_fits_form(self) -> Self:
+        if self.numbers == "nf4":
+            _require_normal_float_form(self)
+        elif self.form == "matmul_bnb4":
+            msg = "form matmul_bnb4 is for `numbers: nf4`"
+            raise ValueError(msg)
         if self.form == "qdq" and self.accuracy_level is not None:
             msg = (
                 "form qdq takes no `accuracy_level`: ONNX Runtime chooses when it loads the graph"
@@ -77,6 +85,8 @@ class WeightOnlyQuantization(WeightOnlyOptions):
 
     def packs(self, task: Task) -> bool:
         """Whether products are written as ONNX Runtime's own operator."""
+        if self.numbers == "nf4":  # written as an operator at once
+            return False
         return self.form == "matmul_nbits" or (self.form is None and task.has_cache)
 
     mixed: MixedOptions | None = Field(
@@ -90,10 +100,25 @@ class WeightOnlyQuantization(WeightOnlyOptions):
         if self.mixed is not None and (self.bits != 4 or self.method == SCALED):
             msg = f"`mixed` is for bits 4, and not for method {SCALED}"
             raise ValueError(msg)
+        if self.mixed is not None and (self.numbers == "nf4" or not self.symmetric):
+            msg = "`mixed` chooses between integers without zero points: leave `numbers` and `symmetric` out"
+            raise ValueError(msg)
         if self.mixed is not None and self.lm_head in {"int8", "int4"}:
             msg = "`mixed` chooses the bits of the LM head too: leave `lm_head` out"
             raise ValueError(msg)
         return self
+
+
+def _require_normal_float_form(options: WeightOnlyQuantization) -> None:
+    if options.form in {"qdq", "matmul_nbits"}:
+        msg = (
+            f"form {options.form} has integers: `numbers: nf4` are written as ONNX Runtime's MatMulBnb4, "
+            "leave `form` out"
+        )
+        raise ValueError(msg)
+    if options.accuracy_level is not None:
+        msg = "`numbers: nf4` takes no `accuracy_level`: its kernel multiplies floats"
+        raise ValueError(msg)
 
 
 Quantization = Annotated[
@@ -116,6 +141,12 @@ class OnnxRuntimeTarget(TargetBase):
     )
     simplify: SimplifyConfig = SimplifyConfig()
     fuse: FuseConfig = FuseConfig()
+    static_cache: StaticCacheConfig | None = Field(
+        default=None,
+        description="for decoders on the CPU: a cache of a fixed length, written in place; default: "
+        "it grows with the text",
+        examples=[{"length": 512}],
+    )
 
     @model_validator(mode="after")
     def _quantization_fits_precision(self) -> Self:
@@ -131,6 +162,8 @@ class OnnxRuntimeTarget(TargetBase):
             RecipeError: a decoder with a cache is wanted for a GPU.
             EnvironmentMissing: this ONNX Runtime lacks the provider, or there is no GPU for it.
         """
+        if self.static_cache is not None:
+            _check_static_cache(self.static_cache.length, self.provider, builder)
         if self.provider != "cpu":
             if builder.task.has_cache:
                 raise RecipeError(
@@ -162,6 +195,11 @@ class OnnxRuntimeTarget(TargetBase):
             if (packed := self._packed(builder, component, last)) is not None:
                 last = packed
                 links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
+            if self.static_cache is not None:
+                last = builder.add(
+                    STATIC_CACHE, self.static_cache, {"model": last}, component=component
+                )
+                links.append(replace(links[-1], node=last))
             models[component] = tuple(links)
             deliverables[component] = (Deliverable(node=last),)
         return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")
@@ -237,6 +275,31 @@ class OnnxRuntimeTarget(TargetBase):
         config = QuantizeDynamicConfig(**options.model_dump(exclude={"mode", *REPAIRABLE_KEYS}))
         repaired = add_repair(builder, component, options, config, {"model": fused}, "all")
         return builder.add(QUANTIZE_DYNAMIC, config, repaired, component=component)
+
+
+def _check_static_cache(length: int, provider: Provider, builder: ChainBuilder) -> None:
+    """Refuse a cache of a fixed length where there is none, or where texts are longer."""
+    task = builder.task
+    if provider != "cpu" or not task.has_cache or task.parts:
+        what = f"task `{task.name}`" if provider == "cpu" else f"provider `{provider}`"
+        raise RecipeError(
+            f"{what} has no `static_cache`: it is for decoders without an encoder, on the CPU",
+            hint="leave `static_cache` out",
+        )
+    longest = builder.profile["sequence"][2]
+    if length < longest:
+        raise RecipeError(
+            f"a static cache of {length} tokens is shorter than the texts of {longest} tokens that "
+            "`shapes.sequence` allows",
+            hint=f"set `static_cache.length` to {longest} or more, prompt and new tokens together",
+        )
+    positions = builder.source.max_positions
+    if positions is not None and length > positions:
+        raise RecipeError(
+            f"a static cache of {length} tokens is longer than the {positions} positions of the "
+            "checkpoint",
+            hint=f"set `static_cache.length` to {positions} or less",
+        )
 
 
 def _device_arithmetic(precision: str, plan: ProviderPlan) -> Arithmetic:

@@ -1,0 +1,164 @@
+"""Decoder graphs whose cache has a fixed length and is written in place (`pipeline.graph.static_cache`).
+
+Who steps through a text binds the same memory as past and present (`OrtDecoder`). Who runs a text at once,
+as comparisons do, feeds such a graph like one whose cache grows: `CacheRunner`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+
+from pipeline.data.decoder_inputs import MASK, is_cache, is_present
+from pipeline.runtimes.base import FeedError, check_feeds
+from pipeline.runtimes.decoder import TOKEN_AXIS, Cache
+from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+from pipeline.tasks import PAST_AXIS, TOTAL_AXIS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.runtimes.base import Array, ModelTensor
+
+POSITION: Final = "cache_position"
+"""The input, int64 (1,), that says where the first new token goes: how many the cache holds."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Filled:
+    """How many tokens memory holds that several caches may share: the longest of them."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticCache(Cache):
+    """A cache in memory of a fixed length; what it holds itself is never written to again.
+
+    Attributes:
+        filled: Shared with the caches of earlier and later steps in the same memory. Where it is ahead,
+            another step went on from here: memory must be copied before the next one does.
+    """
+
+    filled: Filled
+
+
+def room_of(inputs: Sequence[ModelTensor]) -> int | None:
+    """For how many tokens of a text there is room; None for a cache that grows."""
+    if all(spec.name != POSITION for spec in inputs):
+        return None
+    lengths = {
+        spec.shape[TOKEN_AXIS] if spec.shape and len(spec.shape) == 4 else None
+        for spec in inputs
+        if is_cache(spec.name)
+    }
+    length = next(iter(lengths), None)
+    return length if len(lengths) == 1 and isinstance(length, int) else None
+
+
+def require_room(tokens: int, room: int) -> None:
+    """Refuse texts that are longer than the cache.
+
+    Raises:
+        FeedError: when they are.
+    """
+    if tokens > room:
+        raise FeedError(
+            f"texts of {tokens} tokens, padding included, do not fit into the static cache of {room}",
+            hint=f"ask for {tokens - room} tokens fewer, or build with `static_cache: "
+            f"{{length: {tokens}}}` or more",
+        )
+
+
+def padded(array: Array, axis: int, room: int) -> Array:
+    """An array with zeros behind its axis, up to `room`."""
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, room - array.shape[axis])
+    return np.pad(array, widths)
+
+
+def fit_feeds(feeds: Mapping[str, Array], room: int) -> dict[str, Array]:
+    """What a graph with a static cache is fed in place of what one takes whose cache grows.
+
+    Args:
+        feeds: With `attention_mask` (batch, past + sequence) and `past_key_values.N.*`, (batch, heads,
+            past, width).
+        room: Tokens of the static cache.
+
+    Raises:
+        FeedError: when there are more tokens than that.
+    """
+    require_room(feeds[MASK].shape[1], room)
+    past = next(array.shape[TOKEN_AXIS] for name, array in feeds.items() if is_cache(name))
+    fitted = dict(feeds)
+    fitted[POSITION] = np.array([past], np.int64)
+    fitted[MASK] = padded(feeds[MASK], 1, room)
+    for name, array in feeds.items():
+        if is_cache(name):
+            fitted[name] = padded(array, TOKEN_AXIS, room)
+    return fitted
+
+
+class CacheRunner(OnnxRuntimeRunner):
+    """An ONNX graph of any kind; one with a static cache takes and gives what one does that grows.
+
+    Takes the arguments of `OnnxRuntimeRunner`.
+    """
+
+    def __enter__(self) -> Self:
+        """Load the graph; raises as `OnnxRuntimeRunner`."""
+        super().__enter__()
+        self._room = room_of(self._inputs)
+        return self
+
+    @property
+    def inputs(self) -> tuple[ModelTensor, ...]:
+        """What must be fed."""
+        if self._room is None:
+            return self._inputs
+        return tuple(_as_fed(spec) for spec in self._inputs if spec.name != POSITION)
+
+    @property
+    def outputs(self) -> tuple[ModelTensor, ...]:
+        """What comes out."""
+        if self._room is None:
+            return self._outputs
+        return tuple(
+            _grown(spec, TOKEN_AXIS, TOTAL_AXIS) if is_present(spec.name) else spec
+            for spec in self._outputs
+        )
+
+    def run(
+        self, feeds: Mapping[str, Array], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """As `OnnxRuntimeRunner.run`.
+
+        Raises:
+            FeedError: also when texts are longer than the cache.
+            StageError: when the run fails.
+        """
+        if self._room is None:
+            return super().run(feeds, names)
+        check_feeds(self.inputs, feeds, self._model.name)
+        found = super().run(fit_feeds(feeds, self._room), names)
+        total = feeds[MASK].shape[1]
+        return {
+            name: array[:, :, :total] if is_present(name) else array
+            for name, array in found.items()
+        }
+
+
+def _as_fed(spec: ModelTensor) -> ModelTensor:
+    if is_cache(spec.name):
+        return _grown(spec, TOKEN_AXIS, PAST_AXIS)
+    return _grown(spec, 1, TOTAL_AXIS) if spec.name == MASK else spec
+
+
+def _grown(spec: ModelTensor, axis: int, name: str) -> ModelTensor:
+    if spec.shape is None:
+        return spec
+    shape = list(spec.shape)
+    shape[axis] = name
+    return replace(spec, shape=tuple(shape))
