@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _FILE: Final = "generation_config.json"
 _POSITIONS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_OF_TARGETS: Final = ("max_target_positions", "max_position_embeddings", "n_positions")
+"""Of the decoder behind an encoder."""
+_NO_END: Final = 2**31 - 1
+"""Of positions that are relative, as those of T5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +29,8 @@ class GenerationSettings:
 
     Attributes:
         vocabulary: Width of the logits.
-        positions: Tokens of a text at most, prompt included.
+        positions: Tokens of a text at most, prompt included; of an encoder's decoder, of what it writes.
+        starts: First token of what a decoder behind an encoder writes; None for other models.
         begins: Token that stands before every text; None when there is none.
         stops: Tokens that end a text; empty when none does.
         pad: What fills up shorter texts.
@@ -36,6 +41,7 @@ class GenerationSettings:
 
     vocabulary: int
     positions: int
+    starts: int | None
     begins: int | None
     stops: tuple[int, ...]
     pad: int
@@ -61,9 +67,12 @@ def read_generation_settings(target: GraphTarget) -> GenerationSettings:
     vocabulary = _vocabulary(target)
     tokens = {
         key: _tokens(said.get(key, target.config.get(key)), key, vocabulary)
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     }
-    positions = [target.config[key] for key in _POSITIONS if _is_count(target.config.get(key))]
+    keys = _OF_TARGETS if target.parts else _POSITIONS
+    positions = [target.config[key] for key in keys if _is_count(target.config.get(key))]
+    if target.parts:
+        positions = positions[:1] or [_NO_END]
     if not positions:
         raise RecipeError(
             f"config.json of `{target.name}` does not say how many positions the model has "
@@ -83,9 +92,17 @@ def read_generation_settings(target: GraphTarget) -> GenerationSettings:
             hint="add one of them to the checkpoint, then build again",
         )
     begins = tokens["bos_token_id"]
+    starts = (tokens["decoder_start_token_id"] or begins) if target.parts else ()
+    if target.parts and not starts:
+        raise RecipeError(
+            f"neither {_FILE} nor config.json says `decoder_start_token_id`, which a decoder's text "
+            "begins with",
+            hint="add it to the checkpoint, then build again",
+        )
     return GenerationSettings(
         vocabulary=vocabulary,
         positions=min(positions),
+        starts=starts[0] if starts else None,
         begins=begins[0] if begins else None,
         stops=stops,
         pad=pad[0],

@@ -16,7 +16,7 @@ from pipeline.file_names import CONFIG_FILES, PROCESSOR_FILES, TOKENIZER_FILES
 from pipeline.foreign_models import read_model
 from pipeline.publish import read_manifest
 from pipeline.source.json_files import read_json
-from pipeline.tasks import find_task
+from pipeline.tasks import DECODER, find_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 GRAPH_FILE: Final = "model.onnx"
 TOKENIZER_FILE: Final = "tokenizer.json"
+_ONE_GRAPH: Final = "this writes models of one graph"
 COMPANIONS: Final = (*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES)
 
 
@@ -64,25 +65,33 @@ class _Recipe(_Part):
 
 @dataclass(frozen=True, kw_only=True)
 class GraphTarget:
-    """One target with a graph for ONNX Runtime.
+    """One target with a graph for ONNX Runtime, or with an encoder and a decoder.
 
     Attributes:
         folder: Where its files are.
         config: Its `config.json`.
+        parts: Names of its two graphs; empty when there is one.
     """
 
     declaration: Declaration
     folder: Path
     config: dict[str, Any]
+    parts: tuple[str, ...] = ()
 
     @cached_property
     def graph(self) -> ModelFacts:
         """What is in the graph, read in a process of its own when it is first asked for.
 
+        Of an encoder with a decoder it is the decoder's.
+
         Raises:
             ArtifactError: it cannot be read.
         """
-        return read_model(self.folder / GRAPH_FILE)
+        return read_model(self.graph_file(DECODER if self.parts else ""))
+
+    def graph_file(self, part: str = "") -> Path:
+        """The graph, or the graph of a part."""
+        return self.folder / part / GRAPH_FILE
 
     @property
     def name(self) -> str:
@@ -111,12 +120,15 @@ class GraphSource:
         return f"{self.name}/{self.version}"
 
 
-def read_graphs(directory: Path, targets: Sequence[str] = ()) -> GraphSource:
+def read_graphs(
+    directory: Path, targets: Sequence[str] = (), *, no_pairs: str = _ONE_GRAPH
+) -> GraphSource:
     """Verify an artifact, and read its targets for ONNX Runtime.
 
     Args:
         directory: Of the artifact.
         targets: Those to read; empty for all.
+        no_pairs: Why encoders with decoders cannot be written, a sentence; empty when they can.
 
     Raises:
         RecipeError: it failed its gates, has no such target, or what was named has no graph for
@@ -125,6 +137,11 @@ def read_graphs(directory: Path, targets: Sequence[str] = ()) -> GraphSource:
     """
     facts = require_passed(directory)
     recipe = _read_recipe(read_manifest(directory), directory)
+    task = find_task(recipe.model.task)
+    if task.parts and no_pairs:
+        raise RecipeError(
+            f"`{facts.name}/{facts.version}` is an encoder with a decoder: {no_pairs}"
+        )
     known = {target.name: target for target in recipe.targets}
     for name in targets:
         if name not in known:
@@ -132,7 +149,7 @@ def read_graphs(directory: Path, targets: Sequence[str] = ()) -> GraphSource:
     found, left_out = [], []
     for declaration in [known[name] for name in targets] or recipe.targets:
         if declaration.runtime == "onnxruntime":
-            found.append(_read_target(directory, declaration))
+            found.append(_read_target(directory, declaration, tuple(task.parts)))
         else:
             left_out.append(f"{declaration.name}: it is for {declaration.runtime}")
     if not found or (targets and left_out):
@@ -144,7 +161,7 @@ def read_graphs(directory: Path, targets: Sequence[str] = ()) -> GraphSource:
         directory=directory,
         name=facts.name,
         version=facts.version,
-        task=find_task(recipe.model.task),
+        task=task,
         targets=tuple(found),
         left_out=tuple(left_out),
     )
@@ -222,14 +239,14 @@ def _read_recipe(manifest: dict[str, Any], directory: Path) -> _Recipe:
         ) from error
 
 
-def _read_target(directory: Path, declaration: Declaration) -> GraphTarget:
+def _read_target(directory: Path, declaration: Declaration, parts: tuple[str, ...]) -> GraphTarget:
     folder = directory / declaration.name
-    if not (folder / GRAPH_FILE).is_file():
-        raise RecipeError(
-            f"target `{declaration.name}` is not one graph `{GRAPH_FILE}`, which this can write"
-        )
+    if not all((folder / part / GRAPH_FILE).is_file() for part in parts or ("",)):
+        expected = " and ".join(f"{part}/{GRAPH_FILE}" for part in parts) or f"one `{GRAPH_FILE}`"
+        raise RecipeError(f"target `{declaration.name}` is not {expected}, which this can write")
     return GraphTarget(
         declaration=declaration,
         folder=folder,
         config=read_json(folder / "config.json", f"{declaration.name}/config.json"),
+        parts=parts,
     )

@@ -7,28 +7,33 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from pipeline.bundle.genai_trial import TEXT
 from pipeline.bundle.generation_settings import read_generation_settings
-from pipeline.bundle.same_tokens import TOKENS, first_difference, own_tokens, prompts_of
+from pipeline.bundle.same_tokens import (
+    FAR,
+    FAR_ELSE,
+    TOKENS,
+    first_difference,
+    own_tokens,
+    prompts_of,
+)
 from pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.bundle.graphs import GraphTarget
+    from pipeline.bundle.pairs import PairTrial
     from pipeline.tasks import Task
 
 SCRIPT: Final = Path(__file__).with_name("trial.mjs")
 _PACKAGE: Final = "@huggingface/transformers"
 _TIME_S: Final = 600.0
-_FAR: Final = {"fp32": 1e-4}
-_FAR_ELSE: Final = 2e-2
-"""RMS of the difference over RMS of the outputs: sums in another order; in 8 bits and fp16 a value that
-falls to the other side of a rounding as well."""
 
 
 def find_transformers_js(packages: Path | None) -> Path | None:
@@ -43,9 +48,20 @@ def find_transformers_js(packages: Path | None) -> Path | None:
 
 
 def try_in_node(
-    library: Path, task: Task, chosen: Mapping[str, GraphTarget], folder: Path
+    library: Path,
+    task: Task,
+    chosen: Mapping[str, GraphTarget],
+    folder: Path,
+    pairs: Mapping[str, PairTrial] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Compare what transformers.js makes of a folder with what we make of the graphs in the artifact.
+
+    Args:
+        library: The installed package.
+        task: Of the artifact.
+        chosen: Targets by `dtype`.
+        folder: What was written.
+        pairs: For encoders with decoders what must come of them, by `dtype`.
 
     Returns:
         For each `dtype` that was tried what came of it, a sentence.
@@ -53,7 +69,7 @@ def try_in_node(
     Raises:
         ArtifactError: it cannot load one, or computes something else.
     """
-    if task.modality != "text" or task.answer == "choice":
+    if task.modality == "image" or task.answer == "choice":
         return {}
     first = next(iter(chosen.values()))
     question: dict[str, Any] = {
@@ -63,7 +79,9 @@ def try_in_node(
         "text": TEXT,
         "outputs": [tensor.name for tensor in first.graph.outputs],
     }
-    if task.has_cache:
+    if pairs:
+        question["pairs"] = {dtype: _asked(pair) for dtype, pair in pairs.items()}
+    elif task.has_cache:
         settings = read_generation_settings(first)
         prompts = prompts_of(settings.vocabulary, settings.positions)
         length = min(TOKENS, settings.positions - max(map(len, prompts)))
@@ -83,7 +101,10 @@ def try_in_node(
     for dtype, target in chosen.items():
         made = answer["made"][dtype]
         graph = target.folder / "model.onnx"
-        if task.has_cache:
+        if pairs:
+            problem = first_difference(pairs[dtype].own, made, pairs[dtype].stops)
+            told[dtype] = f"{version}: the same tokens from {len(made)} sources"
+        elif task.has_cache:
             own = own_tokens(graph, prompts, length, settings.stops, settings.pad)
             problem = first_difference(own, made, settings.stops)
             told[dtype] = f"{version}: the same {length} tokens after {len(prompts)} prompts"
@@ -91,13 +112,32 @@ def try_in_node(
             distance = _distance(graph, ids, made)
             problem = (
                 f"its outputs are {distance:.2g} of their size away from ours"
-                if not distance <= _FAR.get(dtype, _FAR_ELSE)
+                if not distance <= FAR.get(dtype, FAR_ELSE)
                 else ""
             )
             told[dtype] = f"{version}: outputs differ by {distance:.1g} of their size"
         if problem:
             raise ArtifactError(f"transformers.js, dtype {dtype}: {problem}", where=target.name)
     return told
+
+
+def _asked(pair: PairTrial) -> dict[str, Any]:
+    """Arrays as shapes with numbers."""
+    return {
+        "starts": pair.starts,
+        "length": pair.length,
+        "sources": [
+            {
+                name: {
+                    "type": str(array.dtype),
+                    "dims": list(array.shape),
+                    "data": array.ravel().tolist(),
+                }
+                for name, array in source.items()
+            }
+            for source in pair.sources
+        ],
+    }
 
 
 def _ask(question: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Folders that `optimum.onnxruntime` loads: one graph, configuration and tokenizer, and `ort_config.json`.
+"""Folders that `optimum.onnxruntime` loads: graphs, configuration and tokenizer, and `ort_config.json`.
 
-Source: `optimum.onnxruntime.modeling`, `.modeling_decoder` and `.configuration` of optimum-onnx 0.1.
+Source: `optimum.onnxruntime.modeling`, `.modeling_decoder`, `.modeling_seq2seq` and `.configuration` of
+optimum-onnx 0.1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pipeline.bundle.graphs import (
     copy_graph,
     read_graphs,
 )
+from pipeline.bundle.pairs import DECODER_NAME, ENCODER_NAME, copy_pair
 from pipeline.bundle.placing import placed_whole
+from pipeline.data.decoder_inputs import is_cache
 from pipeline.source.json_files import read_json
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ def export_optimum(
         is_ours=lambda child: (child / CONFIG_FILE).is_file(),
         what="model of Optimum",
     ) as draft:
-        source = read_graphs(artifact, targets)
+        source = read_graphs(artifact, targets, no_pairs="")
         models = [_write(target, source.task, draft) for target in source.targets]
     return OptimumExport(
         directory=directory,
@@ -101,13 +104,36 @@ def _write(target: GraphTarget, task: Task, draft: Path) -> OptimumModel:
     copy_companions(target, folder)
     _name_tokenizer(folder)
     is_quantized = target.declaration.quantization is not None
-    name = _QUANTIZED if is_quantized else GRAPH_FILE
-    shapes = [tensor.shape for tensor in (*target.graph.inputs, *target.graph.outputs)]
-    axes = {old: new for old, new in _AXES.items() if any(old in shape for shape in shapes)}
-    copy_graph(target, folder / name, axes=axes)
+    if target.parts:
+        suffix = "_quantized" if is_quantized else ""
+        copy_pair(
+            target,
+            folder,
+            suffix=suffix,
+            axes=_AXES,
+            has_any_width=_has_other_width(target),
+        )
+        names = [f"{part}{suffix}.onnx" for part in (ENCODER_NAME, DECODER_NAME)]
+    else:
+        names = [_QUANTIZED if is_quantized else GRAPH_FILE]
+        shapes = [tensor.shape for tensor in (*target.graph.inputs, *target.graph.outputs)]
+        axes = {old: new for old, new in _AXES.items() if any(old in shape for shape in shapes)}
+        copy_graph(target, folder / names[0], axes=axes)
     text = json.dumps(ort_config(target), indent=2) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    return OptimumModel(target=target.name, path=f"{target.name}/{name}", loader=loader_of(task))
+    paths = ", ".join(f"{target.name}/{name}" for name in names)
+    return OptimumModel(target=target.name, path=paths, loader=loader_of(task))
+
+
+def _has_other_width(target: GraphTarget) -> bool:
+    """Whether heads are not as wide as Optimum takes for granted, where it makes an empty cache."""
+    config = target.config
+    model = next((config[key] for key in ("d_model", "hidden_size") if key in config), None)
+    heads = next(
+        (config[key] for key in ("decoder_attention_heads", "num_heads") if key in config), None
+    )
+    widths = {tensor.shape[3] for tensor in target.graph.inputs if is_cache(tensor.name)}
+    return not (isinstance(model, int) and isinstance(heads, int) and widths == {model // heads})
 
 
 def ort_config(target: GraphTarget) -> dict[str, Any]:

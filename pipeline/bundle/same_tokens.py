@@ -20,6 +20,10 @@ NEAR_TIE: Final = 1e-3
 
 Both run float32 sums of the same numbers in another order, which is a tenth of this.
 """
+FAR: Final = {"fp32": 1e-4}
+FAR_ELSE: Final = 2e-2
+"""RMS of the difference over RMS of the outputs: sums in another order; in 8 bits and fp16 a value that
+falls to the other side of a rounding as well."""
 
 
 def prompts_of(vocabulary: int, positions: int) -> list[list[int]]:

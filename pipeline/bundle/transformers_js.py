@@ -1,7 +1,7 @@
 """A folder that transformers.js loads: `onnx/model_q4.onnx` and its like beside tokenizer and config.
 
-Source: `src/utils/dtypes.js`, `src/utils/model-loader.js` and `src/models/modeling_utils.js` of
-@huggingface/transformers 4.3.
+Source: `src/utils/dtypes.js`, `src/utils/model-loader.js`, `src/configs.js`, `src/models/session_config.js`
+and `src/models/modeling_utils.js` of @huggingface/transformers 4.3.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.bundle.graphs import (
     require_tokenizer,
 )
 from pipeline.bundle.javascript import find_transformers_js, try_in_node
+from pipeline.bundle.pairs import DECODER_NAME, ENCODER_NAME, copy_pair
 from pipeline.bundle.placing import placed_whole
 from pipeline.errors import RecipeError
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.bundle.graphs import GraphSource, GraphTarget
+    from pipeline.bundle.pairs import PairTrial
+    from pipeline.tasks import Task
 
 MARKER: Final = "convert.json"
 """Says which artifact a folder was written from, and that it may be replaced."""
@@ -37,6 +40,18 @@ takes every other name for a length of 0."""
 _DTYPES: Final = {"fp32": "fp32", "fp16": "fp16", "int8": "q8", "int4": "q4"}
 """Precision of a target -> what its users write as `dtype`."""
 SUFFIXES: Final = {"fp32": "", "fp16": "_fp16", "q8": "_quantized", "q4": "_q4"}
+_PAIRS: Final = (
+    "t5",
+    "mt5",
+    "longt5",
+    "bart",
+    "mbart",
+    "marian",
+    "whisper",
+    "m2m_100",
+    "blenderbot",
+)
+"""`model_type` of encoders with decoders whose cache it can make; of others it does not know the names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +106,13 @@ def export_transformers_js(
     with placed_whole(
         directory, replace=replace, is_ours=_is_ours, what="folder for transformers.js"
     ) as draft:
-        source = read_graphs(artifact, targets)
+        source = read_graphs(artifact, targets, no_pairs="")
         chosen, notes = _name_targets(source, is_named=bool(targets))
-        _write(source, chosen, draft)
+        pairs = _write(source, chosen, draft)
         library = find_transformers_js(packages)
         trials: dict[str, str] = {}
         if library:
-            trials = try_in_node(library, source.task, chosen, draft)
+            trials = try_in_node(library, source.task, chosen, draft, pairs)
         else:
             notes.append(
                 "it was written and not tried: npm install @huggingface/transformers in this directory, "
@@ -107,7 +122,7 @@ def export_transformers_js(
         JavaScriptModel(
             target=target.name,
             dtype=dtype,
-            path=f"{FOLDER}/{file_name(dtype)}",
+            path=", ".join(f"{FOLDER}/{name}" for name in file_names(dtype, source.task)),
             trial=trials.get(dtype, ""),
         )
         for dtype, target in chosen.items()
@@ -117,9 +132,10 @@ def export_transformers_js(
     )
 
 
-def file_name(dtype: str) -> str:
-    """Of the graph that transformers.js loads for a `dtype`."""
-    return f"model{SUFFIXES[dtype]}.onnx"
+def file_names(dtype: str, task: Task) -> tuple[str, ...]:
+    """Of the graphs that transformers.js loads for a `dtype`."""
+    names = (ENCODER_NAME, DECODER_NAME) if task.parts else ("model",)
+    return tuple(f"{name}{SUFFIXES[dtype]}.onnx" for name in names)
 
 
 def _is_ours(child: Path) -> bool:
@@ -157,28 +173,55 @@ def _name_targets(
     return chosen, notes
 
 
-def _write(source: GraphSource, chosen: dict[str, GraphTarget], folder: Path) -> None:
+def _write(
+    source: GraphSource, chosen: dict[str, GraphTarget], folder: Path
+) -> dict[str, PairTrial]:
+    """Write all; of encoders with decoders what must come of them, for each `dtype`.
+
+    Raises:
+        RecipeError: there is no tokenizer, settings contradict, or it knows no such model.
+        ArtifactError: graphs cannot be written so.
+    """
     first = next(iter(chosen.values()))
-    if source.task.modality == "text":
+    if source.task.modality in {"text", "audio"}:
         require_tokenizer(first, "transformers.js")
     if source.task.has_cache:
         read_generation_settings(first)
+    kind = first.config.get("model_type")
+    if source.task.parts and kind not in _PAIRS:
+        raise RecipeError(
+            f"transformers.js makes no cache for a decoder of `model_type: {kind}`",
+            hint=f"of encoders with decoders it knows {', '.join(_PAIRS)}",
+        )
     copy_companions(first, folder)
-    external = {}
+    pairs = {}
     for dtype, target in chosen.items():
-        name = file_name(dtype)
-        axes = {old: new for old, new in AXES.items() if _has_axis(target, old)}
-        copy_graph(target, folder / FOLDER / name, axes=axes)
-        if target.graph.external_files:
-            external[name] = len(target.graph.external_files)
-    if external:
-        config = first.config | {"transformers.js_config": {"use_external_data_format": external}}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        names = file_names(dtype, source.task)
+        if target.parts:
+            (folder / FOLDER).mkdir(exist_ok=True)
+            pairs[dtype] = copy_pair(target, folder / FOLDER, suffix=SUFFIXES[dtype], axes=AXES)
+        else:
+            axes = {old: new for old, new in AXES.items() if _has_axis(target, old)}
+            copy_graph(target, folder / FOLDER / names[0], axes=axes)
+    _say_what_is_outside(first, folder)
     marker = {
         "artifact": source.title,
         "models": {dtype: target.name for dtype, target in chosen.items()},
     }
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+    return pairs
+
+
+def _say_what_is_outside(first: GraphTarget, folder: Path) -> None:
+    """Name the graphs in `config.json` whose weights lie in files of their own, and in how many."""
+    external = {
+        path.name: count
+        for path in sorted((folder / FOLDER).glob("*.onnx"))
+        if (count := len(list(path.parent.glob(f"{path.name}_data*"))))
+    }
+    if external:
+        config = first.config | {"transformers.js_config": {"use_external_data_format": external}}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _has_axis(target: GraphTarget, name: str) -> bool:

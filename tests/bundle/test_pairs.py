@@ -1,0 +1,109 @@
+"""Encoders with decoders for Optimum, transformers.js and others; those themselves in the slow tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from pipeline.bundle.genai import export_genai
+from pipeline.bundle.graphs import read_graphs
+from pipeline.bundle.optimum_layout import export_optimum
+from pipeline.bundle.pairs import copy_pair
+from pipeline.bundle.transformers_js import export_transformers_js
+from pipeline.errors import ArtifactError, RecipeError
+from tests.bundle.conftest import remake
+from tests.bundle.pairs import artifact_of_pair
+from tests.recipes import FP32
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifact_of_pair(tmp_path_factory.mktemp("whisper"), "whisper", FP32)
+
+
+def test_both_layouts_hold_every_weight_once(whisper: Path, tmp_path: Path) -> None:
+    optimum = export_optimum(whisper, tmp_path / "optimum")
+    (model,) = optimum.models
+    assert model.loader == "ORTModelForSpeechSeq2Seq"
+    assert model.path == "cpu-fp32/encoder_model.onnx, cpu-fp32/decoder_model_merged.onnx"
+    script = export_transformers_js(whisper, tmp_path / "web")
+    assert script.models[0].path == "onnx/encoder_model.onnx, onnx/decoder_model_merged.onnx"
+    assert {path.name for path in (tmp_path / "web/onnx").iterdir()} == {
+        "encoder_model.onnx",
+        "decoder_model_merged.onnx",
+    }
+    made = sum(path.stat().st_size for path in (tmp_path / "web/onnx").iterdir())
+    own = sum(path.stat().st_size for path in whisper.glob("cpu-fp32/*/model.onnx"))
+    assert made < 1.1 * own
+    merged = onnx.load(tmp_path / "web/onnx/decoder_model_merged.onnx")
+    taken = {value.name: value for value in merged.graph.input}
+    axis = taken["past_key_values.0.encoder.key"].type.tensor_type.shape.dim[2]
+    assert (
+        axis.dim_param
+    )  # transformers.js begins with a length of 0, though all sounds are as long
+
+
+def _shuffled(folder: Path, _: dict[str, Any]) -> None:
+    """Values of the source go where its keys belong, as a wrong merge would have it."""
+    path = folder / "cpu-fp32/encoder/model.onnx"
+    model = onnx.load(path)
+    for node in model.graph.node:
+        for number, name in enumerate(node.output):
+            if name.startswith("present.0.encoder."):
+                node.output[number] = name.replace("key", "x").replace("value", "key")
+        node.output[:] = [name.replace("encoder.x", "encoder.value") for name in node.output]
+    onnx.save(model, path)
+
+
+def test_a_bundle_that_computes_something_else_is_not_delivered(
+    whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = remake(whisper, tmp_path / "wrong", _shuffled)
+    (target,) = read_graphs(whisper, no_pairs="").targets
+    (other,) = read_graphs(wrong, no_pairs="").targets
+    (tmp_path / "made").mkdir()
+    # The graphs of one artifact are written, and run against those of another one.
+    monkeypatch.setattr("pipeline.bundle.pairs._graph_files", lambda _: _files(other))
+    with pytest.raises(ArtifactError, match=r"encoder_model\.onnx and decoder_model_merged\.onnx"):
+        copy_pair(target, tmp_path / "made", axes={})
+
+
+def _files(target: Any) -> tuple[Path, Path]:
+    return target.graph_file("encoder"), target.graph_file("decoder")
+
+
+def _config(**values: Any) -> Any:
+    def change(folder: Path, _: dict[str, Any]) -> None:
+        for path in (
+            folder / "cpu-fp32/config.json",
+            folder / "cpu-fp32/generation_config.json",
+        ):
+            said = json.loads(path.read_text()) | values
+            path.write_text(json.dumps({k: v for k, v in said.items() if v is not None}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "export", "told"),
+    [
+        (
+            _config(model_type="pegasus"),
+            export_transformers_js,
+            "no cache for .* `model_type: peg",
+        ),
+        (_config(decoder_start_token_id=None), export_optimum, "`decoder_start_token_id`"),
+        (_config(), export_genai, "is an encoder with a decoder"),
+    ],
+)
+def test_what_no_consumer_can_take_is_refused(
+    whisper: Path, tmp_path: Path, change: Any, export: Any, told: str
+) -> None:
+    changed = remake(whisper, tmp_path / "changed", change)
+    with pytest.raises(RecipeError, match=told):
+        export(changed, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
