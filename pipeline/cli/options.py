@@ -87,6 +87,8 @@ _COLUMN_OPTIONS = (
         help="Column of the choices, or one for each.",
     ),
     click.option("--image", metavar="COLUMN", help="Column of the image."),
+    click.option("--audio", metavar="COLUMN", help="Column of the sound."),
+    click.option("--target-text", metavar="COLUMN", help="Column of the text to be written."),
     click.option("--label", metavar="COLUMN", help="Column of the true answer."),
     click.option("--no-labels", is_flag=True, help="Leave labels out."),
 )
@@ -96,12 +98,14 @@ def column_options(function: Callable[..., R]) -> Callable[..., R]:
     """Which columns of `--data` hold what; the command gets them as `columns`, a `ColumnOptions`."""
 
     @functools.wraps(function)
-    def with_columns(
+    def with_columns(  # noqa: PLR0913 - one parameter an option
         *arguments: object,
         text: str | None,
         text_pair: str | None,
         choices: tuple[str, ...],
         image: str | None,
+        audio: str | None,
+        target_text: str | None,
         label: str | None,
         no_labels: bool,
         **others: object,
@@ -115,6 +119,8 @@ def column_options(function: Callable[..., R]) -> Callable[..., R]:
             text_pair=text_pair,
             choices=choices,
             image=image,
+            audio=audio,
+            target=target_text,
             label=label,
             has_labels=not no_labels,
         )

@@ -238,6 +238,11 @@ def _choose(
 ) -> tuple[Task, Interface, tuple[Task, ...]]:
     """The first task that fits both the checkpoint and the candidate, and the others that do."""
     first, others = choose_task(source, asked)
+    if first.parts:
+        raise RecipeError(
+            f"models of task `{first.name}` are two graphs, and one is checked at a time here",
+            hint="convert the checkpoint: its recipe checks both together",
+        )
     fitting: list[tuple[Task, Interface]] = []
     refusals: list[RecipeError] = []
     for task in (first, *(() if asked else others)):

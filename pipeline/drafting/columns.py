@@ -64,6 +64,10 @@ TEXT: Final[Mapping[str, Tiers]] = {
     "token-classification": (("tokens", "words"), ("text",), ("sentence",)),
     "question-answering": (("question",), ("query",)),
     "multiple-choice": (("text",), ("question",), ("query", "premise", "ctx", "sentence")),
+    "text2text-generation": (
+        ("text",),
+        ("source", "src", "input", "document", "article", "dialogue", "question", "sentence"),
+    ),
 }
 """Task -> names of its text; the other tasks take `_ONE_TEXT`."""
 PASSAGE: Final[Tiers] = (("context",), ("passage", "paragraph", "document"))
@@ -73,6 +77,22 @@ IMAGE: Final[Tiers] = (
     ("img", "picture", "photo"),
     ("file_name", "filename", "image_path", "path", "file"),
 )
+AUDIO: Final[Tiers] = (
+    ("audio",),
+    ("sound", "speech", "wav"),
+    ("file_name", "filename", "audio_path", "path", "file"),
+)
+TARGET: Final[Mapping[str, Tiers]] = {
+    "text2text-generation": (
+        ("target",),
+        ("summary", "highlights", "translation", "tgt", "output", "response", "answer"),
+    ),
+    "automatic-speech-recognition": (
+        ("text",),
+        ("transcription", "transcript", "sentence", "normalized_text", "target"),
+    ),
+}
+"""Task -> names of the text that is to be written."""
 LABEL: Final[Mapping[str, Tiers]] = {
     "class": _CLASS,
     "token_classes": (("ner_tags", "tags"), ("labels", "label"), ("pos_tags",)),
@@ -97,6 +117,8 @@ class ColumnOptions:
     text_pair: str | None = None
     choices: tuple[str, ...] = ()
     image: str | None = None
+    audio: str | None = None
+    target: str | None = None
     label: str | None = None
     has_labels: bool = True
 
@@ -133,6 +155,8 @@ def find_columns(task: Task, present: Sequence[str], given: ColumnOptions, where
         text_pair=text_pair,
         choices=finder.find_choices(),
         image=finder.find_image(),
+        audio=finder.find_audio(),
+        target=finder.find_target(),
         label=finder.find_label(),
     )
 
@@ -178,6 +202,17 @@ class _Finder:
         if "image" not in self._task.columns:
             return None
         return self._given.image or self._must_find(IMAGE, "image", "--image")
+
+    def find_audio(self) -> str | None:
+        if "audio" not in self._task.columns:
+            return None
+        return self._given.audio or self._must_find(AUDIO, "sound", "--audio")
+
+    def find_target(self) -> str | None:
+        if "target" not in self._task.columns:
+            return None
+        tiers = TARGET[self._task.name]
+        return self._given.target or self._must_find(tiers, "text to write", "--target-text")
 
     def find_label(self) -> str | None:
         if self._task.answer is None or not self._given.has_labels:
@@ -240,9 +275,11 @@ class _Finder:
             "text_pair": (given.text_pair,) if given.text_pair else (),
             "choices": given.choices,
             "image": (given.image,) if given.image else (),
+            "audio": (given.audio,) if given.audio else (),
+            "target": (given.target,) if given.target else (),
         }
         for field, columns in named.items():
-            option = f"--{field.replace('_', '-')}"
+            option = "--target-text" if field == "target" else f"--{field.replace('_', '-')}"
             if columns and field not in readable:
                 raise RecipeError(
                     f"task `{task.name}` reads no `{field}`",

@@ -5,6 +5,7 @@ Nothing is written that would be refused: the text is loaded and planned first.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import uuid
@@ -118,6 +119,7 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         note=note,
     )
     task, others = choose_task(source, options.task)
+    _require_pairs(task, options)
     evaluation = examine_data(options.data, "--data", task, source, options.columns, memory)
     calibration = examine_data(
         options.calibration,
@@ -134,7 +136,7 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         revision=source.revision if _is_on_hub(source) else None,
         task=task,
         other_tasks=others,
-        positions=source.max_positions,
+        positions=positions_of(source, task),
         is_scalar=is_scalar,
         evaluation=evaluation,
         calibration=calibration,
@@ -166,6 +168,8 @@ def require_words(options: DraftOptions) -> None:
         ("--text", columns.text),
         ("--text-pair", columns.text_pair),
         ("--image", columns.image),
+        ("--audio", columns.audio),
+        ("--target-text", columns.target),
         ("--label", columns.label),
         *(("--choices", choice) for choice in columns.choices),
     )
@@ -224,14 +228,31 @@ def choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, ..
             hint=f"the tasks are: {', '.join(task.name for task in TASKS)}; each needs one "
             "encoder, and most need a head of their own, such as ...ForSequenceClassification",
         )
-    if task.parts:
-        name = "speech-to-text" if task.modality == "audio" else "seq2seq"
-        raise RecipeError(
-            f"recipes of task `{task.name}` are not drafted yet",
-            where="MODEL",
-            hint=f"begin with recipes/{name}.yaml",
-        )
     return task, tuple(other for other in fitting if other.name != task.name)
+
+
+def _require_pairs(task: Task, options: DraftOptions) -> None:
+    """What a decoder should write cannot be made up, and ranges are not taken of it.
+
+    Raises:
+        RecipeError: there is no data, or calibration data that nothing would read.
+    """
+    if not task.parts:
+        return
+    if options.data is None:
+        first = "audio" if task.modality == "audio" else "text"
+        example = json.dumps({first: "...", task.columns["target"]: "..."})
+        raise RecipeError(
+            f"task `{task.name}` needs data: what should be written cannot be made up",
+            where="--data",
+            hint=f"give a .jsonl, .csv, .tsv or .parquet file with rows such as {example}",
+        )
+    if options.calibration is not None:
+        raise RecipeError(
+            f"task `{task.name}` takes no calibration data: its 8 bits have scales taken at run time",
+            where="--calibration",
+            hint="leave it out",
+        )
 
 
 def gives_one_number(source: Source, task: Task) -> bool:
@@ -239,6 +260,13 @@ def gives_one_number(source: Source, task: Task) -> bool:
     names = source.config.get("id2label")
     count = len(names) if isinstance(names, dict) else source.config.get("num_labels")
     return task.answer == "class" and count == 1
+
+
+def positions_of(source: Source, task: Task) -> int | None:
+    """The longest sequence that the checkpoint takes; None when it does not say."""
+    written = source.config.get("max_target_positions") if task.parts else None
+    limits = [each for each in (source.max_positions, written) if isinstance(each, int)]
+    return min(limits, default=None)
 
 
 def _fits(source: Source, task: Task) -> bool:
@@ -274,16 +302,17 @@ def examine_data(
     spec = DataSpec(source=named, samples="all")
     data = resolve_data(spec, directory=Path.cwd(), memory=memory, where=option)
     if data.kind == "images" and task.modality != "image":
+        reads = "sounds" if task.modality == "audio" else "texts"
         raise RecipeError(
-            f"`{named}` is a folder of images, and task `{task.name}` reads texts",
+            f"`{named}` is a folder of images, and task `{task.name}` reads {reads}",
             where=option,
             hint="give a .jsonl, .csv, .tsv or .parquet file",
         )
     found = find_data_columns(task, data, columns)
     if data.kind == "images":
         found = replace(found, image=None, label=None)
-    elif found.image is not None:  # its files belong to the data too
-        spec = spec.model_copy(update={"image": found.image})
+    elif found.image or found.audio:  # its files belong to the data too
+        spec = spec.model_copy(update={"image": found.image, "audio": found.audio})
         data = resolve_data(spec, directory=Path.cwd(), memory=memory, where=option)
     return examine(
         task,
@@ -291,6 +320,7 @@ def examine_data(
         data,
         found,
         is_label_given=columns.label is not None,
+        limit=positions_of(source, task),
     )
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Range = dict[str, int]
 
 BATCH: Range = {"min": 1, "opt": 8, "max": 32}
+PAIR_BATCH: Range = {"min": 1, "opt": 4, "max": 8}
+PAIR_SAMPLES = 32
+"""A decoder's samples hold keys and values of every source."""
 USUAL_TOKENS = 128
 MOST_TOKENS = 512
 LENGTH_STEP = 8
@@ -89,6 +92,7 @@ class Layout:
         From one file both are taken, apart from each other while the rows suffice.
         """
         wanted = LABELLED_SAMPLES if self.is_labelled else UNLABELLED_SAMPLES
+        wanted = PAIR_SAMPLES if self.task.parts else wanted
         if self.calibration is not None:
             calibration = min(CALIBRATION_SAMPLES, self.calibration.measured.rows)
         elif self.evaluation is None:
@@ -103,7 +107,7 @@ class Layout:
 
     def shapes(self) -> dict[str, Range]:
         """Axis -> its range."""
-        found = {"batch": dict(BATCH)}
+        found = {"batch": dict(PAIR_BATCH if self.task.parts else BATCH)}
         if SEQUENCE_AXIS in self.task.axes:
             found[SEQUENCE_AXIS] = self._sequence()
         if CHOICES_AXIS in self.task.axes:
@@ -219,7 +223,7 @@ def _head(layout: Layout) -> Iterator[str]:
 
 def _shapes(layout: Layout) -> Iterator[str]:
     yield line("shapes:", "smallest, usual and largest inputs")
-    if layout.task.modality == "text":
+    if layout.task.modality != "image":
         yield from remark(_about_lengths(layout), 2)
     for axis, extent in layout.shapes().items():
         yield f"  {axis}: {written(dict(extent))}"
@@ -281,6 +285,9 @@ def _targets(layout: Layout, missing: Mapping[str, str]) -> Iterator[str]:
 
 
 def _benchmark(layout: Layout) -> Iterator[str]:
+    if layout.task.parts:
+        yield line("benchmark: null", "nothing times a decoder behind an encoder against torch")
+        return
     shapes = layout.shapes()
     usual = [shapes[axis]["opt"] for axis in layout.task.axes]
     sizes: list[JSON] = [[1, *usual[1:]], [*usual]]
@@ -298,8 +305,15 @@ def _gates(layout: Layout, used: Sequence[Candidate], samples: int) -> Iterator[
             f"  quality: {_drop(layout, DROP, samples)}",
             "right answers that are lost, as a share of all",
         )
-    yield line(f"  speed: {written(dict(SPEED))}", "not slower than torch, give or take")
-    if any(target.document["precision"] == "int8" for target in used):
+    if layout.task.parts:
+        yield line(
+            "  checks: {generation_speed: {tokens: 16}}", "measured: tokens a second, memory"
+        )
+    else:
+        yield line(f"  speed: {written(dict(SPEED))}", "not slower than torch, give or take")
+    # Of an encoder and a decoder apart, the table of tokens is most of what stays float in 4 bits.
+    is_covered = any(target.document["precision"] == "int8" for target in used)
+    if is_covered and not layout.task.parts:
         yield f"  coverage: {{quantized_weights: {{min: {LEAST_QUANTIZED}}}}}"
     if any(target.needs_device for target in used):
         yield line("  allow_not_run: [device_parity, speed]", "where there is no GPU for it")
@@ -337,6 +351,8 @@ def _columns(examined: Examined) -> dict[str, JSON]:
         "text_pair": columns.text_pair,
         "choices": choices,
         "image": columns.image,
+        "audio": columns.audio,
+        "target": columns.target,
         "label": columns.label,
     }
     return {name: column for name, column in named.items() if column is not None}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SEED = 0
 MEASURED_ROWS = 1000
 """Enough for the 99th percentile; the rows that a recipe takes are the first of them."""
+MEASURED_SOUNDS = 64
+"""Every one is read whole and becomes a spectrogram."""
 MEASURED_IMAGES = 8
 """Images all have one size after preparation; a few show that they can be decoded at all."""
 UNLIMITED_TOKENS = 1 << 16
@@ -41,7 +43,8 @@ class Measured:
     Attributes:
         rows: How many there are.
         taken: How many of them were prepared.
-        lengths: Tokens of each of those, ascending; empty for images.
+        lengths: Tokens of each of those, ascending, the longer of source and target where there are
+            two; empty for images.
         choices: Choices of each of those, ascending; empty for other tasks.
         cut: How many are longer than the checkpoint has positions.
         labelled: How many have a label that counts.
@@ -77,7 +80,13 @@ class Examined:
 
 
 def examine(
-    task: Task, source: Source, data: DataSource, columns: Columns, *, is_label_given: bool
+    task: Task,
+    source: Source,
+    data: DataSource,
+    columns: Columns,
+    *,
+    is_label_given: bool,
+    limit: int | None,
 ) -> Examined:
     """Read all rows of a data set, and prepare a seeded sample of them.
 
@@ -87,6 +96,7 @@ def examine(
         data: Where rows come from.
         columns: Which column holds what.
         is_label_given: The user says where labels are, so that they must fit.
+        limit: The longest sequence that the checkpoint takes; None when it does not say.
 
     Raises:
         RecipeError: a row cannot be read or does not hold what the task needs, there are none, or
@@ -96,7 +106,7 @@ def examine(
     is_folder = data.kind == "images"
     note = ""
     try:
-        measured = _measure(task, source, data, columns)
+        measured = _measure(task, source, data, columns, limit)
         if columns.label is not None and not measured.labelled:
             note = f"no row has a label in column `{columns.label}` that counts"
     except StageError as error:
@@ -108,7 +118,7 @@ def examine(
     if note:
         columns = replace(columns, label=None)
         try:
-            measured = _measure(task, source, data, columns)
+            measured = _measure(task, source, data, columns, limit)
         except StageError as error:  # it was not the labels
             raise _as_usage(error, data) from error
     return Examined(
@@ -172,13 +182,16 @@ def _parquet_columns(directory: Path, data: DataSource) -> tuple[str, ...]:
         ) from error
 
 
-def _measure(task: Task, source: Source, data: DataSource, columns: Columns) -> Measured:
+def _measure(
+    task: Task, source: Source, data: DataSource, columns: Columns, limit: int | None
+) -> Measured:
     from pipeline.data.choose import choose_rows
     from pipeline.data.fields import pick_fields
     from pipeline.data.labels import read_classes
     from pipeline.data.prepare.base import Setting
     from pipeline.data.readers import find_reader
     from pipeline.data.rows import Request
+    from pipeline.source.decoder_start import decoder_start
 
     with tempfile.TemporaryDirectory(prefix="convert-init-") as scratch:
         checkpoint, content = Path(scratch, "checkpoint"), Path(scratch, "data")
@@ -192,9 +205,10 @@ def _measure(task: Task, source: Source, data: DataSource, columns: Columns) -> 
             checkpoint=checkpoint,
             data=content,
             fields=fields,
-            max_length=source.max_positions or UNLIMITED_TOKENS,
+            max_length=limit or UNLIMITED_TOKENS,
             num_choices=MOST_CHOICES,
             classes=read_classes(checkpoint) if has_classes else None,
+            start=decoder_start(source) if task.parts else None,
         )
         request = Request(
             source=data.spec.source,
@@ -207,7 +221,8 @@ def _measure(task: Task, source: Source, data: DataSource, columns: Columns) -> 
         rows: Iterable[Row] = find_reader(data.kind).read(request)
         if setting.classes is not None and task.answer == "class":
             rows = _checked(rows, setting.classes, fields)
-        choice = choose_rows(rows, count=MEASURED_ROWS, seed=SEED, columns=fields.columns)
+        count = MEASURED_SOUNDS if task.modality == "audio" else MEASURED_ROWS
+        choice = choose_rows(rows, count=count, seed=SEED, columns=fields.columns)
         if setting.classes is not None and fields.label is not None:
             setting.classes.check(fields.label)
         chosen = [row for _, row in choice.rows]
@@ -246,16 +261,21 @@ def _prepared(task: Task, setting: Setting, rows: Sequence[Row]) -> list[Prepare
 
 
 def _summary(task: Task, prepared: Sequence[Prepared], seen: int, chosen: int) -> Measured:
+    from pipeline.data.decoder_inputs import TARGET_AXIS
     from pipeline.tasks import CHOICES_AXIS, SEQUENCE_AXIS
 
     if not prepared:
         raise StageError("there are no rows", hint="give data with rows")
     extents = [sample.extents for sample in prepared]
     labelled = sum(sample.label is not None for sample in prepared)
+    lengths = [
+        [extent[axis] for axis in (SEQUENCE_AXIS, TARGET_AXIS) if axis in extent]
+        for extent in extents
+    ]
     return Measured(
         rows=seen,
         taken=chosen,
-        lengths=tuple(sorted(e[SEQUENCE_AXIS] for e in extents if SEQUENCE_AXIS in e)),
+        lengths=tuple(sorted(max(each) for each in lengths if each)),
         choices=tuple(sorted(e[CHOICES_AXIS] for e in extents if CHOICES_AXIS in e)),
         cut=sum(sample.is_cut for sample in prepared),
         labelled=chosen if task.modality == "image" and labelled else labelled,

@@ -48,6 +48,17 @@ FOUND = [
     ("image-classification", ("img", "label"), Columns(image="img", label="label")),
     ("image-feature-extraction", ("image", "label"), Columns(image="image")),
     ("fill-mask", ("content",), Columns(text="content")),
+    ("text2text-generation", ("text", "target"), Columns(text="text", target="target")),
+    (
+        "text2text-generation",
+        ("article", "highlights"),
+        Columns(text="article", target="highlights"),
+    ),
+    (
+        "automatic-speech-recognition",
+        ("audio", "sentence", "speaker"),
+        Columns(audio="audio", target="sentence"),
+    ),
 ]
 
 
@@ -127,10 +138,7 @@ def test_options_that_cannot_be_are_refused(task: str, given: ColumnOptions, wor
         find_columns(find_task(task), ("text", "label", "image"), given, "rows.csv")
 
 
-# For models of two parts `convert init` names a recipe to start from, and drafts none.
-@pytest.mark.parametrize(
-    "task", [task for task in TASKS if not task.parts], ids=lambda task: task.name
-)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_the_columns_of_a_task_itself_are_found(task: object) -> None:
     from pipeline.tasks import Task
 

@@ -246,16 +246,6 @@ def test_a_task_that_cannot_be_is_refused(
     assert not Path("recipe.yaml").exists()
 
 
-def test_an_encoder_with_a_decoder_is_sent_to_its_recipe(draft: Drafter, classifier: Path) -> None:
-    shutil.copytree(classifier, "pair")
-    config = json.loads(Path("pair/config.json").read_text())
-    config |= {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
-    Path("pair/config.json").write_text(json.dumps(config))
-    with pytest.raises(RecipeError, match="`text2text-generation` are not drafted") as caught:
-        draft("./pair")
-    assert "recipes/seq2seq.yaml" in caught.value.hint
-
-
 def test_when_no_task_fits_the_class_is_named(draft: Drafter, classifier: Path) -> None:
     shutil.copytree(classifier, "odd")
     config = json.loads(Path("odd/config.json").read_text())
