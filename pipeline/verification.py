@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.hashing import canonical_json
+from pipeline.listing import read_facts
 from pipeline.manifest import Manifest, check_directory
 from pipeline.publish import MANIFEST_FILE, read_manifest
 from pipeline.store import Store
@@ -44,8 +45,8 @@ class Verification:
 def verify_published(directory: Path, memory: DigestMemory | None = None) -> Verification:
     """Check an artifact: every file against the manifest, both ways, and the manifest itself.
 
-    The manifest is held against its own digest of the list of files, and against the report, which
-    it lists: an edited verdict does not go unseen.
+    The manifest is held against its own digest of the list of files, against the report, which it
+    lists, and against the form of a manifest: an edited verdict does not go unseen.
 
     Args:
         directory: The artifact.
@@ -63,6 +64,10 @@ def verify_published(directory: Path, memory: DigestMemory | None = None) -> Ver
     if manifest.digest != document.get("files_digest"):
         problems.append(f"{MANIFEST_FILE}: `files_digest` is not the digest of `files`")
     problems += _report_problems(directory, document)
+    try:
+        read_facts(directory)
+    except ArtifactError as error:
+        problems.append(error.message)
     return Verification(
         path=directory,
         counts={"files": len(manifest.entries), "size_bytes": manifest.size_bytes},

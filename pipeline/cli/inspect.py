@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--layers", "has_layers", is_flag=True, help="Of a model: each layer's precision.")
 @output_option
 @json_option
-def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) -> None:
+def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) -> int:
     """Show what a recipe, artifact, ONNX model or TensorRT engine holds.
 
     A recipe is shown with all defaults filled in. A model is read in a process of its own, with
@@ -34,14 +34,16 @@ def inspect_command(path: str, has_layers: bool, output: Path, is_json: bool) ->
       convert inspect model.onnx --json | jq '.model.weight_bytes'
 
     Exit codes: 0 it is shown; 2 there is nothing, or nothing known, or the recipe is wrong; 3 the
-    artifact, model or engine is damaged, or not the one that the facts beside it are of.
+    artifact, model or engine is damaged, or not the one that the facts beside it are of; an artifact
+    with such an engine is shown all the same.
     """  # noqa: D301 - \b is click's own
-    from pipeline.cli.inspect_text import inspection_json, inspection_lines
+    from pipeline.cli.inspect_text import exit_code, inspection_json, inspection_lines
     from pipeline.inspection import inspect_path
 
     found = inspect_path(path, output)
     if is_json:
         emit(inspection_json(found))
-        return
-    for line in inspection_lines(found, has_layers=has_layers):
-        emit(line)
+    else:
+        for line in inspection_lines(found, has_layers=has_layers):
+            emit(line)
+    return exit_code(found)

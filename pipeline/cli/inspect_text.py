@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pipeline.cli.lines import columns, counted, one_line, size
+from pipeline.errors import ExitCode
 from pipeline.inspection import (
     ArtifactInspection,
     EngineInspection,
@@ -30,9 +31,17 @@ MAX_LISTED = 40
 """Of inputs, outputs and operators each; `--json` has them all."""
 
 
+def exit_code(found: Inspection) -> int:
+    """3 for an artifact with an engine that cannot be read, or is not that of its facts; else 0."""
+    is_damaged = isinstance(found, ArtifactInspection) and any(
+        row.problem for row in found.engines
+    )
+    return int(ExitCode.STAGE_FAILED if is_damaged else ExitCode.OK)
+
+
 def inspection_json(found: Inspection) -> str:
     """One JSON document: `exit_code`, `kind`, `path`, and the facts under the name of the kind."""
-    document: dict[str, object] = {"exit_code": 0}
+    document: dict[str, object] = {"exit_code": exit_code(found)}
     if isinstance(found, RecipeInspection):
         document |= {"kind": "recipe", "sha256": found.digest, "recipe": dict(found.recipe)}
     elif isinstance(found, ArtifactInspection):

@@ -56,7 +56,7 @@ def test_a_wrong_recipe_has_the_errors_of_a_recipe(tmp_path: Path) -> None:
 
 
 def test_an_artifact_is_shown_by_name(tmp_path: Path) -> None:
-    publish(tmp_path / "artifacts")
+    (publish(tmp_path / "artifacts") / "rtx-fp16" / "model.sm89.engine").write_bytes(_engine())
     done = run_convert("inspect", "tiny", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for text in ("passed", "cpu-fp32", "sm89", "onnx  1.23.2", "checkpoint"):
@@ -245,12 +245,13 @@ def test_an_artifact_lists_its_engines(tmp_path: Path) -> None:
     _with_facts(artifact / "more")
     (artifact / "more" / "model.sm75.engine").write_bytes(_engine())
     done = run_convert("inspect", "tiny", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr  # one of them cannot be read
     shown = " ".join(done.stdout.split())
     assert "more/model.sm89.engine sm89 fp16 TensorRT-RTX 1.7.1.116 batch 1..8..32" in shown
     assert "more/model.sm75.engine sm75 sm89 TensorRT-RTX 1.7.1.116" in shown
     assert "rtx-fp16/model.sm89.engine cannot be read: the engine has 18 bytes" in shown
     answer = json.loads(run_convert("inspect", "tiny", "--json", cwd=tmp_path).stdout)
+    assert answer["exit_code"] == 3
     assert [row["path"] for row in answer["engines"]] == [
         "more/model.sm75.engine",
         "more/model.sm89.engine",

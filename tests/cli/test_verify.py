@@ -46,6 +46,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "'rtx-fp16/extra' is not in the manifest",
     ),
     "unlisted": (_unlisted, "`files_digest` is not the digest of `files`"),
+    "other form": (
+        lambda a: edit_manifest(a, build_digest=99),
+        "manifest.json is damaged: `build_digest`",
+    ),
     "other verdict": (_other_verdict, "says verdict 'failed', report.json says 'passed'"),
 }
 
