@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
+from pipeline.errors import RecipeError
 from pipeline.parity.generation_limits import (
     kl_limit,
     largest_error,
@@ -110,6 +111,13 @@ def _plan(subject: Subject, limits: GenerationLimits) -> Iterator[PlannedCheck]:
     if subject.task.name != TASK:
         return
     longest = subject.profile["sequence"][2]
+    if "tokens" in limits.model_fields_set and limits.tokens >= longest:
+        raise RecipeError(
+            f"`generation.tokens` continues texts by {limits.tokens} tokens, and `shapes.sequence` "
+            f"goes to {longest} with the prompt",
+            where="gates.checks",
+            hint="take fewer tokens, or a larger `shapes.sequence.max`",
+        )
     for link in {link.node: link for link in (subject.links[0], subject.links[-1])}.values():
         yield PlannedCheck(
             link=link,

@@ -9,6 +9,7 @@ from pipeline.errors import RecipeError
 from pipeline.parity.quality.names import metric_names
 from pipeline.planning.builder import Draft, extents_of
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
+from pipeline.source.generation_config import check_generation_config
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +30,7 @@ _PREPROCESSORS: Mapping[Modality, tuple[str, tuple[str, ...]]] = {
 
 
 def check_preprocessor(source: Source, task: Task) -> None:
-    """Refuse a checkpoint without what prepares its samples."""
+    """Refuse a checkpoint without what prepares its samples, or that no text can be written with."""
     what, names = _PREPROCESSORS[task.modality]
     if not any(name in source.files for name in names):
         raise RecipeError(
@@ -41,6 +42,8 @@ def check_preprocessor(source: Source, task: Task) -> None:
             "the checkpoint has no tokenizer, and what its decoder should write is text",
             hint=f"one of these must be in {source.root}: {', '.join(TOKENIZER_VOCABULARIES)}",
         )
+    if task.has_cache:
+        check_generation_config(source)
 
 
 _NO_SOURCE_RANGE = (
@@ -206,6 +209,23 @@ def check_coverage(
             if known
             else "leave the limit out: nothing here reports coverage",
         )
+
+
+def check_static_caches(recipe: Recipe, where: Where) -> None:
+    """Refuse a cache of a fixed length that what is timed does not fit into."""
+    for place, target in enumerate(recipe.targets):
+        cache = getattr(target, "static_cache", None)
+        speed = recipe.gates.of(target.name).checks.generation_speed
+        if cache is None or speed is None or recipe.shapes.sequence is None:
+            continue
+        prompt, tokens = recipe.shapes.sequence.opt, speed.tokens
+        if cache.length < prompt + tokens:
+            raise RecipeError(
+                f"a static cache of {cache.length} tokens is shorter than what `generation_speed` times: "
+                f"prompts of {prompt} tokens (`shapes.sequence.opt`) and {tokens} new ones",
+                where=where("targets", place, "static_cache", "length"),
+                hint=f"set it to {prompt + tokens} or more",
+            )
 
 
 def check_measured(

@@ -129,7 +129,11 @@ def inputs_taken(
     absent = [name for name in part.required if name not in names]
     if absent:
         raise ExportError(
-            f"{type(model).__name__} takes no `{absent[0]}`, which task `{task.name}` needs"
+            f"{type(model).__name__} takes no `{absent[0]}`, which task `{task.name}` needs",
+            hint="decoders that take no position ids, such as Bloom, or keep no keys and values, "
+            "such as Mamba and RWKV, are not converted"
+            if task.has_cache
+            else "",
         )
     limits = {"attention_mask": 2, "token_type_ids": types}
     positions = longest_sequence(model) if "position_ids" in names else None
