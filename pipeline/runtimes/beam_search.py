@@ -111,7 +111,8 @@ def search_beams(
         on_step(number)
         if not origins:
             break
-        cache = decoder.reorder(cache, origins)
+        if origins != list(range(cache.rows)):
+            cache = decoder.reorder(cache, origins)
         mask = np.concatenate([mask[origins], np.ones((len(origins), 1), np.int64)], axis=1)
         feed = Feed(
             tokens=np.array(chosen, np.int64)[:, None],

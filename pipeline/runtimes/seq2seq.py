@@ -71,6 +71,12 @@ class SourcedDecoder:
             for heads, width in [_sizes(spec)]
         )
 
+    @property
+    def source_bytes(self) -> int:
+        """Of keys and values of one source, which do not grow."""
+        held = sum(array.nbytes for name, array in self._crossed.items() if is_cache(name))
+        return held // self._rows
+
     def empty(self, rows: int) -> Cache:
         """The cache of targets of which nothing was read yet; one row for each source.
 
@@ -111,8 +117,6 @@ class SourcedDecoder:
 
     def reorder(self, cache: Cache, rows: Sequence[int]) -> Cache:
         """As `Decoder.reorder`; the sources go with their texts."""
-        if list(rows) == list(range(cache.rows)):
-            return cache
         values = {
             name: np.ascontiguousarray(array[list(rows)]) for name, array in cache.values.items()
         }

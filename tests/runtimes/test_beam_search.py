@@ -158,6 +158,7 @@ def test_padded_sources_are_searched_as_by_transformers(family: str, tmp_path: P
     path = build_pair(tmp_path / "checkpoint", family)
     task = SPEECH if family == "whisper" else TEXTS
     generator = np.random.default_rng(0)
+    sources: dict[str, np.ndarray[Any, Any]]
     if family == "whisper":
         sources = {"input_features": generator.normal(size=(2, BINS, FRAMES)).astype(np.float32)}
     else:
