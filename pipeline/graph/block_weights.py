@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_SYMMETRIC: Final = "quantise with `symmetric: true`, the default"
+
 _BITS: Final = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
 
 
@@ -52,12 +54,26 @@ def read_block_weights(path: Path) -> Iterator[BlockWeight]:
     """
     model = ir.load(path)
     for node in model.graph.all_nodes():
+        if node.op_type == "MatMulBnb4":
+            raise ArtifactError(
+                f"`{node.name}` has a weight in NF4, not in integers",
+                where=str(path),
+                hint="quantise with `numbers: integers`, the default",
+            )
         if node.op_type == "MatMulNBits":
             yield _packed_weight(node, path)
         if node.op_type != "DequantizeLinear":
             continue
         stored = node.inputs[0]
-        if stored is None or stored.const_value is None or stored.dtype not in _BITS:
+        if stored is None or stored.const_value is None:
+            continue
+        if stored.dtype == ir.DataType.UINT4:
+            raise ArtifactError(
+                f"`{stored.name}` has a zero point for each block",
+                where=str(path),
+                hint=_SYMMETRIC,
+            )
+        if stored.dtype not in _BITS:
             continue
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             raise ArtifactError(f"`{stored.name}` has a zero point", where=str(path))
@@ -97,10 +113,12 @@ def _packed_weight(node: ir.Node, path: Path) -> BlockWeight:
     bits = node.attributes.get_int("bits", 4)
     size = node.attributes.get_int("block_size", 0)
     outputs, inputs = node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
-    has_zero_point = len(node.inputs) > 3 and node.inputs[3] is not None
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        raise ArtifactError(
+            f"`{node.name}` has a zero point for each block", where=str(path), hint=_SYMMETRIC
+        )
     if (
         bits not in _BITS.values()
-        or has_zero_point
         or not size
         or inputs % size
         or stored is None

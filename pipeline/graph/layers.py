@@ -20,6 +20,9 @@ _PASSING = frozenset(
 )
 """Operators through which a weight reaches its layer; each takes it as its first input."""
 
+_FLAT_WEIGHTS = frozenset({"MatMulBnb4"})
+"""Their second input is a matrix that is stored as a vector of bytes."""
+
 _NO_WEIGHTS = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING})
 """Element types of indices, masks and vocabularies."""
 
@@ -55,7 +58,8 @@ def _scope(
             if found is None:
                 continue
             weight, tensor = found
-            if len(tensor.dims) < 2 or tensor.data_type in _NO_WEIGHTS:
+            is_flat = node.op_type in _FLAT_WEIGHTS and name == node.input[1]
+            if (len(tensor.dims) < 2 and not is_flat) or tensor.data_type in _NO_WEIGHTS:
                 continue
             yield LayerFacts(
                 node=node.name or (node.output[0] if node.output else ""),

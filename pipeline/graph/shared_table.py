@@ -112,12 +112,12 @@ def _constant(node: ir.Node, index: int) -> ir.TensorProtocol | None:
 
 
 def _shared(lookup: ir.Node, product: ir.Node, editor: GraphEditor) -> SharedTable:
-    names = {"lookup": node_name(lookup), "product": node_name(product)}
+    names = (node_name(lookup), node_name(product))
     try:
-        saved = _share(lookup, product, editor)
+        saved, reason = _share(lookup, product, editor), ""
     except Refused as refusal:
-        return SharedTable(**names, reason=str(refusal))
-    return SharedTable(**names, bytes_saved=saved)
+        saved, reason = 0, str(refusal)
+    return SharedTable(lookup=names[0], product=names[1], reason=reason, bytes_saved=saved)
 
 
 def _share(lookup: ir.Node, product: ir.Node, editor: GraphEditor) -> int:

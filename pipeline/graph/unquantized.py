@@ -5,6 +5,7 @@
     Cast(MatMulInteger(DynamicQuantizeLinear(x), W8)) * scales       ->  MatMul(x, W)
     Cast(Gather(table8, ids)) * Gather(scales, ids)                  ->  Gather(table, ids)
     GatherBlockQuantized(table4, ids, scales)                        ->  Gather(table, ids)
+    MatMulBnb4(x, W4, scales)                                        ->  MatMul(x, W)
 
 What is left is the *skeleton*: when nothing but numbers was rounded, it is the graph that was quantised,
 node for node, with `W` and `table` to be filled in. A pattern that is only nearly one of these is left
@@ -31,6 +32,7 @@ from pipeline.graph.fusions.matching import (
     only_consumer,
     replace_value,
 )
+from pipeline.graph.normal_floats import NF4, OPERATOR, read_normal_floats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +55,7 @@ class StoredConstant:
         zero_point: None when it is left out, and counts as zero.
         axis: Of `values`, the one along which scales lie; None for one scale.
         block_size: How many values along `axis` share a scale; None when each index has its own.
+        codebook: What the integers stand for, by integer; None when they stand for themselves.
     """
 
     name: str
@@ -61,6 +64,7 @@ class StoredConstant:
     zero_point: NDArray[Any] | None
     axis: int | None
     block_size: int | None = None
+    codebook: NDArray[np.float32] | None = None
 
     def spread(self, parameter: NDArray[Any]) -> NDArray[Any]:
         """Scales or zero points in a shape that multiplies `values`."""
@@ -82,7 +86,9 @@ class StoredConstant:
         Raises:
             ValueError: when the number of scales does not fit.
         """
-        numbers = self.values.astype(np.float32)
+        numbers: NDArray[np.float32] = (
+            self.values.astype(np.float32) if self.codebook is None else self.codebook[self.values]
+        )
         if self.zero_point is not None:
             numbers -= self.spread(self.zero_point).astype(np.float32)
         made = numbers * self.spread(self.scale).astype(np.float32)
@@ -157,6 +163,8 @@ def unquantize(model: ir.Model) -> Skeleton:
             _rebuild_lookup(node, skeleton, editor)
         elif node.op_type == "GatherBlockQuantized" and node.domain == CONTRIB_DOMAIN:
             _rebuild_block_lookup(node, skeleton, editor)
+        elif node.op_type == OPERATOR and node.domain == CONTRIB_DOMAIN:
+            _rebuild_normal_floats(node, skeleton, editor)
     # Last, because they keep the values that they read, and those above are written anew.
     for node in list(model.graph):
         if is_standard(node, "QuantizeLinear"):
@@ -331,16 +339,18 @@ def _rebuild_block_lookup(node: ir.Node, skeleton: Skeleton, editor: GraphEditor
     """A lookup in a table of integers in blocks along its rows becomes one in a table."""
     table, indices, scales = node.inputs[:3]
     values, scale = _array(table), _array(scales)
-    if table is None or values is None or scale is None or len(node.inputs) > 3:
+    zero = input_of(node, 3)
+    zeros = _array(zero)
+    if table is None or values is None or scale is None or (zero is not None and zeros is None):
         return
     axes = (int_attribute(node, "gather_axis", 0), int_attribute(node, "quantize_axis", 1))
-    if values.ndim != 2 or axes != (0, 1) or values.dtype.name != "int4":
+    if values.ndim != 2 or axes != (0, 1) or values.dtype.name not in {"int4", "uint4"}:
         return
     stored = StoredConstant(
         name=table.name or node_name(node),
         values=values,
         scale=scale,
-        zero_point=None,
+        zero_point=zeros,
         axis=1,
         block_size=int_attribute(node, "block_size", 128),
     )
@@ -350,6 +360,29 @@ def _rebuild_block_lookup(node: ir.Node, skeleton: Skeleton, editor: GraphEditor
     assert lookup is not None
     skeleton.rebuilt.add(lookup)
     replace_value(node.outputs[0], made)
+
+
+def _rebuild_normal_floats(node: ir.Node, skeleton: Skeleton, editor: GraphEditor) -> None:
+    """A product with a weight in NF4 becomes a MatMul."""
+    made, stored = read_normal_floats(node), input_of(node, 1)
+    if made is None or stored is None:
+        return
+    constant = StoredConstant(
+        name=stored.name or node_name(node),
+        values=made.codes.T,
+        scale=made.scale.T,
+        zero_point=None,
+        axis=0,
+        block_size=int_attribute(node, "block_size", 0),
+        codebook=NF4,
+    )
+    weight = _placeholder(skeleton, editor, constant)
+    inputs = [node.inputs[0], weight]
+    result = editor.insert(node, "MatMul", inputs, output=f"{node_name(node)}_product")
+    product = result.producer()
+    assert product is not None
+    skeleton.rebuilt.add(product)
+    replace_value(node.outputs[0], result)
 
 
 def _other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:

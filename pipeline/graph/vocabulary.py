@@ -6,13 +6,15 @@ Tables in 4 bits have blocks along a row, as products have them along their inpu
 looked up are widened. ONNX's own Gather takes no integers of 4 bits in ONNX Runtime 1.31.1, and a table
 behind DequantizeLinear would be widened whole at every call. In 8 bits see `quantized_embeddings`.
 
-Of a tied pair (one weight in the checkpoint) each use has its own copy here, because the two kernels read
-different layouts. That it is tied is said in the facts.
+Of a tied pair (one weight in the checkpoint) each use has its own copy here, because a product behind
+DequantizeLinear reads another layout; see `shared_table` for products in ONNX Runtime's own form. That
+it is tied is said in the facts.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -32,12 +34,40 @@ from pipeline.graph.quantized_embeddings import embedding_lookups, quantize_embe
 from pipeline.graph.weighted_layers import WeightedLayer, find_weighted_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from numpy.typing import NDArray
 
 Width = Literal["float", "int8", "int4"]
 
 TABLE_BLOCK: Final = 32
 """Numbers of a row that share a scale, in 4 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableForm:
+    """How a table in 4 bits is rounded.
+
+    Attributes:
+        block_size: Numbers of a row that share a scale.
+        method: Of `pipeline.graph.weight_methods`.
+        has_zero_points: Whether each block has one.
+        head: The product that holds the same numbers, when its integers are taken over.
+    """
+
+    block_size: int = TABLE_BLOCK
+    method: str = "clip"
+    has_zero_points: bool = False
+    head: WeightedLayer | None = None
+
+
+class TableNumbers(NamedTuple):
+    """A table in 4 bits: integers (rows, size), scales (rows, blocks), zero points likewise or None."""
+
+    values: NDArray[Any]
+    scale: NDArray[Any]
+    zero_point: NDArray[Any] | None
+
 
 LOOKUP: Final = "GatherBlockQuantized"
 _LOGITS: Final = "logits"
@@ -78,9 +108,18 @@ def tied_table(graph: ir.Graph, layer: WeightedLayer) -> ir.Value | None:
         return None
     content = np.moveaxis(layer.weight.const_value.numpy(), layer.axis, 0)
     for table, tensor in _tables(graph):
-        if tuple(tensor.shape.numpy()) == content.shape and (tensor.numpy() == content).all():
+        if tuple(tensor.shape.numpy()) == content.shape and _is_equal(tensor.numpy(), content):
             return table
     return None
+
+
+def _is_equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Compared a few rows at a time: of tables that are not tied the first ones differ."""
+    step = 256
+    return all(
+        np.array_equal(one[start : start + step], other[start : start + step])
+        for start in range(0, len(one), step)
+    )
 
 
 def head_facts(model: ir.Model) -> dict[str, str | bool] | None:
@@ -92,13 +131,21 @@ def head_facts(model: ir.Model) -> dict[str, str | bool] | None:
     return None
 
 
-def quantize_tables(graph: ir.Graph, editor: GraphEditor, width: Width) -> tuple[str, ...]:
+def quantize_tables(
+    graph: ir.Graph,
+    editor: GraphEditor,
+    width: Width,
+    forms: Mapping[str, TableForm],
+    ready: Mapping[str, TableNumbers],
+) -> tuple[str, ...]:
     """Store the tables that are looked up by token in few bits.
 
     Args:
         graph: Edited in place; float32.
         editor: Of this graph.
         width: How many; of 4 bits, rows have blocks of `TABLE_BLOCK`.
+        forms: Name of a table -> how it is rounded to 4 bits, where that is not the usual way.
+        ready: Name of a table -> its numbers, where they are known already.
 
     Returns:
         Names of the lookups.
@@ -108,7 +155,7 @@ def quantize_tables(graph: ir.Graph, editor: GraphEditor, width: Width) -> tuple
     """
     if width == "float":
         return ()
-    lookups = lookups_in_bits(graph, width)
+    lookups = lookups_in_bits(graph, width, forms)
     if not lookups:
         raise QuantizationError(
             f"embeddings are to have {width}, and no table is looked up by token alone"
@@ -121,15 +168,23 @@ def quantize_tables(graph: ir.Graph, editor: GraphEditor, width: Width) -> tuple
         )
     if width == "int8":
         return quantize_embeddings(graph, editor)
-    return tuple(_in_blocks(node, editor) for node in lookups)
+    return tuple(_in_blocks(node, editor, form_of(node, forms), ready) for node in lookups)
 
 
-def lookups_in_bits(graph: ir.Graph, width: Width) -> list[ir.Node]:
+def lookups_in_bits(
+    graph: ir.Graph, width: Width, forms: Mapping[str, TableForm]
+) -> list[ir.Node]:
     """The lookups whose tables `quantize_tables` stores in few bits."""
     found = [] if width == "float" else embedding_lookups(graph)
     if width == "int4":
-        found = [node for node in found if _row_size(node) % TABLE_BLOCK == 0]
+        found = [node for node in found if _row_size(node) % form_of(node, forms).block_size == 0]
     return found
+
+
+def form_of(lookup: ir.Node, forms: Mapping[str, TableForm]) -> TableForm:
+    """How its table is rounded to 4 bits."""
+    table = lookup.inputs[0]
+    return forms.get("" if table is None else table.name or "", TableForm())
 
 
 def _row_size(lookup: ir.Node) -> int:
@@ -137,22 +192,29 @@ def _row_size(lookup: ir.Node) -> int:
     return 1 if table is None or table.const_value is None else table.const_value.shape.numpy()[1]
 
 
-def _in_blocks(node: ir.Node, editor: GraphEditor) -> str:
+def _in_blocks(
+    node: ir.Node, editor: GraphEditor, form: TableForm, ready: Mapping[str, TableNumbers]
+) -> str:
     name = node_name(node)
     table, indices = node.inputs
     if table is None or table.const_value is None:
         raise ValueError(f"`{name}` has no table")
-    made = quantize_blocks(
-        table.const_value.numpy(), axis=1, bits=4, block_size=TABLE_BLOCK, method="clip"
-    )
-    values = editor.constant(editor.name(f"{table.name}_quantized"), made.values)
-    scale = editor.constant(editor.name(f"{table.name}_scale"), made.scale)
+    size = form.block_size
+    numbers = ready.get(table.name or "")
+    if numbers is None:
+        content = table.const_value.numpy()
+        made = quantize_blocks(content, axis=1, bits=4, block_size=size, method=form.method)
+        numbers = TableNumbers(made.values, made.scale, None)
+    zeros = []
+    if numbers.zero_point is not None:
+        zeros.append(editor.store(f"{table.name}_zero_point", numbers.zero_point))
+    stored = editor.store(f"{table.name}_quantized", numbers.values)
     rows = editor.insert(
         node,
         LOOKUP,
-        [values, indices, scale],
+        [stored, indices, editor.store(f"{table.name}_scale", numbers.scale), *zeros],
         output=f"{name}_rows",
-        attributes={"block_size": TABLE_BLOCK, "gather_axis": 0, "quantize_axis": 1},
+        attributes={"block_size": size, "gather_axis": 0, "quantize_axis": 1},
         domain=CONTRIB_DOMAIN,
     )
     replace_value(node.outputs[0], rows)
@@ -180,5 +242,6 @@ def _is_scale(uses: Iterable[tuple[ir.Node, int]]) -> bool:
         (value := node.inputs[0]) is not None and (value.name or "").endswith("_scale")
         for node in tables
     )
-    known = {("DequantizeLinear", 1), (LOOKUP, 2)} | ({("Gather", 0)} if is_row_scale else set())
+    known = {("DequantizeLinear", 1), ("MatMulBnb4", 2), (LOOKUP, 2)}
+    known |= {("Gather", 0)} if is_row_scale else set()
     return bool(places) and set(places) <= known

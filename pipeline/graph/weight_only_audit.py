@@ -12,19 +12,29 @@ The rows are the same kinds; what is right differs for weights, by method:
 |                 | smallest that reaches its       | method counts it, over that   | `calibrated_audit`   |
 |                 | values: 1                       | of `rtn`: 1 or less           |                      |
 | `changed_nodes` | also inputs that are rounded: activations stay float | the same | the same             |
+
+Of weights with zero points and of NF4 the same is asked, see `grid_audit`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pipeline.graph.blockwise import STORED
 from pipeline.graph.calibrated_audit import CompensatedRows
+from pipeline.graph.fusions.matching import is_standard, node_name
+from pipeline.graph.grid_audit import (
+    Judged,
+    NormalFloatBlocks,
+    ZeroPointBlocks,
+    loss_ratio,
+    worst,
+)
 from pipeline.graph.product_moments import Factors
 from pipeline.graph.quantization_audit import Asked, Audit, Auditor, grid_faults
-from pipeline.graph.vocabulary import TABLE_BLOCK, lookups_in_bits
+from pipeline.graph.vocabulary import form_of, lookups_in_bits
 from pipeline.graph.weight_methods.base import (
     LARGEST,
     SMALLEST_STEP,
@@ -33,7 +43,8 @@ from pipeline.graph.weight_methods.base import (
     whole_steps,
 )
 from pipeline.graph.weight_methods.catalogue import METHODS
-from pipeline.graph.weight_only import prepare, weight_only_reasons
+from pipeline.graph.weight_only import prepare, table_forms, weight_only_reasons
+from pipeline.graph.zero_points import STORED_UNSIGNED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -44,18 +55,13 @@ if TYPE_CHECKING:
     from pipeline.calibration.moments import Moments
     from pipeline.graph.quantization_audit import Kind
     from pipeline.graph.unquantized import ActivationQuantizer, StoredConstant
-    from pipeline.graph.weight_methods.base import Bits, Blocks, WeightMethod
+    from pipeline.graph.weight_methods.base import Bits, WeightMethod
     from pipeline.graph.weight_methods.compensation import Factor
     from pipeline.graph.weight_only import WeightOnlyRequest
     from pipeline.graph.weighted_layers import WeightedLayer
 
-    Loss = Callable[[Blocks, Blocks], NDArray[np.float32]]
-
 _ROWS: int = 1 << 20
 """Elements that are compared at a time, so that memory does not depend on the size of a weight."""
-
-_NEGLIGIBLE = 1e-3
-"""Of a step: errors so small are rounding of the scale, and their ratio says nothing."""
 
 
 def audit_weight_only(
@@ -109,6 +115,13 @@ class _WeightOnlyAuditor(Auditor):
         self._factors = factors
         self._by_name = {layer.name: layer for layer in layers}
         self._widths = {layer.name: request.bits_of(layer) for layer in layers}
+        widths = {each: request.bits_of(each) for each in layers if each not in asked.reasons}
+        self._forms = table_forms(original.graph, widths, request)
+        self._form_of = {
+            node_name(node): form_of(node, self._forms)
+            for node in original.graph
+            if is_standard(node, "Gather")
+        }
 
     def _lacks(self, *, is_stored: bool, reads_integers: bool) -> str:
         del reads_integers  # a row of `_activation`
@@ -124,27 +137,30 @@ class _WeightOnlyAuditor(Auditor):
         self._row("changed_nodes", self._layer_of(quantizer), 1, detail)
 
     def _lookups(self) -> list[ir.Node]:
-        return lookups_in_bits(self._original.graph, self._request.embeddings)
+        return lookups_in_bits(self._original.graph, self._request.embeddings, self._forms)
 
     def _table(self, name: str, stored: StoredConstant, content: NDArray[Any]) -> None:
         if self._request.embeddings != "int4":
             super()._table(name, stored, content)
             return
-        wrong = list(self._faults(stored, content, 0, 4, TABLE_BLOCK))
+        form = self._form_of[name]
+        kind, size = "zero_points" if form.has_zero_points else "integers", form.block_size
+        wrong = list(self._faults(stored, content, 0, 4, size, kind))
         detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
         self._row("wrong_formats", name, len(wrong), detail)
-        if stored.scale.shape != _scale_shape(content, 0, TABLE_BLOCK):
+        if not _fits(stored, content, 0, size):
             self._row("weight_error", name, np.inf, f"its table `{stored.name}` has another shape")
             return
-        rows = _Rows(stored, content, 0, TABLE_BLOCK)
-        for kind, (value, where) in _plainly(rows, 4, METHODS["clip"]).items():
-            self._row(kind, name, value, f"its table `{stored.name}` {where}")
+        rows = _Rows(stored, content, 0, size)
+        for row, (value, where) in _plainly(rows, _judge(kind, 4, form.method)).items():
+            self._row(row, name, value, f"its table `{stored.name}` {where}")
 
     def _formats(
         self, layer: str, stored: StoredConstant, content: NDArray[Any], axis: int | None
     ) -> None:
         bits, size = self._bits(layer), self._request.block_size
-        wrong = list(self._faults(stored, content, 1 if axis is None else axis, bits, size))
+        outputs, kind = 1 if axis is None else axis, self._kind(bits)
+        wrong = list(self._faults(stored, content, outputs, bits, size, kind))
         detail = f"its weight `{stored.name}` {', and '.join(wrong)}" if wrong else ""
         self._row("wrong_formats", layer, len(wrong), detail)
 
@@ -155,10 +171,15 @@ class _WeightOnlyAuditor(Auditor):
         outputs: int,
         bits: Bits,
         size: int | None,
+        kind: str,
     ) -> Iterator[str]:
         """What is wrong with the form of a weight."""
-        if stored.values.dtype != STORED[bits]:
-            yield f"is {stored.values.dtype}, not {STORED[bits]}"
+        found = str(stored.values.dtype) if stored.codebook is None else "nf4"
+        wanted_type = {"nf4": "nf4", "zero_points": str(STORED_UNSIGNED)}.get(
+            kind, str(STORED[bits])
+        )
+        if found != wanted_type:
+            yield f"is {found}, not {wanted_type}"
         if stored.block_size != size:
             yield f"has blocks of {stored.block_size or 'all'}, not {size or 'all'}"
         axis = outputs if size is None else 1 - outputs
@@ -169,6 +190,12 @@ class _WeightOnlyAuditor(Auditor):
             yield f"has scales of shape {list(stored.scale.shape)}, not {list(wanted)}"
         if stored.scale.dtype != content.dtype:
             yield f"has scales of {stored.scale.dtype}, not {content.dtype}"
+        if kind != "integers":
+            zero = stored.zero_point
+            if kind == "zero_points" and (zero is None or zero.shape != wanted):
+                yield "has no zero point for each scale"
+            yield from grid_faults(stored, is_symmetric=kind == "nf4")
+            return
         integers = stored.values.astype(np.int16)
         least, most = int(integers.min(initial=0)), int(integers.max(initial=0))
         if max(most, -least) > LARGEST[bits]:
@@ -186,14 +213,14 @@ class _WeightOnlyAuditor(Auditor):
         del least  # there are no biases in integers
         size = self._request.block_size
         name = f"its weight `{stored.name}`"
-        if stored.values.shape != content.shape or stored.scale.shape != _scale_shape(
-            content, axis, size
-        ):
+        if not _fits(stored, content, axis, size):
             self._row("weight_error", layer, np.inf, f"{name} has another shape")
             return
         rows = _Rows(stored, content, axis, size)
         if self._factors is None:
-            found = _plainly(rows, self._bits(layer), self._method)
+            bits = self._bits(layer)
+            judge = _judge(self._kind(bits), bits, self._request.method)
+            found = _plainly(rows, judge)
         else:
             found = self._calibrated(rows, layer)
         for kind, (value, where) in found.items():
@@ -202,15 +229,19 @@ class _WeightOnlyAuditor(Auditor):
     def _bits(self, layer: str) -> Bits:
         return self._widths[layer]
 
+    def _kind(self, bits: Bits) -> str:
+        if self._request.numbers == "nf4":
+            return "nf4"
+        return "zero_points" if self._request.has_zero_points(bits) else "integers"
+
     def _calibrated(self, rows: _Rows, layer: str) -> dict[Kind, tuple[float, str]]:
         worst, step = (0.0, ""), (0.0, "")
         if self._factors is None:
             raise ValueError("the method is not calibrated")
         factor = self._factors.of(self._by_name[layer])
         moments = self._factors.products(self._by_name[layer])
-        largest = LARGEST[self._bits(layer)]
-        for start, blocks in rows.parts():
-            these = blocks.compensated(factor, moments, largest)
+        for start, part in rows.parts():
+            these = _Blocks(part, self._bits(layer), self._method).compensated(factor, moments)
             value, (row, column) = these.distance()
             worst = max(worst, (value, f"at output {start + row}, input {column}"))
             value, row = these.coarseness()
@@ -218,14 +249,28 @@ class _WeightOnlyAuditor(Auditor):
         return {"weight_error": worst, "weight_step": step}
 
 
-def _plainly(rows: _Rows, bits: Bits, method: WeightMethod) -> dict[Kind, tuple[float, str]]:
+def _judge(kind: str, bits: Bits, method: str) -> Callable[[_Part], Judged]:
+    """Who says what is right of blocks of a kind: `integers`, `zero_points` or `nf4`."""
+
+    def judge(part: _Part) -> Judged:
+        content, values, scale, zero = part
+        if kind == "nf4":
+            return NormalFloatBlocks(content, values, scale, method)
+        if kind == "zero_points" and zero is not None:
+            return ZeroPointBlocks(content, values, scale, zero, method)
+        return _Blocks(part, bits, METHODS[method])
+
+    return judge
+
+
+def _plainly(rows: _Rows, judge: Callable[[_Part], Judged]) -> dict[Kind, tuple[float, str]]:
     """Of a method that looks at weights alone: error and step of the worst block."""
-    worst, step = (0.0, ""), (0.0, "")
-    for start, blocks in rows.parts():
-        error = blocks.error(start, may_clip=method.loss is not None, largest=LARGEST[bits])
-        worst = max(worst, error)
-        step = max(step, blocks.step(start, method.loss, bits))
-    return {"weight_error": worst, "weight_step": step}
+    error, step = (0.0, ""), (0.0, "")
+    for start, part in rows.parts():
+        blocks = judge(part)
+        error = max(error, blocks.error(start))
+        step = max(step, blocks.step(start))
+    return {"weight_error": error, "weight_step": step}
 
 
 def _scale_shape(content: NDArray[Any], outputs: int, size: int | None) -> tuple[int, ...]:
@@ -235,6 +280,22 @@ def _scale_shape(content: NDArray[Any], outputs: int, size: int | None) -> tuple
     shape = list(content.shape)
     shape[1 - outputs] = -(-shape[1 - outputs] // size)
     return tuple(shape)
+
+
+def _fits(stored: StoredConstant, content: NDArray[Any], outputs: int, size: int | None) -> bool:
+    """Whether integers, scales and zero points have the shapes of such a weight."""
+    wanted, zero = _scale_shape(content, outputs, size), stored.zero_point
+    has_zeros = zero is None or zero.shape == wanted
+    return stored.values.shape == content.shape and stored.scale.shape == wanted and has_zeros
+
+
+class _Part(NamedTuple):
+    """Some outputs: blocks (outputs, blocks, size), and of each block what was stored for it."""
+
+    content: NDArray[Any]
+    values: NDArray[Any]
+    scale: NDArray[Any]
+    zero: NDArray[Any] | None
 
 
 class _Rows:
@@ -247,10 +308,14 @@ class _Rows:
         self._values = np.moveaxis(stored.values, outputs, 0)
         inputs = self._content.shape[1]
         self._size = inputs if size is None else size
-        scale = stored.scale[:, None] if size is None else np.moveaxis(stored.scale, outputs, 0)
-        self._scale = scale
 
-    def parts(self) -> Iterator[tuple[int, _Blocks]]:
+        def of_blocks(each: NDArray[Any]) -> NDArray[Any]:
+            return each[:, None] if size is None else np.moveaxis(each, outputs, 0)
+
+        self._scale = of_blocks(stored.scale)
+        self._zero = None if stored.zero_point is None else of_blocks(stored.zero_point)
+
+    def parts(self) -> Iterator[tuple[int, _Part]]:
         """(First output, blocks), a bounded number of elements at a time."""
         outputs, inputs = self._content.shape
         count = max(1, _ROWS // max(inputs, 1))
@@ -259,10 +324,11 @@ class _Rows:
             shape = (-1, inputs // self._size, self._size)
             yield (
                 start,
-                _Blocks(
+                _Part(
                     self._content[part].reshape(shape),
                     self._values[part].reshape(shape),
                     self._scale[part],
+                    None if self._zero is None else self._zero[part],
                 ),
             )
 
@@ -270,51 +336,40 @@ class _Rows:
 class _Blocks:
     """Blocks (outputs, blocks, size) of a weight, their integers, and (outputs, blocks) scales."""
 
-    def __init__(self, content: NDArray[Any], values: NDArray[Any], scale: NDArray[Any]) -> None:
-        self._dtype = content.dtype
-        self._content = content.astype(np.float32)
-        self._values = values.astype(np.float32)
-        self._scale = scale.astype(np.float32)[..., None]
+    def __init__(self, part: _Part, bits: Bits, method: WeightMethod) -> None:
+        self._dtype = part.content.dtype
+        self._content = part.content.astype(np.float32)
+        self._values = part.values.astype(np.float32)
+        self._scale = part.scale.astype(np.float32)[..., None]
+        self._bits = bits
+        self._loss = method.loss
 
-    def error(self, start: int, *, may_clip: bool, largest: int) -> tuple[float, str]:
+    def error(self, start: int) -> tuple[float, str]:
         """Largest distance in steps, and where."""
         with np.errstate(all="ignore"):
             steps = self._content / self._scale
-        if may_clip:
-            steps = np.clip(steps, -largest, largest)
+        if self._loss is not None:
+            steps = np.clip(steps, -LARGEST[self._bits], LARGEST[self._bits])
         distance = np.abs(steps - self._values)
-        return _worst(distance, start, "at output {}, block {}, place {}")
+        return worst(distance, start, "at output {}, block {}, place {}")
 
-    def step(self, start: int, loss: Loss | None, bits: Bits) -> tuple[float, str]:
+    def step(self, start: int) -> tuple[float, str]:
         """See the module: how much more coarsely a block is rounded than it needs to be."""
-        needed = whole_steps(self._content, bits)
+        needed = whole_steps(self._content, self._bits)
         is_used = needed >= SMALLEST_STEP
         plain = stored_scale(needed, self._dtype)
-        if loss is None:
-            ratio = self._scale[..., 0] / plain.astype(np.float32)
+        steps = plain.astype(np.float32)
+        if self._loss is None:
+            ratio = self._scale[..., 0] / steps
         else:
-            unit = np.float32(_NEGLIGIBLE) * plain.astype(np.float32)[..., None]
-            slack = loss(np.broadcast_to(unit, self._content.shape), self._content)
-            usual = loss_of(self._content, plain, bits, loss) + slack
+            usual = loss_of(self._content, plain, self._bits, self._loss)
             lost = self._content - self._values * self._scale
-            with np.errstate(invalid="ignore"):  # of blocks of zeros
-                ratio = np.sqrt((loss(lost, self._content) + slack) / usual)
-        return _worst(np.where(is_used, ratio, 0.0), start, "in output {}, block {}")
+            ratio = loss_ratio(lost, usual, steps, self._content, self._loss)
+        return worst(np.where(is_used, ratio, 0.0), start, "in output {}, block {}")
 
-    def compensated(
-        self, factor: Factor, moments: NDArray[np.float32], largest: int
-    ) -> CompensatedRows:
+    def compensated(self, factor: Factor, moments: NDArray[np.float32]) -> CompensatedRows:
         """The same blocks, for a calibrated method."""
-        content = self._content.astype(self._dtype)
+        content, largest = self._content.astype(self._dtype), LARGEST[self._bits]
         return CompensatedRows(
             content, self._values, self._scale[..., 0], factor, moments, largest
         )
-
-
-def _worst(sizes: NDArray[Any], start: int, where: str) -> tuple[float, str]:
-    """The largest number, infinite for NaN, and its place in words."""
-    at = int(np.argmax(sizes))  # of NaN, the first one
-    place = [int(each) for each in np.unravel_index(at, sizes.shape)]
-    place[0] += start
-    value = float(sizes.reshape(-1)[at])
-    return (value if np.isfinite(value) else np.inf), where.format(*place)

@@ -38,6 +38,12 @@ Operator = Literal["MatMul", "Gemm"]
 CALIBRATED: Final = frozenset({"gptq"})
 """Methods that need `moments`; the others look at weights alone."""
 
+NORMAL_FLOAT: Final = ("rtn", "clip")
+"""Methods that know `numbers: nf4`."""
+
+WITH_ZERO_POINTS: Final = ("rtn", "clip", "hqq")
+"""Methods that know `symmetric: false`."""
+
 SCALED: Final = "awq"
 """Method `clip`, behind `pipeline.stages.scale_channels`."""
 
@@ -65,6 +71,16 @@ class WeightOnlyOptions(StageConfig):
         "each weight makes up for the errors of those before it, by `data.calibration`; awq as clip, "
         "after channels were scaled by how large they are in `data.calibration`",
     )
+    numbers: Literal["integers", "nf4"] = Field(
+        default="integers",
+        description="what 4 bits stand for: nf4 are 16 numbers that lie as normally distributed weights "
+        "do, for ONNX Runtime, in blocks, with method rtn or clip",
+    )
+    symmetric: bool = Field(
+        default=True,
+        description="false gives each block of 4-bit integers a zero point of its own, for ONNX "
+        "Runtime, with method rtn, clip or hqq; 8 bits stay symmetric",
+    )
     embeddings: Literal["float", "int8", "int4"] = Field(
         default="float",
         description="how tables that are looked up by token are stored: int8 with one scale a row, "
@@ -82,6 +98,44 @@ class WeightOnlyOptions(StageConfig):
         description="names of nodes that stay float; `*`, `?` and `[...]` match as in file names, "
         "and a pattern that matches nothing is an error",
     )
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Self:
+        if fault := _normal_float_fault(self) or _zero_point_fault(self):
+            raise ValueError(fault)
+        return self
+
+
+def _normal_float_fault(options: WeightOnlyOptions) -> str:
+    """Why NF4 does not fit the rest; empty when it does."""
+    if options.numbers != "nf4":
+        return ""
+    faults = {
+        "has 4 bits: take `bits: 4`, or leave `numbers` out": options.bits != 4,
+        "has no zero points: leave `symmetric` out": not options.symmetric,
+        "needs a `block_size`: its scales are those of blocks": options.block_size is None,
+        f"takes method {' or '.join(NORMAL_FLOAT)}: {options.method} rounds to integers": (
+            options.method not in NORMAL_FLOAT
+        ),
+        "has no LM head in integers: leave `lm_head` out, or take `lm_head: float`": (
+            options.lm_head in {"int8", "int4"}
+        ),
+    }
+    return next((f"`numbers: nf4` {fault}" for fault, is_so in faults.items() if is_so), "")
+
+
+def _zero_point_fault(options: WeightOnlyOptions) -> str:
+    """Why zero points do not fit the rest; empty when they do."""
+    if options.symmetric:
+        return ""
+    if options.bits != 4:
+        return "`symmetric: false` is for bits 4: with 8 bits a zero point gains next to nothing"
+    if options.method not in WITH_ZERO_POINTS:
+        return (
+            f"`symmetric: false` takes method {', '.join(WITH_ZERO_POINTS[:-1])} or "
+            f"{WITH_ZERO_POINTS[-1]}: {options.method} has no zero points"
+        )
+    return ""
 
 
 class QuantizeWeightsConfig(WeightOnlyOptions):
@@ -141,6 +195,8 @@ def run(
         "bits": config.bits,
         "block_size": config.block_size,
         "method": config.method,
+        "numbers": config.numbers,
+        "symmetric": config.symmetric,
         "eight_bits": sorted(request.wide),
         "bits_per_weight": result.bits_per_weight,
         "lm_head": head,
@@ -184,7 +240,7 @@ def read_wide(inputs: Mapping[str, Path]) -> frozenset[str]:
 
 QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
-    version=4,
+    version=5,
     footprint=Footprint(
         base_mib=400, memory_per_weight=2.0, memory_outside=0.3, disk_per_weight=0.3
     ),

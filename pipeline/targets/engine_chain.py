@@ -74,6 +74,12 @@ class TensorRTWeightOnlyQuantization(WeightOnlyOptions):
                 "share one scale for each output, and writes them out as floats at every run"
             )
             raise ValueError(msg)
+        if self.numbers != "integers" or not self.symmetric:
+            msg = (
+                "`numbers: nf4` and `symmetric: false` are for ONNX Runtime: TensorRT multiplies with "
+                "integers without zero points; leave them out"
+            )
+            raise ValueError(msg)
         if self.embeddings != "float" or self.lm_head in {"int8", "int4"}:
             msg = (
                 "`embeddings` and an `lm_head` of other bits than the rest are for ONNX Runtime; "

@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
     from pipeline.graph.weight_methods.base import Bits, Blocks, Scales
 
-_POWER: Final = 0.7
-_BETA: Final = 10.0
-_GROWTH: Final = 1.01
-_STEPS: Final = 20
+POWER: Final = 0.7
+BETA: Final = 10.0
+GROWTH: Final = 1.01
+STEPS: Final = 20
 """As the authors have them."""
 
 
-def _robust(errors: Blocks, blocks: Blocks) -> NDArray[np.float32]:
+def robust(errors: Blocks, blocks: Blocks) -> NDArray[np.float32]:
     """The lp norm, squared: in the unit of a square."""
     del blocks
-    powers = np.power(np.abs(errors), np.float32(_POWER)).mean(axis=2)
-    result: NDArray[np.float32] = np.power(powers, np.float32(2 / _POWER))
+    powers = np.power(np.abs(errors), np.float32(POWER)).mean(axis=2)
+    result: NDArray[np.float32] = np.power(powers, np.float32(2 / POWER))
     return result
 
 
-def _shrunk(errors: Blocks, beta: float) -> NDArray[np.float32]:
+def shrunk(errors: Blocks, beta: float) -> NDArray[np.float32]:
     """The proximal step of |e|^p, generalised soft thresholding."""
     size = np.abs(errors)
-    less = np.power(np.maximum(size, np.float32(1e-12)), np.float32(_POWER - 1)) / np.float32(beta)
+    less = np.power(np.maximum(size, np.float32(1e-12)), np.float32(POWER - 1)) / np.float32(beta)
     result: NDArray[np.float32] = np.sign(errors) * np.maximum(size - less, np.float32(0))
     return result
 
@@ -52,24 +52,24 @@ def _shrunk(errors: Blocks, beta: float) -> NDArray[np.float32]:
 def _find(blocks: Blocks, bits: Bits, dtype: np.dtype[Any]) -> Scales:
     steps = whole_steps(blocks, bits)
     best = stored_scale(steps, dtype)
-    least = loss_of(blocks, best, bits, _robust)
+    least = loss_of(blocks, best, bits, robust)
     # In units of the step the same threshold serves weights of every size.
     unit = np.where(steps > 0, steps, np.float32(1))[..., None]
     numbers = (blocks / unit).astype(np.float32)
-    scale, beta = np.ones_like(steps), _BETA
-    for _ in range(_STEPS):
+    scale, beta = np.ones_like(steps), BETA
+    for _ in range(STEPS):
         integers = integers_of(numbers, scale, bits)
-        outliers = _shrunk(numbers - integers * scale[..., None], beta)
+        outliers = shrunk(numbers - integers * scale[..., None], beta)
         below = np.square(integers).sum(axis=2)
         above = (integers * (numbers - outliers)).sum(axis=2)
         scale = np.where((below > 0) & (above > 0), above / np.where(below > 0, below, 1), scale)
         scale = scale.astype(np.float32)
         tried = stored_scale(scale * unit[..., 0], dtype)
-        errors = loss_of(blocks, tried, bits, _robust)
+        errors = loss_of(blocks, tried, bits, robust)
         best = np.where(errors < least, tried, best)
         least = np.minimum(errors, least)
-        beta *= _GROWTH
+        beta *= GROWTH
     return best
 
 
-HQQ: Final = WeightMethod(name="hqq", find_scales=_find, loss=_robust)
+HQQ: Final = WeightMethod(name="hqq", find_scales=_find, loss=robust)
