@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.candidates import Candidate, find_place, read_files
+from pipeline.checks.openvino_serving import DRAFT_NAME
 from pipeline.data_source import resolve_data
 from pipeline.engines.header import read_engine_header
 from pipeline.errors import ArtifactError, DigestMismatch, RecipeError
@@ -76,6 +77,16 @@ def resolve_plan(
         for place, target in enumerate(loaded.recipe.targets)
         if isinstance(target, ExistingTarget)
     }
+    serving = loaded.recipe.gates.checks.openvino_serving
+    if serving is not None and serving.draft is not None:
+        place_of_draft = ("gates", "checks", "openvino_serving", "draft")
+        candidates[DRAFT_NAME] = resolve_candidate(
+            serving.draft,
+            None,
+            directory=loaded.directory(*place_of_draft),
+            memory=memory,
+            where=loaded.where(*place_of_draft),
+        )
     timing_caches = {
         target.name: resolve_timing_cache(
             target.timing_cache,

@@ -69,14 +69,14 @@ def measure(job: GenerationJob) -> GenerationRecord:
             session=decoder.session,
             load_s=load_s,
             cold_start_s=cold_start_s,
-            peak_rss_mib=_peak_rss_mib(),
+            peak_rss_mib=peak_rss_mib(),
             cache_bytes_per_token=decoder.bytes_per_token,
             times=tuple(times),
             server=server,
         )
 
 
-def _peak_rss_mib() -> float | None:
+def peak_rss_mib() -> float | None:
     """Of this program alone: `getrusage` would count what started it too (Linux keeps it over exec)."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -13,6 +13,7 @@ from pipeline.checks.generation_speed import GENERATION_SPEED
 from pipeline.checks.headroom import HEADROOM
 from pipeline.checks.invariance import INVARIANCE
 from pipeline.checks.layers import LAYERS
+from pipeline.checks.openvino_serving import OPENVINO_SERVING
 from pipeline.checks.quantization import QUANTIZATION
 from pipeline.checks.repair import REPAIR_CHECK
 from pipeline.checks.sensitivity import SENSITIVITY_CHECK
@@ -28,6 +29,7 @@ CHECKS: tuple[Check, ...] = (
     GENERATION,
     SEQ2SEQ,
     GENERATION_SPEED,
+    OPENVINO_SERVING,
     HEADROOM,
     CAST_CHECK,
     QUANTIZATION,

@@ -14,6 +14,7 @@ from pipeline.checks.generation_speed import GenerationSpeedLimits  # noqa: TC00
 from pipeline.checks.headroom import HeadroomLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
+from pipeline.checks.openvino_serving import OpenVinoServingLimits  # noqa: TC001  (pydantic reads it)
 from pipeline.checks.quantization import QuantizationLimits
 from pipeline.checks.repair import RepairGate
 from pipeline.checks.sensitivity import SensitivityLimits
@@ -44,6 +45,11 @@ class CheckLimits(Limits):
         default=None,
         description="of text generation, when it is there: ttft, tpot, itl and tokens a second of "
         "what is delivered, by the reference loop on this machine's CPU",
+    )
+    openvino_serving: OpenVinoServingLimits | None = Field(
+        default=None,
+        description="of text generation, when it is there: OpenVINO GenAI on this machine's CPU, "
+        "continuous batching against static batches, a prefix cache, a draft model",
     )
     export: ExportLimits | None = Field(
         default=ExportLimits(),

@@ -17,6 +17,7 @@ from pipeline.planning.checking import (
     check_shapes,
 )
 from pipeline.planning.keys import require_nodes_packages
+from pipeline.planning.serving import check_serving
 from pipeline.planning.targets import Measures, plan_target, with_diagnosis
 from pipeline.planning.torch_runs import check_cuda_graphs, plan_torch_runs
 from pipeline.planning.types import Plan, Where, about, plain_key_path
@@ -69,6 +70,7 @@ def build_plan(
         check_preprocessor(source, task)
     check_shapes(recipe, task, source, where)
     check_quality(recipe, task, where)
+    check_serving(recipe, source, candidates or {}, where)
     for use, spec in recipe.data.specs().items():
         with about(where, "data", use):
             pick_fields(task, spec)

@@ -99,6 +99,12 @@ RULES = {
         help="The reference loop is timed on this machine's CPU; "
         "`gates.checks.generation_speed` holds the limit.",
     ),
+    "openvino_serving": Rule(
+        name="ServedWorse",
+        text="A decoder writes other tokens, or fewer a second, in OpenVINO GenAI than it must.",
+        help="Continuous batching, a prefix cache and a draft are timed on this machine's CPU; "
+        "`gates.checks.openvino_serving` holds the limits.",
+    ),
     "quantization": Rule(
         name="QuantisedWrong",
         text="A quantised graph is not its float graph in fewer bits.",

@@ -13,6 +13,7 @@ from pipeline.stages.benchmark import (
     BENCHMARK_TORCH,
 )
 from pipeline.stages.benchmark_generation import BENCHMARK_GENERATION
+from pipeline.stages.benchmark_openvino import BENCHMARK_OPENVINO
 from pipeline.stages.calibrate import CALIBRATE
 from pipeline.stages.cast import CAST
 from pipeline.stages.check_assignment import CHECK_ASSIGNMENT
@@ -101,5 +102,6 @@ STAGES: tuple[AnyStage, ...] = (
     VALIDATE_TORCH,
     BENCHMARK_TORCH,
     BENCHMARK_GENERATION,
+    BENCHMARK_OPENVINO,
 )
 """Every stage there is, in the order in which a chain may use them."""

@@ -1,0 +1,129 @@
+"""What `openvino_serving` may not ask for, found before anything runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipeline.checks.openvino_serving import DRAFT_NAME, NAME
+from pipeline.errors import RecipeError
+from pipeline.stages.benchmark_openvino import QUESTION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.candidates import Candidate
+    from pipeline.planning.types import Where
+    from pipeline.recipe.types import Recipe
+    from pipeline.source import Source
+
+_TOKENIZER: str = "tokenizer.json"
+_SHOWN = 40
+
+
+def check_serving(
+    recipe: Recipe, source: Source, candidates: Mapping[str, Candidate], where: Where
+) -> None:
+    """Refuse texts longer than the model's positions, and a draft with another vocabulary.
+
+    Raises:
+        RecipeError: naming what does not fit.
+    """
+    limits = recipe.gates.checks.openvino_serving
+    sequence = recipe.shapes.sequence
+    if limits is None or sequence is None:
+        return
+    place = ("gates", "checks", NAME)
+    prefix = limits.prefix_of(sequence.max)
+    wanted = {
+        "tokens": (sequence.opt + limits.tokens, f"prompts of {sequence.opt} tokens and"),
+        "prefix": (prefix + 2 * QUESTION, f"a prefix of {prefix} tokens, questions and"),
+    }
+    positions = source.max_positions
+    for key, (length, what) in wanted.items():
+        if positions is not None and length > positions:
+            raise RecipeError(
+                f"{what} their continuations are {length} tokens, and the checkpoint has {positions} "
+                "positions",
+                where=where(*place, key),
+                hint=f"set `{key}` lower",
+            )
+    if DRAFT_NAME in candidates:
+        _check_draft(candidates[DRAFT_NAME], source, max(n for n, _ in wanted.values()), where)
+
+
+def _check_draft(draft: Candidate, source: Source, longest: int, where: Where) -> None:
+    place = where("gates", "checks", NAME, "draft")
+    inputs = {tensor.name for tensor in draft.facts.inputs}
+    if not any(name.startswith("past_key_values.") for name in inputs):
+        raise RecipeError(
+            f"`{draft.file}` of the draft is no decoder with a cache: it has no inputs "
+            "`past_key_values.N.key`",
+            where=place,
+            hint="name a target of a recipe with `task: text-generation`",
+        )
+    ours = source.config.get("vocab_size")
+    theirs = next((t.shape[-1] for t in draft.facts.outputs if t.name == "logits"), None)
+    if ours != theirs:
+        raise RecipeError(
+            f"the draft has another vocabulary: its logits are of {theirs} tokens, and the model knows "
+            f"{ours}",
+            where=place,
+            hint="a draft proposes tokens by number; name a model of the same family",
+        )
+    _check_tokens(draft, source, place)
+    config = draft.companions.get("config.json")
+    limit = _read(config.path).get("max_position_embeddings") if config else None
+    if isinstance(limit, int) and longest > limit:
+        raise RecipeError(
+            f"texts are up to {longest} tokens, and the draft has {limit} positions",
+            where=place,
+            hint="set `tokens` or `prefix` lower, or name a draft with more positions",
+        )
+
+
+def _check_tokens(draft: Candidate, source: Source, place: str) -> None:
+    """The same numbers must mean the same tokens, where both say what they mean."""
+    own, other = source.files.get(_TOKENIZER), draft.companions.get(_TOKENIZER)
+    if own is None or other is None or own.sha256 == other.sha256:
+        return
+    ours, theirs = _vocabulary(own.path), _vocabulary(other.path)
+    for token in sorted({*ours, *theirs}):
+        if ours.get(token) != theirs.get(token):
+            raise RecipeError(
+                f"the draft has another vocabulary: token {token[:_SHOWN]!r} is "
+                f"{_number(theirs.get(token))} there and {_number(ours.get(token))} here",
+                where=place,
+                hint="a draft proposes tokens by number; name a model of the same family",
+            )
+
+
+def _number(number: int | None) -> str:
+    return "missing" if number is None else f"number {number}"
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Token -> its number; of models that keep a list (Unigram) the place in it."""
+    document = _read(path)
+    model = document.get("model")
+    known = model.get("vocab") if isinstance(model, dict) else None
+    found: dict[str, int] = {}
+    if isinstance(known, dict):
+        found.update({token: number for token, number in known.items() if isinstance(number, int)})
+    elif isinstance(known, list):
+        found.update(
+            {str(entry[0]): n for n, entry in enumerate(known) if isinstance(entry, list)}
+        )
+    for entry in document.get("added_tokens") or ():
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int):
+            found[str(entry.get("content"))] = entry["id"]
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
