@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from pipeline.errors import RecipeError
+from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.source.files import link_files, require_untouched
 from pipeline.stages.engine_work import TIMING_CACHE_FILE
 from pipeline.targets.base import ModelLink, NodeRef, Ref
@@ -235,7 +235,7 @@ def about(where: Where, *key_path: str | int) -> Iterator[None]:
     """Errors that do not say where in the recipe they belong get their place here."""
     try:
         yield
-    except RecipeError as error:
+    except (RecipeError, EnvironmentMissing) as error:
         below = getattr(error, "key_path", ())  # of a target's own errors
         error.where = error.where or where(*key_path, *below)
         raise

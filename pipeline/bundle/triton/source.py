@@ -156,7 +156,9 @@ def read_artifact(directory: Path, targets: Sequence[str] = ()) -> ArtifactSourc
     if task.has_cache:
         raise RecipeError(
             f"models of task `{task.name}` cannot be served by this: Triton would run one step, and "
-            "keeps no cache between requests"
+            "keeps no cache between requests",
+            hint="`convert export-genai`, `export-openvino` and `export-vllm` hand decoders over to "
+            "what serves them",
         )
     wanted = [known[name] for name in targets] or list(recipe.targets)
     shapes = recipe.shapes
