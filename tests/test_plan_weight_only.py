@@ -151,3 +151,60 @@ def test_bits_that_cannot_be_mixed_are_refused(
     precision = f"int{changes.get('bits', 4)}"
     with pytest.raises(RecipeError, match=message):
         _plan(tmp_path, sentence_encoder, precision=precision, quantization=quantization)
+
+
+def test_normal_floats_are_an_operator_at_once(tmp_path: Path, sentence_encoder: Path) -> None:
+    quantization = {"mode": "weight_only", "numbers": "nf4", "form": "matmul_bnb4"}
+    plan = _plan(tmp_path, sentence_encoder, precision="int4", quantization=quantization)
+    names = [node.stage.name for node in plan.nodes]
+    assert "pack_weights" not in names
+    (made,) = [node for node in plan.nodes if node.stage.name == "quantize_weights"]
+    assert made.config == QuantizeWeightsConfig(numbers="nf4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"numbers": "nf4", "form": "qdq"}, "form qdq has integers.*leave `form` out"),
+        ({"numbers": "nf4", "form": "matmul_nbits"}, "written as ONNX Runtime's MatMulBnb4"),
+        ({"numbers": "nf4", "bits": 8}, "has 4 bits: take `bits: 4`"),
+        ({"numbers": "nf4", "symmetric": False}, "no zero points: leave `symmetric` out"),
+        ({"numbers": "nf4", "block_size": None}, "needs a `block_size`"),
+        (
+            {"numbers": "nf4", "method": "gptq"},
+            "takes method rtn or clip: gptq rounds to integers",
+        ),
+        ({"numbers": "nf4", "lm_head": "int8"}, "take `lm_head: float`"),
+        ({"numbers": "nf4", "accuracy_level": 0}, "takes no `accuracy_level`"),
+        ({"numbers": "nf4", "mixed": {"bits_budget": 4.5}}, "leave `numbers` and `symmetric` out"),
+        ({"form": "matmul_bnb4"}, "is for `numbers: nf4`"),
+        ({"symmetric": False, "bits": 8}, "is for bits 4"),
+        ({"symmetric": False, "method": "k_quant"}, "takes method rtn, clip or hqq: k_quant"),
+        (
+            {"symmetric": False, "mixed": {"max_noise": 0.05}},
+            "leave `numbers` and `symmetric` out",
+        ),
+    ],
+    ids=str,
+)
+def test_forms_that_cannot_be_are_refused(
+    tmp_path: Path, sentence_encoder: Path, changes: dict[str, Any], message: str
+) -> None:
+    quantization = {"mode": "weight_only"} | changes
+    precision = f"int{changes.get('bits', 4)}"
+    with pytest.raises(RecipeError, match=message):
+        _plan(tmp_path, sentence_encoder, precision=precision, quantization=quantization)
+
+
+@pytest.mark.parametrize("changes", [{"numbers": "nf4"}, {"symmetric": False}], ids=str)
+def test_tensorrt_takes_neither(
+    tmp_path: Path, sentence_encoder: Path, changes: dict[str, Any]
+) -> None:
+    target = {
+        "name": "rtx",
+        "runtime": "tensorrt-rtx",
+        "precision": "int4",
+        "quantization": {"mode": "weight_only"} | changes,
+    }
+    with pytest.raises(RecipeError, match="are for ONNX Runtime: TensorRT multiplies"):
+        _plan(tmp_path, sentence_encoder, target)
