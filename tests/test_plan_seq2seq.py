@@ -11,7 +11,7 @@ import pytest
 from pipeline.build import BuildOptions, open_store, prepare_plan
 from pipeline.errors import RecipeError
 from pipeline.recipe import load_recipe_file
-from tests.pairs import SPEECH, TEXTS, build_pair, write_pairs
+from tests.pairs import SPEECH, TEXTS, build_pair, write_pairs, write_sounds
 from tests.recipes import FP32, INT8, RTX, write_recipe
 
 if TYPE_CHECKING:
@@ -125,3 +125,31 @@ def test_a_decoder_alone_is_refused_with_the_task_that_fits(
     with pytest.raises(RecipeError, match="is an encoder with a decoder") as caught:
         _plan(tmp_path, checkpoint, task="text-generation")
     assert TEXTS in caught.value.hint
+
+
+def _gates(**speed: Any) -> dict[str, Any]:
+    parity = {"cosine_similarity": {"min": 0.5}}
+    return {"parity": parity, "checks": {"generation_speed": speed}}
+
+
+def test_both_delivered_graphs_are_timed_together(tmp_path: Path, checkpoint: Path) -> None:
+    plan = _plan(tmp_path, checkpoint, targets=[INT8], gates=_gates(batching={}))
+    (target,) = plan.targets
+    (timed,) = [check for check in target.checks if check.check == "generation_speed"]
+    assert timed.component == "decoder"
+    node = plan.nodes[timed.node.node]
+    ports = {port: plan.nodes[ref.node].name for port, ref in node.inputs.items()}  # type: ignore[union-attr]
+    assert ports["model"].replace("decoder", "encoder") == ports["encoder"]
+    assert ports["samples"] == "samples"
+    assert node.config.batching.tokens == 32  # type: ignore[attr-defined]
+
+
+def test_what_is_not_timed_behind_an_encoder_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+    asked = {"requests_per_s": 1.0, "ttft_ms": 10.0, "tpot_ms": 10.0}
+    with pytest.raises(RecipeError, match=r"`generation_speed.server` is of decoders alone"):
+        _plan(tmp_path, checkpoint, gates=_gates(server=asked))
+    sounds = write_sounds(tmp_path / "sounds")
+    heard = build_pair(tmp_path / "whisper", "whisper")
+    data = {"evaluation": {"source": str(sounds), "samples": 4, "audio": "audio"}}
+    with pytest.raises(RecipeError, match="sorts by length"):
+        _plan(tmp_path, heard, SPEECH, data=data, gates=_gates(batching={}))

@@ -9,9 +9,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.bench.generation_job import GenerationJob, GenerationRecord
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.bench.generation_job import BatchingJob
+    from pipeline.runtimes.decoder import Decoder
 
 
 def main(arguments: list[str]) -> int:
@@ -33,9 +40,14 @@ def measure(job: GenerationJob) -> GenerationRecord:
     Raises:
         StageError: when ONNX Runtime cannot run the graph, or it is no decoder with a cache.
     """
+    if job.encoder:
+        from pipeline.bench.pair_measuring import measure_pair
+
+        return measure_pair(job, on_call=_tell_call, peak_rss_mib=peak_rss_mib)
     # After the clock has started: their imports are part of a cold start.
     from pipeline.bench.generation_metrics import Work, summarize, time_generation
-    from pipeline.bench.server import poisson_arrivals, serve, summarize_server
+    from pipeline.bench.loadgen import serve_as_asked
+    from pipeline.bench.server import summarize_server
     from pipeline.runtimes.ort_decoder import OrtDecoder
 
     works = [Work(batch=batch, prompt=prompt, tokens=new) for batch, prompt, new in job.works]
@@ -51,20 +63,20 @@ def measure(job: GenerationJob) -> GenerationRecord:
             calls = []
             for _ in range(1 + job.calls):
                 calls.append(time_generation(decoder, work))
-                sys.stdout.write("call\n")
-                sys.stdout.flush()
+                _tell_call()
             times.append(summarize(calls[1:], decoder.bytes_per_token))
         server = None
         if job.server is not None:
             asked = job.server
-            arrivals = poisson_arrivals(asked.requests, asked.requests_per_s, asked.seed)
             each = Work(batch=asked.batch, prompt=works[0].prompt, tokens=works[0].tokens)
-            served = serve(decoder, arrivals, each)
+            served, said = serve_as_asked(decoder, each, asked)
             server = {
                 "requests_per_s": asked.requests_per_s,
                 "batch": asked.batch,
                 **summarize_server(served, ttft_ms=asked.ttft_ms, tpot_ms=asked.tpot_ms),
+                **said,
             }
+        batching = _orders(decoder, job.batching) if job.batching else None
         return GenerationRecord(
             session=decoder.session,
             load_s=load_s,
@@ -73,7 +85,32 @@ def measure(job: GenerationJob) -> GenerationRecord:
             cache_bytes_per_token=decoder.bytes_per_token,
             times=tuple(times),
             server=server,
+            batching=batching,
         )
+
+
+def _orders(decoder: Decoder, asked: BatchingJob) -> dict[str, Any]:
+    """Prompts of unlike lengths, as they come and sorted."""
+    from pipeline.bench.sorted_batching import compare_orders
+    from pipeline.runtimes.generation import GenerationOptions, generate
+
+    def write(places: Sequence[int]) -> None:
+        prompts = [asked.texts[at] for at in places]
+        generate(decoder, prompts, GenerationOptions(tokens=asked.tokens))
+
+    return compare_orders(
+        write,
+        [len(text) for text in asked.texts],
+        batch=asked.batch,
+        tokens=asked.tokens,
+        rounds=asked.rounds,
+        on_round=_tell_call,
+    )
+
+
+def _tell_call() -> None:
+    sys.stdout.write("call\n")
+    sys.stdout.flush()
 
 
 def peak_rss_mib() -> float | None:

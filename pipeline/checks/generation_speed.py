@@ -1,4 +1,4 @@
-"""How fast a delivered decoder writes: measured when a recipe asks for it."""
+"""How fast a delivered decoder writes, behind an encoder too: measured when a recipe asks for it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
 from pipeline.checks.generation import MEASURED, TASK
+from pipeline.errors import RecipeError
 from pipeline.stages.benchmark_generation import (
     BENCHMARK_GENERATION,
+    ENCODER_PORT,
     MODEL_PORT,
+    SAMPLES_PORT,
+    BatchingScenario,
     BenchmarkGenerationConfig,
     ServerScenario,
+    TimedBatching,
 )
+from pipeline.tasks import DECODER, ENCODER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.parity.types import GateResult
+    from pipeline.targets.base import Ref
 
 NAME: Final = "generation_speed"
 
@@ -32,6 +39,16 @@ class ServerLimits(ServerScenario, Limits):
     )
 
 
+class BatchingLimits(BatchingScenario, Limits):
+    """The texts in two orders, and what sorting must bring."""
+
+    sorted_over_unsorted: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="least throughput in order of length over that as texts come, by the lower end "
+        "of its interval; default: only measured",
+    )
+
+
 class GenerationSpeedLimits(Limits):
     """What is timed, and how slow or large it may be.
 
@@ -40,6 +57,7 @@ class GenerationSpeedLimits(Limits):
         decode_tokens_per_s, ttft_ms, tpot_ms: Of every batch that is timed.
         cold_start_s, peak_rss_mib: Of a new process.
         server: Requests at random times.
+        batching: The evaluation texts as they come and in order of length.
     """
 
     tokens: Annotated[int, Field(ge=2)] = Field(default=32, description="new tokens of each text")
@@ -68,23 +86,70 @@ class GenerationSpeedLimits(Limits):
         description="requests that come at random times, and how many a second must be served in "
         "time; default: not measured",
     )
+    batching: BatchingLimits | None = Field(
+        default=None,
+        description="the evaluation texts in batches as they come and in order of length; default: not "
+        "measured",
+    )
 
 
 def _plan(subject: Subject, limits: GenerationSpeedLimits) -> Iterator[PlannedCheck]:
-    """Of the delivered graph of a decoder, for one text and for the usual batch."""
-    if subject.task.name != TASK:
+    """Of the delivered graphs, for one text and for the usual batch.
+
+    Raises:
+        RecipeError: the server is asked for behind an encoder, or sounds are to be sorted.
+    """
+    is_pair = bool(subject.task.parts)
+    if subject.task.name != TASK and not (is_pair and subject.component == DECODER):
         return
     link = subject.links[-1]
+    inputs: dict[str, Ref] = {MODEL_PORT: link.node}
+    samples: Ref | None = subject.samples
+    if is_pair:
+        _refuse(subject, limits)
+        inputs[ENCODER_PORT] = subject.models[ENCODER][-1].node
+        samples = subject.sources
+    if limits.batching is not None and samples is not None:
+        inputs[SAMPLES_PORT] = samples
     batch, prompt = subject.profile["batch"][1], subject.profile["sequence"][1]
+    # A decoder's own texts end where its sequence does, new tokens included.
+    room = subject.profile["sequence"][2] - (0 if is_pair else limits.tokens)
     yield PlannedCheck(
         link=link,
         config=BenchmarkGenerationConfig(
             optimizations=link.model.optimizations,
             works=tuple((rows, prompt, limits.tokens) for rows in sorted({1, batch})),
             server=_scenario(limits.server),
+            batching=_batching(limits, max(1, room)),
         ),
-        inputs={MODEL_PORT: link.node},
+        inputs=inputs,
     )
+
+
+def _refuse(subject: Subject, limits: GenerationSpeedLimits) -> None:
+    """What is not measured behind an encoder.
+
+    Raises:
+        RecipeError: it is asked for.
+    """
+    name = subject.task.name
+    if limits.server is not None:
+        raise RecipeError(
+            f"`generation_speed.server` is of decoders alone, and not of task `{name}`",
+            hint="leave `server` out",
+        )
+    if limits.batching is not None and subject.task.modality == "audio":
+        raise RecipeError(
+            f"`generation_speed.batching` sorts by length, and to task `{name}` all sounds are of one",
+            hint="leave `batching` out",
+        )
+
+
+def _batching(limits: GenerationSpeedLimits, longest: int) -> TimedBatching | None:
+    if limits.batching is None:
+        return None
+    asked = limits.batching.model_dump(exclude={"sorted_over_unsorted"})
+    return TimedBatching(**asked, tokens=limits.tokens, longest=longest)
 
 
 def _scenario(limits: ServerLimits | None) -> ServerScenario | None:
@@ -114,6 +179,17 @@ def _judge(measured: Measured, limits: GenerationSpeedLimits) -> tuple[GateResul
     for found in facts["server"]:
         least = limits.server.goodput_per_s if limits.server else None
         results.append(_least(measured, "goodput_per_s", found["goodput_per_s"], least))
+    for found in facts["batching"]:
+        least = limits.batching.sorted_over_unsorted if limits.batching else None
+        low, high = found["interval"]
+        figures = {
+            "batching.unsorted_tokens_per_s": found["unsorted_tokens_per_s"],
+            "batching.sorted_tokens_per_s": found["sorted_tokens_per_s"],
+            "batching.sorted_over_unsorted": found["sorted_over_unsorted"],
+            "batching.sorted_over_unsorted.high": high,
+        }
+        results += [_least(measured, name, value, None) for name, value in figures.items()]
+        results.append(_least(measured, "batching.sorted_over_unsorted.low", low, least))
     return tuple(results)
 
 
