@@ -29,10 +29,13 @@ LABELLED = {
     "question-answering": (checkpoints.build_question_answerer, "question"),
     "image-classification": (checkpoints.build_image_classifier, "image"),
     "causal-lm": (checkpoints.build_causal_language_model, "text"),
+    "causal-lm-engines": (checkpoints.build_causal_language_model, "text"),
     "causal-lm-int4": (checkpoints.build_causal_language_model, "text"),
     "seq2seq": (build_pair, "text"),
     "speech-to-text": (partial(build_pair, family="whisper"), "audio"),
 }
+SECOND = {"causal-lm-int4": "int4-gptq", "causal-lm-engines": "rtx-int4"}
+"""A target beside `cpu-fp32`, where it is not `cpu-int8`."""
 TRAINED = {
     "text-classification": "snippets",
     "token-classification": "tokens",
@@ -87,7 +90,7 @@ def test_a_recipe_is_planned_with_a_model_and_data_of_ones_own(name: str, tmp_pa
     store = open_store(BuildOptions(store=tmp_path / "store"))
     plan = prepare_plan(load_recipe_file(changes, variables), store)
     names = {target.name for target in plan.targets}
-    assert names >= {"cpu-fp32", "int4-gptq" if name == "causal-lm-int4" else "cpu-int8"}
+    assert names >= {"cpu-fp32", SECOND.get(name, "cpu-int8")}
 
 
 @pytest.mark.trained
@@ -186,6 +189,26 @@ def test_a_trained_language_model_in_4_bits_is_best_by_calibration(tmp_path: Pat
     }
     assert set(worst) == {"int4-rtn", "int4-gptq", "int4-awq", "int4-mixed"}
     assert 1.0 < worst["int4-mixed"] < worst["int4-gptq"] < worst["int4-rtn"] < 1.02
+
+
+@pytest.mark.slow
+@pytest.mark.trained
+def test_engines_of_a_trained_language_model_pass_by_the_recipe(tmp_path: Path) -> None:
+    trained = ensure_trained("lm")
+    artifact = pipeline.convert(
+        RECIPES / "causal-lm-engines.yaml",
+        output=tmp_path / "artifacts",
+        store=tmp_path / "store",
+        variables={"model": str(trained.checkpoint), "data": str(trained.root)},
+    )
+    report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
+    assert report["verdict"] == "passed"
+    gates = {(gate["target"], gate["metric"]): gate["measured"] for gate in report["gates"]}
+    for target, products in (("rtx-fp16", "fp16_gemms"), ("rtx-int4", "int4_gemms")):
+        assert gates[target, f"engine@{target}-sm89.fused_attention"] == 1.0
+        assert gates[target, f"engine@{target}-sm89.{products}"] == 1.0
+        assert (artifact.path / target / "model.sm89.engine").stat().st_size > 1 << 20
+    assert 1.0 < gates["rtx-int4", "quantize_weights.perplexity"] < 1.03
 
 
 @pytest.mark.slow
