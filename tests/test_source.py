@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from pipeline.digest_memory import DigestMemory
 from pipeline.errors import ArtifactError, EnvironmentMissing, ExitCode, RecipeError
 from pipeline.source import Source, resolve_source
+from pipeline.source.files import SourceFile
 
 CONFIG = {"model_type": "bert", "architectures": ["BertModel"], "max_position_embeddings": 64}
 
@@ -197,3 +198,10 @@ def test_a_damaged_memory_of_digests_is_an_empty_one(tmp_path: Path) -> None:
     for content in ("", "[]", "{", '{"a": 1}', '{"a": [1, 2, 3]}'):
         (tmp_path / "memory.json").write_text(content)
         assert DigestMemory(tmp_path / "memory.json").digest(path) == expected
+
+
+def test_a_file_that_vanishes_while_it_is_looked_at_is_named(tmp_path: Path) -> None:
+    """Somebody deletes a checkpoint while a plan is made."""
+    memory = DigestMemory(tmp_path / "digests.json")
+    with pytest.raises(ArtifactError, match=r"`model.safetensors` cannot be read: No such file"):
+        SourceFile.of(tmp_path / "model.safetensors", memory)

@@ -36,11 +36,18 @@ class SourceFile:
         Args:
             path: The file itself, no link.
             memory: Knows the digests of files that are unchanged.
+
+        Raises:
+            ArtifactError: it cannot be read, or is gone.
         """
-        identity = file_identity(path)
-        return cls(
-            path=path, size_bytes=identity[0], sha256=memory.digest(path), identity=identity
-        )
+        try:
+            identity = file_identity(path)
+            digest = memory.digest(path)
+        except OSError as error:
+            raise ArtifactError(
+                f"`{path.name}` cannot be read: {error.strerror}", where=str(path.parent)
+            ) from error
+        return cls(path=path, size_bytes=identity[0], sha256=digest, identity=identity)
 
 
 def link_files(files: Mapping[str, SourceFile], directory: Path) -> None:
