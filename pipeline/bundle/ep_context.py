@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.bundle.placing import placed_whole
 from pipeline.bundle.verified import require_passed
+from pipeline.bundle.written import Export
 from pipeline.engines.facts_file import (
     ENGINE_SUFFIX,
     facts_path,
@@ -44,19 +45,9 @@ class ContextFile:
     provider: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextExport:
-    """What was written."""
-
-    directory: Path
-    artifact: str
-    models: tuple[ContextFile, ...]
-    notes: tuple[str, ...]
-
-
 def export_ep_context(
     artifact: Path, directory: Path, *, targets: Sequence[str] = (), replace: bool = False
-) -> ContextExport:
+) -> Export[ContextFile]:
     """Write each engine of an artifact with an EPContext model, in a folder for each target.
 
     Args:
@@ -93,7 +84,7 @@ def export_ep_context(
         for model in models
         if model.compute_capability in _UNSUPPORTED and model.provider.startswith("Nv")
     )
-    return ContextExport(
+    return Export(
         directory=directory,
         artifact=f"{facts.name}/{facts.version}",
         models=tuple(models),

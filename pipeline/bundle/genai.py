@@ -6,7 +6,6 @@ Source of the keys: `src/config.cpp` and `src/models/` of onnxruntime-genai 0.18
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.bundle.consumer import has_package, try_in_consumer
@@ -19,6 +18,7 @@ from pipeline.bundle.graphs import (
     require_tokenizer,
 )
 from pipeline.bundle.placing import placed_whole
+from pipeline.bundle.written import Export, TriedModel
 from pipeline.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -45,33 +45,9 @@ _SIZES: Final = {
 _PROVIDERS: Final[dict[str, list[dict[str, dict[str, str]]]]] = {"cpu": [], "cuda": [{"cuda": {}}]}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenaiModel:
-    """One folder that was written.
-
-    Attributes:
-        target: Name of the target and of the folder.
-        trial: What came of loading it, a sentence; empty when GenAI is not installed.
-    """
-
-    target: str
-    precision: str
-    trial: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenaiExport:
-    """What was written."""
-
-    directory: Path
-    artifact: str
-    models: tuple[GenaiModel, ...]
-    notes: tuple[str, ...]
-
-
 def export_genai(
     artifact: Path, directory: Path, *, targets: Sequence[str] = (), replace: bool = False
-) -> GenaiExport:
+) -> Export[TriedModel]:
     """Write a folder for each decoder of an artifact, and generate text from it where GenAI is installed.
 
     Args:
@@ -104,10 +80,10 @@ def export_genai(
             write_genai(target, settings, draft / target.name)
             trial, found = _try(target, settings, draft / target.name)
             models.append(
-                GenaiModel(target=target.name, precision=target.declaration.precision, trial=trial)
+                TriedModel(target=target.name, precision=target.declaration.precision, trial=trial)
             )
-            notes += [f"{target.name}: {note}" for note in (*_notes(settings), *found)]
-    return GenaiExport(
+            notes += [f"{target.name}: {note}" for note in (*_notes(target, settings), *found)]
+    return Export(
         directory=directory, artifact=source.title, models=tuple(models), notes=tuple(notes)
     )
 
@@ -207,8 +183,16 @@ def cache_sizes(graph: ModelFacts, where: str) -> tuple[int, int, int]:
     return len(cached) // 2, heads, width
 
 
-def _notes(settings: GenerationSettings) -> list[str]:
+def _notes(target: GraphTarget, settings: GenerationSettings) -> list[str]:
+    from pipeline.graph.kept_logits import can_keep_few
+
     notes = []
+    if can_keep_few(target.graph_file()):
+        # A graph that always gives the last row alone (`prune_lm_head` of GenAI's builder) would go wrong
+        # for batches, whose padding GenAI takes on the right only.
+        notes.append(
+            "GenAI does not feed `num_logits_to_keep`: a prompt costs the logits of all its tokens"
+        )
     if not settings.stops:
         notes.append(
             "the checkpoint names no `eos_token_id`: texts end at their largest length only"

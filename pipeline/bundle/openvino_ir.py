@@ -6,13 +6,13 @@ conversion, so it must be installed; what it made generates text before it is de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pipeline.bundle.consumer import has_package, try_in_consumer
 from pipeline.bundle.generation_settings import read_generation_settings
 from pipeline.bundle.graphs import GRAPH_FILE, copy_companions, read_graphs, require_tokenizer
 from pipeline.bundle.placing import placed_whole
+from pipeline.bundle.written import Export, TriedModel
 from pipeline.errors import ArtifactError, EnvironmentMissing, RecipeError
 
 if TYPE_CHECKING:
@@ -25,32 +25,9 @@ MODEL_FILE: Final = "openvino_model.xml"
 PACKAGES: Final = ("openvino", "openvino_genai", "openvino_tokenizers")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenVinoModel:
-    """One folder that was written.
-
-    Attributes:
-        trial: What came of generating text with it, a sentence.
-    """
-
-    target: str
-    precision: str
-    trial: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenVinoExport:
-    """What was written."""
-
-    directory: Path
-    artifact: str
-    models: tuple[OpenVinoModel, ...]
-    notes: tuple[str, ...]
-
-
 def export_openvino(
     artifact: Path, directory: Path, *, targets: Sequence[str] = (), replace: bool = False
-) -> OpenVinoExport:
+) -> Export[TriedModel]:
     """Convert each decoder of an artifact, and generate text with the result.
 
     Args:
@@ -93,12 +70,12 @@ def export_openvino(
                 notes.append(f"{target.name} is left out: {error.message}")
         if not models:
             raise ArtifactError(f"nothing could be converted: {'; '.join(notes)}")
-    return OpenVinoExport(
+    return Export(
         directory=directory, artifact=source.title, models=tuple(models), notes=tuple(notes)
     )
 
 
-def _convert(target: GraphTarget, folder: Path) -> OpenVinoModel:
+def _convert(target: GraphTarget, folder: Path) -> TriedModel:
     import shutil
 
     require_tokenizer(target, "OpenVINO GenAI")
@@ -119,6 +96,6 @@ def _convert(target: GraphTarget, folder: Path) -> OpenVinoModel:
     except ArtifactError:
         shutil.rmtree(folder)
         raise
-    return OpenVinoModel(
+    return TriedModel(
         target=target.name, precision=target.declaration.precision, trial=answer.told
     )

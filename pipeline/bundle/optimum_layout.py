@@ -19,6 +19,7 @@ from pipeline.bundle.graphs import (
 )
 from pipeline.bundle.pairs import DECODER_NAME, ENCODER_NAME, copy_pair
 from pipeline.bundle.placing import placed_whole
+from pipeline.bundle.written import Export
 from pipeline.data.decoder_inputs import is_cache
 from pipeline.source.json_files import read_json
 
@@ -51,19 +52,9 @@ class OptimumModel:
     loader: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimumExport:
-    """What was written."""
-
-    directory: Path
-    artifact: str
-    models: tuple[OptimumModel, ...]
-    notes: tuple[str, ...]
-
-
 def export_optimum(
     artifact: Path, directory: Path, *, targets: Sequence[str] = (), replace: bool = False
-) -> OptimumExport:
+) -> Export[OptimumModel]:
     """Write a folder for each target that is a graph for ONNX Runtime.
 
     Args:
@@ -84,7 +75,7 @@ def export_optimum(
     ) as draft:
         source = read_graphs(artifact, targets, no_pairs="")
         models = [_write(target, source.task, draft) for target in source.targets]
-    return OptimumExport(
+    return Export(
         directory=directory,
         artifact=source.title,
         models=tuple(models),

@@ -21,6 +21,7 @@ from pipeline.bundle.graphs import (
 from pipeline.bundle.javascript import find_transformers_js, try_in_node
 from pipeline.bundle.pairs import DECODER_NAME, ENCODER_NAME, copy_pair
 from pipeline.bundle.placing import placed_whole
+from pipeline.bundle.written import Export
 from pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -70,16 +71,6 @@ class JavaScriptModel:
     trial: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JavaScriptExport:
-    """What was written."""
-
-    directory: Path
-    artifact: str
-    models: tuple[JavaScriptModel, ...]
-    notes: tuple[str, ...]
-
-
 def export_transformers_js(
     artifact: Path,
     directory: Path,
@@ -87,7 +78,7 @@ def export_transformers_js(
     targets: Sequence[str] = (),
     replace: bool = False,
     packages: Path | None = None,
-) -> JavaScriptExport:
+) -> Export[JavaScriptModel]:
     """Write one folder with the graphs of an artifact, one for each `dtype`.
 
     Args:
@@ -127,9 +118,7 @@ def export_transformers_js(
         )
         for dtype, target in chosen.items()
     )
-    return JavaScriptExport(
-        directory=directory, artifact=source.title, models=models, notes=tuple(notes)
-    )
+    return Export(directory=directory, artifact=source.title, models=models, notes=tuple(notes))
 
 
 def file_names(dtype: str, task: Task) -> tuple[str, ...]:
@@ -203,6 +192,10 @@ def _write(
         else:
             axes = {old: new for old, new in AXES.items() if _has_axis(target, old)}
             copy_graph(target, folder / FOLDER / names[0], axes=axes)
+            if source.task.has_cache:
+                from pipeline.graph.kept_logits import ask_how_many
+
+                ask_how_many(folder / FOLDER / names[0])
     _say_what_is_outside(first, folder)
     marker = {
         "artifact": source.title,

@@ -6,22 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.exporting import export_parameters, tell_export
+from pipeline.cli.exporting import export_parameters
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pipeline.cli.exporting import Asked
 
 
 @click.command("export-epcontext")
 @export_parameters
-def export_epcontext_command(
-    artifact: str,
-    directory: Path,
-    targets: tuple[str, ...],
-    must_replace: bool,
-    output: Path,
-    is_json: bool,
-) -> None:
+def export_epcontext_command(asked: Asked) -> None:
     """Write the engines of ARTIFACT to DIRECTORY as ONNX models for ONNX Runtime.
 
     Beside each engine lies a model with one EPContext node, which the execution provider for
@@ -38,23 +31,5 @@ def export_epcontext_command(
     gates, or something is in the way, 3 the artifact is damaged.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.ep_context import export_ep_context
-    from pipeline.listing import find_artifact
 
-    made = export_ep_context(
-        find_artifact(artifact, output), directory, targets=targets, replace=must_replace
-    )
-    tell_export(
-        directory=made.directory,
-        artifact=made.artifact,
-        models=[
-            {
-                "path": model.path,
-                "target": model.target,
-                "compute_capability": model.compute_capability,
-                "provider": model.provider,
-            }
-            for model in made.models
-        ],
-        notes=made.notes,
-        is_json=is_json,
-    )
+    asked.write(export_ep_context)

@@ -6,22 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.exporting import export_parameters, tell_export
+from pipeline.cli.exporting import export_parameters
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pipeline.cli.exporting import Asked
 
 
 @click.command("export-genai")
 @export_parameters
-def export_genai_command(
-    artifact: str,
-    directory: Path,
-    targets: tuple[str, ...],
-    must_replace: bool,
-    output: Path,
-    is_json: bool,
-) -> None:
+def export_genai_command(asked: Asked) -> None:
     """Write the decoders of ARTIFACT to DIRECTORY as models for ONNX Runtime GenAI.
 
     Each target gets a folder with its graph, its tokenizer and genai_config.json. Where
@@ -40,18 +33,5 @@ def export_genai_command(
     or GenAI chose other tokens.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.genai import export_genai
-    from pipeline.listing import find_artifact
 
-    made = export_genai(
-        find_artifact(artifact, output), directory, targets=targets, replace=must_replace
-    )
-    tell_export(
-        directory=made.directory,
-        artifact=made.artifact,
-        models=[
-            {"target": model.target, "precision": model.precision, "trial": model.trial}
-            for model in made.models
-        ],
-        notes=made.notes,
-        is_json=is_json,
-    )
+    asked.write(export_genai)

@@ -6,22 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.exporting import export_parameters, tell_export
+from pipeline.cli.exporting import export_parameters
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pipeline.cli.exporting import Asked
 
 
 @click.command("export-optimum")
 @export_parameters
-def export_optimum_command(
-    artifact: str,
-    directory: Path,
-    targets: tuple[str, ...],
-    must_replace: bool,
-    output: Path,
-    is_json: bool,
-) -> None:
+def export_optimum_command(asked: Asked) -> None:
     """Write the graphs of ARTIFACT to DIRECTORY as Optimum lays them out.
 
     Each target gets a folder with model.onnx, or model_quantized.onnx, its configuration, tokenizer and
@@ -38,18 +31,5 @@ def export_optimum_command(
     artifact is damaged.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.optimum_layout import export_optimum
-    from pipeline.listing import find_artifact
 
-    made = export_optimum(
-        find_artifact(artifact, output), directory, targets=targets, replace=must_replace
-    )
-    tell_export(
-        directory=made.directory,
-        artifact=made.artifact,
-        models=[
-            {"target": model.target, "path": model.path, "loader": model.loader}
-            for model in made.models
-        ],
-        notes=made.notes,
-        is_json=is_json,
-    )
+    asked.write(export_optimum)

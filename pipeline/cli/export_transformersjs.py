@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.exporting import export_parameters, tell_export
+from pipeline.cli.exporting import export_parameters
+
+if TYPE_CHECKING:
+    from pipeline.cli.exporting import Asked
 
 
 @click.command("export-transformersjs")
 @export_parameters
-def export_transformersjs_command(
-    artifact: str,
-    directory: Path,
-    targets: tuple[str, ...],
-    must_replace: bool,
-    output: Path,
-    is_json: bool,
-) -> None:
+def export_transformersjs_command(asked: Asked) -> None:
     """Write ARTIFACT to DIRECTORY as transformers.js and the Hugging Face hub lay a model out.
 
     Targets become onnx/model.onnx (fp32), model_fp16.onnx, model_quantized.onnx (int8) and model_q4.onnx
@@ -37,27 +34,5 @@ def export_transformersjs_command(
     computes something else.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.transformers_js import export_transformers_js
-    from pipeline.listing import find_artifact
 
-    made = export_transformers_js(
-        find_artifact(artifact, output),
-        directory,
-        targets=targets,
-        replace=must_replace,
-        packages=Path.cwd(),
-    )
-    tell_export(
-        directory=made.directory,
-        artifact=made.artifact,
-        models=[
-            {
-                "target": model.target,
-                "dtype": model.dtype,
-                "path": model.path,
-                "trial": model.trial,
-            }
-            for model in made.models
-        ],
-        notes=made.notes,
-        is_json=is_json,
-    )
+    asked.write(export_transformers_js, packages=Path.cwd())

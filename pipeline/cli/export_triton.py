@@ -6,24 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.exporting import export_parameters, tell_export
+from pipeline.cli.exporting import export_parameters
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pipeline.cli.exporting import Asked
 
 
 @click.command("export-triton")
 @export_parameters
 @click.option("--name", help="What the models' names begin with; default the artifact's name.")
-def export_triton_command(
-    artifact: str,
-    directory: Path,
-    targets: tuple[str, ...],
-    name: str | None,
-    must_replace: bool,
-    output: Path,
-    is_json: bool,
-) -> None:
+def export_triton_command(asked: Asked, name: str | None) -> None:
     """Write a Triton model repository from ARTIFACT to DIRECTORY.
 
     Each target's ONNX graph is served by ONNX Runtime; engines of full TensorRT by the tensorrt
@@ -42,23 +34,6 @@ def export_triton_command(
     something is in the way, 3 the artifact is damaged.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.triton.repository import export_triton
-    from pipeline.listing import find_artifact
 
-    made = export_triton(
-        find_artifact(artifact, output),
-        directory,
-        targets=targets,
-        name=name,
-        replace=must_replace,
-    )
-    tell_export(
-        directory=made.directory,
-        artifact=made.artifact,
-        models=[
-            {"name": model.name, "backend": model.backend, "target": model.target}
-            for model in made.models
-        ],
-        notes=made.notes,
-        serve=f"tritonserver --model-repository={directory.absolute()}",
-        is_json=is_json,
-    )
+    serve = f"tritonserver --model-repository={asked.directory.absolute()}"
+    asked.write(export_triton, serve=serve, name=name)

@@ -52,6 +52,7 @@ def export_vllm_command(
     something else.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.vllm import export_vllm
+    from pipeline.bundle.written import Export
     from pipeline.listing import find_artifact
 
     made = export_vllm(
@@ -62,17 +63,12 @@ def export_vllm_command(
         replace=must_replace,
     )
     tell_export(
-        directory=made.directory,
-        artifact=made.artifact,
-        models=[
-            {
-                "target": made.model.target,
-                "bits": made.model.bits,
-                "weights": str(made.model.weights),
-                "trial": made.model.trial,
-            }
-        ],
-        notes=made.notes,
+        Export(
+            directory=made.directory,
+            artifact=made.artifact,
+            models=(made.model,),
+            notes=made.notes,
+        ),
         serve=f"vllm serve {directory.absolute()}",
         is_json=is_json,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +14,9 @@ from pipeline.cli.options import json_option, output_option
 from pipeline.cli.output import emit, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
-F = TypeVar("F", bound="Callable[..., object]")
+    from pipeline.bundle.written import Export
 
 _PARAMETERS = (
     click.argument("artifact"),
@@ -30,51 +32,83 @@ _PARAMETERS = (
 )
 
 
-def export_parameters(function: F) -> F:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command line says."""
+
+    artifact: str
+    directory: Path
+    targets: tuple[str, ...]
+    must_replace: bool
+    output: Path
+    is_json: bool
+
+    def write(
+        self, export: Callable[..., Export[Any]], *, serve: str = "", **options: object
+    ) -> None:
+        """Export the artifact and say what was written.
+
+        Args:
+            export: Takes the artifact's directory, the directory to write, `targets` and `replace`.
+            serve: The command that loads or serves it; empty when there is none.
+            options: What else `export` takes.
+        """
+        from pipeline.listing import find_artifact
+
+        made = export(
+            find_artifact(self.artifact, self.output),
+            self.directory,
+            targets=self.targets,
+            replace=self.must_replace,
+            **options,
+        )
+        tell_export(made, serve=serve, is_json=self.is_json)
+
+
+def export_parameters(function: Callable[..., None]) -> Callable[..., None]:
     """ARTIFACT, DIRECTORY, --target, --force, --output and --json of an export command.
 
-    The command gets `artifact`, `directory`, `targets`, `must_replace`, `output` and `is_json`.
+    The command gets them as one `Asked`, and options of its own by their names.
     """
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        asked = Asked(**{field.name: given.pop(field.name) for field in fields(Asked)})
+        function(asked, **given)
+
     for parameter in reversed(_PARAMETERS):
-        function = parameter(function)
-    return function
+        command = parameter(command)
+    return command
 
 
-def tell_export(
-    *,
-    directory: Path,
-    artifact: str,
-    models: Sequence[Mapping[str, str]],
-    notes: Sequence[str] = (),
-    serve: str = "",
-    is_json: bool,
-) -> None:
+def tell_export(made: Export[Any], *, serve: str = "", is_json: bool) -> None:
     """Say what was written: rows for people, or one document for programs.
 
     Args:
-        directory: Where it lies.
-        artifact: Which one it is of, as `name/version`.
-        models: A row each; all have the same keys, and a row's values are its columns.
-        notes: What was left out, or is not as one may think, a sentence each.
+        made: What was written.
         serve: The command that loads or serves it; empty when there is none.
         is_json: The document is asked for.
     """
     from pipeline.cli.lines import columns, one_line
 
+    models = [
+        {field.name: str(getattr(model, field.name)) for field in fields(model)}
+        for model in made.models
+    ]
     if is_json:
         document = {
             "exit_code": 0,
-            "directory": str(directory),
-            "artifact": artifact,
-            "models": [dict(model) for model in models],
-            "notes": list(notes),
+            "directory": str(made.directory),
+            "artifact": made.artifact,
+            "models": models,
+            "notes": list(made.notes),
         }
         emit(json.dumps(document, indent=2))
         return
     for line in columns(list(model.values()) for model in models):
         emit(line)
-    for note in notes:
+    for note in made.notes:
         say(f"note: {one_line(note)}")
-    emit(f"written: {one_line(directory)}")
+    emit(f"written: {one_line(made.directory)}")
     if serve:
         say(f"serve it: {one_line(serve)}")

@@ -30,6 +30,7 @@ from pipeline.bundle.triton.plan import (
 from pipeline.bundle.triton.rules import CONFIG_FILE, WARM_UP_FOLDER, repository_problems
 from pipeline.bundle.triton.source import MODEL_FILE, read_artifact
 from pipeline.bundle.triton.text import write_message
+from pipeline.bundle.written import Export
 from pipeline.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -52,21 +53,6 @@ class ServedModel:
     target: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TritonExport:
-    """What was written.
-
-    Attributes:
-        directory: The repository.
-        notes: What is not served, or not as one may think, a sentence each.
-    """
-
-    directory: Path
-    artifact: str
-    models: tuple[ServedModel, ...]
-    notes: tuple[str, ...]
-
-
 def export_triton(
     artifact: Path,
     directory: Path,
@@ -74,7 +60,7 @@ def export_triton(
     targets: Sequence[str] = (),
     name: str | None = None,
     replace: bool = False,
-) -> TritonExport:
+) -> Export[ServedModel]:
     """Make a model repository from an artifact.
 
     Args:
@@ -106,7 +92,7 @@ def export_triton(
                 where=str(artifact),
                 hint="this is a defect of convert, please report it",
             )
-    return TritonExport(
+    return Export(
         directory=directory,
         artifact=f"{source.name}/{source.version}",
         models=models,
