@@ -62,6 +62,8 @@ def _load_onnxruntime(contender: Contender, threads: int) -> Loaded:
         return _load_provider(contender, threads)
     import onnxruntime
 
+    from pipeline.data.decoder_inputs import CACHE_POSITION, MASK
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -76,12 +78,19 @@ def _load_onnxruntime(contender: Contender, threads: int) -> Loaded:
     )
     load_time_ns = time.perf_counter_ns() - started
 
+    names = tuple(item.name for item in session.get_inputs())
+    is_static = CACHE_POSITION in names
+
     def bind(feeds: Feeds) -> Call:
+        if is_static:  # nothing is in the cache yet, but all of it is given
+            from pipeline.runtimes.static_cache import fit_feeds
+
+            feeds = fit_feeds(feeds, session.get_inputs()[names.index(MASK)].shape[1])
         return lambda: session.run(None, feeds)
 
     return Loaded(
         description=f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}",
-        input_names=tuple(item.name for item in session.get_inputs()),
+        input_names=tuple(name for name in names if name != CACHE_POSITION),
         load_time_ns=load_time_ns,
         bind=bind,
     )

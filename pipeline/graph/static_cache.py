@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import onnx_ir as ir
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 
+from pipeline.data.decoder_inputs import CACHE_POSITION, CACHE_PREFIX, MASK, PRESENT_PREFIX
 from pipeline.errors import StageError
 from pipeline.graph.fusions.matching import (
     GraphEditor,
@@ -41,9 +42,7 @@ if TYPE_CHECKING:
 
 OPSET: Final = 24
 """The first with `TensorScatter`."""
-POSITION: Final = "cache_position"
-TOKENS, MASK = "input_ids", "attention_mask"
-PAST, PRESENT = "past_key_values.", "present."
+TOKENS: Final = "input_ids"
 
 _TOKEN_AXIS: Final = 2
 _MASK_AXIS: Final = 1
@@ -77,12 +76,12 @@ def write_static_cache(model: ir.Model, length: int) -> StaticCacheReport:
     """
     graph = model.graph
     pairs = [
-        (value, value.name.removeprefix(PAST))
+        (value, value.name.removeprefix(CACHE_PREFIX))
         for value in graph.inputs
-        if value.name and value.name.startswith(PAST)
+        if value.name and value.name.startswith(CACHE_PREFIX)
     ]
     names = {value.name for value in graph.inputs}
-    if not pairs or not {TOKENS, MASK} <= names or POSITION in names:
+    if not pairs or not {TOKENS, MASK} <= names or CACHE_POSITION in names:
         raise StageError(
             "the graph is no decoder with a cache that grows: its inputs are "
             + ", ".join(f"`{value.name}`" for value in graph.inputs)
@@ -118,7 +117,7 @@ class _Writer:
         self._cuts: dict[ir.Value, ir.Value] = {}
         inputs = {value.name: value for value in graph.inputs}
         self._position = ir.Value(
-            name=self._editor.name(POSITION),
+            name=self._editor.name(CACHE_POSITION),
             shape=ir.Shape([1]),
             type=ir.TensorType(ir.DataType.INT64),
         )
@@ -143,7 +142,7 @@ class _Writer:
         Raises:
             StageError: when it is something else than the past with new tokens behind it.
         """
-        wanted = f"{PRESENT}{name}"
+        wanted = f"{PRESENT_PREFIX}{name}"
         present = next((value for value in self._graph.outputs if value.name == wanted), None)
         node = None if present is None else present.producer()
         if present is None or node is None:

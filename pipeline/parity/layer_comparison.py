@@ -24,7 +24,7 @@ from pipeline.graph.inner_values import captured_names
 from pipeline.graph.observed import write_observed_model
 from pipeline.graph.segments import FED, read_by, write_segment
 from pipeline.parity.layer_noise import LayerRow
-from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+from pipeline.runtimes.static_cache import CacheRunner
 from pipeline.stages.base import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class GraphValues:
         runner: Loaded, returning them.
     """
 
-    def __init__(self, runner: OnnxRuntimeRunner) -> None:
+    def __init__(self, runner: CacheRunner) -> None:
         self._runner = runner
         self._inputs = [spec.name for spec in runner.inputs]
 
@@ -222,8 +222,8 @@ def _folder(scratch: Path, name: str) -> Path:
     return folder
 
 
-def _runner(path: Path, options: ComparisonOptions) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(path, optimizations=options.optimizations, threads=options.threads)
+def _runner(path: Path, options: ComparisonOptions) -> CacheRunner:
+    return CacheRunner(path, optimizations=options.optimizations, threads=options.threads)
 
 
 def _spread(count: int) -> Iterator[int]:
@@ -233,7 +233,7 @@ def _spread(count: int) -> Iterator[int]:
 
 
 def _sizes(
-    runner: OnnxRuntimeRunner,
+    runner: CacheRunner,
     right: RightValues,
     known: Sequence[InnerValue],
     samples: Sequence[Mapping[str, Array]],
@@ -262,7 +262,7 @@ class _Piece:
     """Some values, and the part of the graph that computes them out of right ones."""
 
     def __init__(
-        self, rows: list[LayerRow], path: Path, taken: tuple[str, ...], runner: OnnxRuntimeRunner
+        self, rows: list[LayerRow], path: Path, taken: tuple[str, ...], runner: CacheRunner
     ) -> None:
         self.rows = rows
         self.taken = taken
@@ -314,7 +314,7 @@ class _Work:
         result: Where sums are kept.
     """
 
-    runner: OnnxRuntimeRunner
+    runner: CacheRunner
     right: RightValues
     dtypes: Mapping[str, str]
     result: LayerComparison

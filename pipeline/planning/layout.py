@@ -15,6 +15,7 @@ from pipeline.planning.checking import (
     check_quality,
     check_runtime,
     check_shapes,
+    check_static_caches,
 )
 from pipeline.planning.keys import require_nodes_packages
 from pipeline.planning.serving import check_serving
@@ -115,6 +116,7 @@ def build_plan(
             chain = target.chain(builder)
         check_measured(recipe, task, target.name, chain, where)
         targets.append(plan_target(target.name, chain, builder, recipe, task, measures))
+    check_static_caches(recipe, where)
     check_cuda_graphs(recipe, where)
     torch_runs = tuple(plan_torch_runs(builder, recipe, task, measures, where))
     work = len(builder.drafts)

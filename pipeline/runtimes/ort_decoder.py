@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 import onnxruntime
 
-from pipeline.data.decoder_inputs import MASK
+from pipeline.data.decoder_inputs import CACHE_POSITION, MASK
 from pipeline.errors import StageError
 from pipeline.runtimes.decoder import (
     LOGITS,
@@ -23,7 +23,6 @@ from pipeline.runtimes.decoder import (
 )
 from pipeline.runtimes.onnxruntime import ERRORS, OnnxRuntimeRunner, error_reason
 from pipeline.runtimes.static_cache import (
-    POSITION,
     Filled,
     StaticCache,
     padded,
@@ -110,7 +109,9 @@ class OrtDecoder(OnnxRuntimeRunner):
         for spec in self.inputs:
             match = _PAST.fullmatch(spec.name)
             if match is None:
-                is_known = spec.name in TOKEN_INPUTS or (spec.name == POSITION and self._room)
+                is_known = spec.name in TOKEN_INPUTS or (
+                    spec.name == CACHE_POSITION and self._room
+                )
                 if not is_known:
                     problems.append(f"nothing is known of its input `{spec.name}`")
                 continue
@@ -199,7 +200,7 @@ class OrtDecoder(OnnxRuntimeRunner):
         if self._room is not None:
             require_room(feed.mask.shape[1], self._room)
             fed[MASK] = padded(feed.mask, 1, self._room)
-            fed[POSITION] = np.array([cache.length], np.int64)
+            fed[CACHE_POSITION] = np.array([cache.length], np.int64)
         taken = {spec.name for spec in self.inputs}
         return {name: array for name, array in fed.items() if name in taken}
 
@@ -225,9 +226,7 @@ class OrtDecoder(OnnxRuntimeRunner):
                 )
 
     def reorder(self, cache: Cache, rows: Sequence[int]) -> Cache:
-        """As `Decoder.reorder`; by way of the host's memory, and free where no row moves."""
-        if list(rows) == list(range(cache.rows)):
-            return cache
+        """As `Decoder.reorder`; by way of the host's memory."""
         kind, number = self._device()
         values = {}
         for name, value in cache.values.items():

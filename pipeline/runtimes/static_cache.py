@@ -7,11 +7,11 @@ as comparisons do, feeds such a graph like one whose cache grows: `CacheRunner`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from pipeline.data.decoder_inputs import MASK, is_cache, is_present
+from pipeline.data.decoder_inputs import CACHE_POSITION, MASK, is_cache, is_present
 from pipeline.runtimes.base import FeedError, check_feeds
 from pipeline.runtimes.decoder import TOKEN_AXIS, Cache
 from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pipeline.runtimes.base import Array, ModelTensor
-
-POSITION: Final = "cache_position"
-"""The input, int64 (1,), that says where the first new token goes: how many the cache holds."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,7 +44,7 @@ class StaticCache(Cache):
 
 def room_of(inputs: Sequence[ModelTensor]) -> int | None:
     """For how many tokens of a text there is room; None for a cache that grows."""
-    if all(spec.name != POSITION for spec in inputs):
+    if all(spec.name != CACHE_POSITION for spec in inputs):
         return None
     lengths = {
         spec.shape[TOKEN_AXIS] if spec.shape and len(spec.shape) == 4 else None
@@ -93,7 +90,7 @@ def fit_feeds(feeds: Mapping[str, Array], room: int) -> dict[str, Array]:
     require_room(feeds[MASK].shape[1], room)
     past = next(array.shape[TOKEN_AXIS] for name, array in feeds.items() if is_cache(name))
     fitted = dict(feeds)
-    fitted[POSITION] = np.array([past], np.int64)
+    fitted[CACHE_POSITION] = np.array([past], np.int64)
     fitted[MASK] = padded(feeds[MASK], 1, room)
     for name, array in feeds.items():
         if is_cache(name):
@@ -118,7 +115,7 @@ class CacheRunner(OnnxRuntimeRunner):
         """What must be fed."""
         if self._room is None:
             return self._inputs
-        return tuple(_as_fed(spec) for spec in self._inputs if spec.name != POSITION)
+        return tuple(_as_fed(spec) for spec in self._inputs if spec.name != CACHE_POSITION)
 
     @property
     def outputs(self) -> tuple[ModelTensor, ...]:

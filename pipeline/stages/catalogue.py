@@ -48,6 +48,7 @@ from pipeline.stages.samples import SAMPLES
 from pipeline.stages.scale_channels import SCALE_CHANNELS
 from pipeline.stages.sensitivity import SENSITIVITY
 from pipeline.stages.simplify import SIMPLIFY
+from pipeline.stages.static_cache import STATIC_CACHE
 from pipeline.stages.validate import VALIDATE
 from pipeline.stages.validate_engine import VALIDATE_ENGINE
 from pipeline.stages.validate_provider import VALIDATE_PROVIDER
@@ -79,6 +80,7 @@ STAGES: tuple[AnyStage, ...] = (
     QUANTIZE_STATIC,
     QUANTIZE_WEIGHTS,
     PACK_WEIGHTS,
+    STATIC_CACHE,
     ENGINE,
     ENGINE_TENSORRT,
     VALIDATE,

@@ -157,7 +157,7 @@ def _right_values(
         from pipeline.graph.observed import write_observed_model
         from pipeline.graph.stand_in import write_stand_in
         from pipeline.parity.layer_comparison import GraphValues
-        from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+        from pipeline.runtimes.static_cache import CacheRunner
 
         before = write_stand_in(inputs[BEFORE_PORT], context.scratch, config.before).model
         graph = load_graph_only(before / MODEL_FILE).graph
@@ -165,9 +165,7 @@ def _right_values(
         theirs = {value.name for value in read_inner_values(graph, {})} - outputs
         shared = [value.name for value in values if value.name in theirs]
         path = write_observed_model(before, shared, scratch, is_float32=False)
-        with OnnxRuntimeRunner(
-            path, optimizations=config.before, threads=context.threads
-        ) as runner:
+        with CacheRunner(path, optimizations=config.before, threads=context.threads) as runner:
             yield GraphValues(runner)
 
     @contextmanager

@@ -56,12 +56,12 @@ def run(
             not belong together.
     """
     from pipeline.graph.stand_in import write_stand_in
-    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+    from pipeline.runtimes.static_cache import CacheRunner
     from pipeline.stages.parity_work import compare, load_pair, parity_facts
 
     pair = load_pair(inputs[SAMPLES_PORT], inputs[REFERENCE_PORT])
     stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
-    with OnnxRuntimeRunner(
+    with CacheRunner(
         stand_in.model / MODEL_FILE,
         optimizations=config.optimizations,
         threads=config.threads or context.threads,
