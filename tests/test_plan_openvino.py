@@ -57,12 +57,12 @@ def _write_graph(path: Path, *, past: str) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
 
 
-def _plan(tmp_path: Path, source: Path, serving: dict[str, Any]) -> Plan:
+def _plan(tmp_path: Path, source: Path, serving: dict[str, Any], **checks: Any) -> Plan:
     changes: dict[str, Any] = {
         "model": {"source": str(source), "task": "text-generation"},
         "gates": {
             "parity": {"cosine_similarity": {"min": 0.8}},
-            "checks": {"openvino_serving": serving},
+            "checks": {"openvino_serving": serving, **checks},
         },
     }
     path = write_recipe(tmp_path / "recipe.yaml", source, **changes)
@@ -131,3 +131,12 @@ def test_texts_beyond_the_positions_are_refused(tmp_path: Path, checkpoint: Path
 
 def test_a_draft_that_is_not_there_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     _refused(tmp_path, checkpoint, {"draft": str(tmp_path / "nothing")})
+
+
+@pytest.mark.skipif(has_package("mlperf_loadgen"), reason="LoadGen is installed")
+def test_loadgen_must_be_installed_where_it_is_asked_for(tmp_path: Path, checkpoint: Path) -> None:
+    server = {"requests_per_s": 1, "ttft_ms": 1, "tpot_ms": 1, "generator": "loadgen"}
+    with pytest.raises(EnvironmentMissing, match="mlcommons-loadgen") as caught:
+        _plan(tmp_path, checkpoint, {}, generation_speed={"server": server})
+    assert "recipe.yaml:" in caught.value.where
+    assert "convert-pipeline[loadgen]" in str(caught.value.hint)

@@ -105,3 +105,10 @@ class OpenVinoRecord(_Frozen):
     drafted: int
     accepted: int
     peak_rss_mib: float | None
+
+
+class OpenVinoAnswer(_Frozen):
+    """The record, or why there is none."""
+
+    record: OpenVinoRecord | None = None
+    problem: str = ""

@@ -25,6 +25,7 @@ import numpy as np
 from pipeline.bench.openvino_job import (
     Comparison,
     Difference,
+    OpenVinoAnswer,
     OpenVinoJob,
     OpenVinoRecord,
     Round,
@@ -42,15 +43,14 @@ _QUESTION_TOKENS: Final = 8
 
 
 def main(arguments: list[str]) -> int:
-    """Read the job, measure, write the record; the exit status."""
-    job_file, record_file = map(Path, arguments)
+    """Read the job, measure, write the answer; the exit status."""
+    job_file, answer_file = map(Path, arguments)
     job = OpenVinoJob.model_validate_json(job_file.read_bytes())
     try:
-        record = measure(job)
+        answer = OpenVinoAnswer(record=measure(job))
     except RuntimeError as error:
-        sys.stderr.write(f"OpenVINO GenAI: {first_line(error)}\n")
-        return 1
-    record_file.write_text(record.model_dump_json(), encoding="utf-8")
+        answer = OpenVinoAnswer(problem=f"OpenVINO GenAI cannot run it: {first_line(error)}")
+    answer_file.write_text(answer.model_dump_json(), encoding="utf-8")
     return 0
 
 

@@ -29,6 +29,8 @@ SERVER_FORMULAS: Final[Mapping[str, str]] = {
     "goodput_per_s": "requests with ttft and tpot both within their objective / time from the first "
     "arrival to the last token",
     "served_per_s": "all requests / the same time",
+    "loadgen": "what MLPerf's LoadGen says itself when it asks: times from when it meant to ask, and "
+    "VALID when both objectives hold at the 99th percentile with enough requests",
 }
 """Name -> formula. Goodput is that of Zhong et al., DistServe, 2024."""
 

@@ -1,4 +1,4 @@
-"""What `openvino_serving` may not ask for, found before anything runs."""
+"""What measuring a server may not ask for, found before anything runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checks.openvino_serving import DRAFT_NAME, NAME
-from pipeline.errors import RecipeError
+from pipeline.environment import find_package
+from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.stages.benchmark_openvino import QUESTION
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _TOKENIZER: str = "tokenizer.json"
 _SHOWN = 40
+LOADGEN = "mlcommons-loadgen"
 
 
 def check_serving(
@@ -29,7 +31,9 @@ def check_serving(
 
     Raises:
         RecipeError: naming what does not fit.
+        EnvironmentMissing: LoadGen is asked for and is not installed.
     """
+    _check_generator(recipe, where)
     limits = recipe.gates.checks.openvino_serving
     sequence = recipe.shapes.sequence
     if limits is None or sequence is None:
@@ -51,6 +55,17 @@ def check_serving(
             )
     if DRAFT_NAME in candidates:
         _check_draft(candidates[DRAFT_NAME], source, max(n for n, _ in wanted.values()), where)
+
+
+def _check_generator(recipe: Recipe, where: Where) -> None:
+    speed = recipe.gates.checks.generation_speed
+    asks_loadgen = speed is not None and speed.server and speed.server.generator == "loadgen"
+    if asks_loadgen and find_package(LOADGEN) is None:
+        raise EnvironmentMissing(
+            f"`generator: loadgen` needs `{LOADGEN}`, which is not installed",
+            where=where("gates", "checks", "generation_speed", "server", "generator"),
+            hint="pip install 'convert-pipeline[loadgen]', or take `generator: own`",
+        )
 
 
 def _check_draft(draft: Candidate, source: Source, longest: int, where: Where) -> None:

@@ -74,16 +74,16 @@ def run(
     """Facts: a record for each question, `problems`, and the formulas beside the names.
 
     Raises:
-        StageError: OpenVINO GenAI cannot run what it has read.
+        StageError: the process that measures crashed.
     """
     from pipeline.bench.measuring import run_measuring
-    from pipeline.bench.openvino_job import OpenVinoRecord
+    from pipeline.bench.openvino_job import OpenVinoAnswer
     from pipeline.bench.openvino_metrics import OPENVINO_FORMULAS, summarize_openvino
 
     del output
     folders, problem = _convert(inputs, context.scratch)
     if problem:
-        return {"problems": [problem], "formulas": dict(OPENVINO_FORMULAS)}
+        return _problem(problem)
     job = make_job(config, inputs[SAMPLES_PORT], folders, context.threads)
     launch = context.scratch / "launch"
     launch.mkdir()
@@ -96,8 +96,12 @@ def run(
         threads=context.threads,
         on_line=lambda: context.progress(next(rounds), total, "rounds"),
     )
-    record = OpenVinoRecord.model_validate_json(answer)
-    found = summarize_openvino(record, new_tokens=sum(job.lengths), questions=config.questions)
+    made = OpenVinoAnswer.model_validate_json(answer)
+    if made.record is None:
+        return _problem(made.problem)
+    found = summarize_openvino(
+        made.record, new_tokens=sum(job.lengths), questions=config.questions
+    )
     return {
         "problems": [],
         "threads": context.threads,
@@ -110,6 +114,10 @@ def run(
         **found,
         "formulas": dict(OPENVINO_FORMULAS),
     }
+
+
+def _problem(problem: str) -> dict[str, JSON]:
+    return {"problems": [problem], "formulas": {}}
 
 
 def make_job(
