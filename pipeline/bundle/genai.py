@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE: Final = "genai_config.json"
 PACKAGE: Final = "onnxruntime_genai"
+_NO_PAIRS: Final = (
+    "of these ONNX Runtime GenAI runs Whisper with 30 seconds only, which is not written here; "
+    "export-optimum and export-transformersjs write it"
+)
 _TOKEN_INPUTS: Final = ("input_ids", "attention_mask", "position_ids")
 _SHARED: Final = "com.microsoft::GroupQueryAttention"
 """The one operator that writes new keys and values into the memory of the old ones."""
@@ -67,7 +71,7 @@ def export_genai(
         is_ours=lambda child: (child / CONFIG_FILE).is_file(),
         what="model of ONNX Runtime GenAI",
     ) as draft:
-        source = read_graphs(artifact, targets)
+        source = read_graphs(artifact, targets, no_pairs=_NO_PAIRS)
         if not source.task.has_cache:
             raise RecipeError(
                 f"`{source.title}` is of task `{source.task.name}`, and ONNX Runtime GenAI "

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline.bundle.graphs import GraphTarget
 
 MODEL_FILE: Final = "openvino_model.xml"
+_NO_PAIRS: Final = (
+    "OpenVINO GenAI has no pipeline for such texts, and that for Whisper wants the source's cache as state, "
+    "which is not made here; export-optimum and export-transformersjs write it"
+)
 PACKAGES: Final = ("openvino", "openvino_genai", "openvino_tokenizers")
 
 
@@ -55,7 +59,7 @@ def export_openvino(
         is_ours=lambda child: (child / MODEL_FILE).is_file(),
         what="model of OpenVINO",
     ) as draft:
-        source = read_graphs(artifact, targets)
+        source = read_graphs(artifact, targets, no_pairs=_NO_PAIRS)
         if not source.task.has_cache:
             raise RecipeError(
                 f"`{source.title}` is of task `{source.task.name}`, and this is for `text-generation`"

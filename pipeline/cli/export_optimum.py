@@ -18,8 +18,9 @@ def export_optimum_command(asked: Asked) -> None:
     """Write the graphs of ARTIFACT to DIRECTORY as Optimum lays them out.
 
     Each target gets a folder with model.onnx, or model_quantized.onnx, its configuration, tokenizer and
-    ort_config.json; the class that loads it stands beside its name. The artifact is verified first.
-    DIRECTORY must be new or empty.
+    ort_config.json; the class that loads it stands beside its name. Of an encoder with a decoder they are
+    encoder_model.onnx and decoder_model_merged.onnx, which must choose the artifact's tokens when they are
+    run as Optimum does. The artifact is verified first. DIRECTORY must be new or empty.
 
     \b
     Examples:
@@ -28,7 +29,7 @@ def export_optimum_command(asked: Asked) -> None:
       convert export-optimum latest optimum/ --json | jq -r '.models[].loader'
 
     Exit codes: 0 it is written, 2 there is no such artifact or target, or something is in the way, 3 the
-    artifact is damaged.
+    artifact is damaged, or what was written chooses other tokens.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.optimum_layout import export_optimum
 

@@ -19,7 +19,8 @@ def export_transformersjs_command(asked: Asked) -> None:
     """Write ARTIFACT to DIRECTORY as transformers.js and the Hugging Face hub lay a model out.
 
     Targets become onnx/model.onnx (fp32), model_fp16.onnx, model_quantized.onnx (int8) and model_q4.onnx
-    (int4), beside tokenizer and configuration. Where Node runs and @huggingface/transformers is
+    (int4), beside tokenizer and configuration; an encoder with a decoder becomes encoder_model.onnx and
+    decoder_model_merged.onnx with the same endings. Where Node runs and @huggingface/transformers is
     installed in this directory or one above it, each is loaded, and must generate our tokens or compute
     our outputs; otherwise a note says that nothing was tried. DIRECTORY must be new or empty.
 

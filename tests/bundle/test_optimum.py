@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -74,12 +75,10 @@ def test_dynamic_int8_is_described(decoder_artifact: Path, tmp_path: Path) -> No
     assert config["quantization"]["per_channel"] is True
 
 
-@pytest.mark.slow
-def test_optimum_generates_the_tokens_of_our_own_loop(
-    decoder_artifact: Path, tmp_path: Path
-) -> None:
-    export_optimum(decoder_artifact, tmp_path / "made")
-    environment = tmp_path / "environment"
+@functools.cache
+def optimum_python(factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with Optimum, made once; skips where pip cannot."""
+    environment = factory.mktemp("optimum") / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
     install = [python, "-m", "pip", "install", "-q", "--no-deps", *PACKAGES]
@@ -88,6 +87,15 @@ def test_optimum_generates_the_tokens_of_our_own_loop(
     (site,) = environment.glob("lib/python*/site-packages")
     # Everything else is this environment's, behind the older packages.
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+@pytest.mark.slow
+def test_optimum_generates_the_tokens_of_our_own_loop(
+    decoder_artifact: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    export_optimum(decoder_artifact, tmp_path / "made")
+    python = optimum_python(tmp_path_factory)
     options = GenerationOptions(tokens=12, stops=frozenset({257}), pad=256)
     for target, name in (("cpu-fp32", "model.onnx"), ("cpu-int4", "model_quantized.onnx")):
         folder = tmp_path / "made" / target

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -17,7 +20,11 @@ from pipeline.bundle.transformers_js import export_transformers_js
 from pipeline.errors import ArtifactError, RecipeError
 from tests.bundle.conftest import remake
 from tests.bundle.pairs import artifact_of_pair
-from tests.recipes import FP32
+from tests.bundle.test_optimum import optimum_python
+from tests.bundle.test_transformers_js import VERSION, install_transformers_js
+from tests.pairs import PAD
+from tests.recipes import FP32, INT8
+from tests.trained.cache import ensure_trained
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +114,85 @@ def test_what_no_consumer_can_take_is_refused(
     with pytest.raises(RecipeError, match=told):
         export(changed, tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+FAMILIES = {"bart": {}, "marian": {}, "t5": {"d_kv": 12}, "whisper": {}}
+"""The T5's heads are wider than its size over their number, which Optimum takes for granted."""
+SCRIPT = """
+import json, sys, torch
+from optimum.onnxruntime import ORTModelForSeq2SeqLM, ORTModelForSpeechSeq2Seq
+folder, asked = sys.argv[1], json.loads(sys.argv[2])
+is_heard = "input_features" in asked
+model = (ORTModelForSpeechSeq2Seq if is_heard else ORTModelForSeq2SeqLM).from_pretrained(folder)
+assert model.can_use_cache and model.decoder.is_merged and model.decoder_with_past is None
+feeds = {name: torch.tensor(values) for name, values in asked.items()}
+beams = [1] if is_heard else [1, 3]
+made = [
+    model.generate(**feeds, max_new_tokens=10, do_sample=False, num_beams=n).tolist() for n in beams
+]
+print(json.dumps(made))
+"""
+
+
+def _sources(family: str) -> dict[str, Any]:
+    if family == "whisper":
+        generator = np.random.default_rng(3)
+        return {"input_features": generator.standard_normal((2, 8, 100)).astype(np.float32)}
+    ids = np.array([[5, 6, 7, 8, 9, 257], [70, 71, 257, PAD, PAD, PAD]])
+    return {"input_ids": ids, "attention_mask": (ids != PAD).astype(np.int64)}
+
+
+def _of_checkpoint(checkpoint: Path, sources: dict[str, Any]) -> list[list[list[int]]]:
+    import torch
+    import transformers
+
+    name = json.loads((checkpoint / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, name).from_pretrained(checkpoint)
+    feeds = {name: torch.from_numpy(array) for name, array in sources.items()}
+    beams = [1] if "input_features" in sources else [1, 3]
+    return [
+        model.generate(**feeds, max_new_tokens=10, do_sample=False, num_beams=number).tolist()
+        for number in beams
+    ]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family = request.param
+    root = tmp_path_factory.mktemp(family)
+    return artifact_of_pair(root, family, FP32, INT8, **FAMILIES[family])
+
+
+@pytest.mark.slow
+def test_optimum_and_node_generate_the_tokens_of_the_checkpoint(
+    pair: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    family = pair.parent.name.rstrip("0123456789")
+    made = export_transformers_js(
+        pair, tmp_path / "web", packages=install_transformers_js(tmp_path_factory)
+    )
+    told = f"transformers.js {VERSION}: the same tokens from 3 sources"
+    assert [model.trial for model in made.models] == [told, told]
+    sources = _sources(family)
+    export_optimum(pair, tmp_path / "optimum", targets=["cpu-fp32"])
+    python = optimum_python(tmp_path_factory)
+    asked = json.dumps({name: array.tolist() for name, array in sources.items()})
+    done = subprocess.run(
+        [python, "-c", SCRIPT, tmp_path / "optimum/cpu-fp32", asked],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    assert answer == _of_checkpoint(pair.parent / "checkpoint", sources)
+
+
+@pytest.mark.slow
+@pytest.mark.trained
+def test_a_trained_pair_keeps_its_tokens_in_both_layouts(tmp_path: Path) -> None:
+    checkpoint = ensure_trained("pairs").checkpoint
+    artifact = artifact_of_pair(tmp_path, "mbart", FP32, INT8, checkpoint=checkpoint)
+    export_optimum(artifact, tmp_path / "optimum")
+    export_transformers_js(artifact, tmp_path / "web")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -97,12 +98,12 @@ def test_what_transformers_js_has_no_name_for_is_refused(
     assert not (tmp_path / "made").exists()
 
 
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@functools.cache
+def install_transformers_js(factory: pytest.TempPathFactory) -> Path:
     """A directory with transformers.js; its binary of ONNX Runtime for the CPU is in the package."""
     if shutil.which("npm") is None:
         pytest.skip("there is no npm")
-    folder = tmp_path_factory.mktemp("node")
+    folder = factory.mktemp("node")
     (folder / "package.json").write_text("{}")
     done = subprocess.run(
         ["npm", "install", f"@huggingface/transformers@{VERSION}"],
@@ -116,6 +117,11 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode != 0:
         pytest.skip(f"npm cannot install it: {done.stderr[-300:]}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_transformers_js(tmp_path_factory)
 
 
 @pytest.mark.slow
