@@ -33,6 +33,7 @@ class Fault:
         models: Where it can be made.
         targets: Chains it is tried in; each model takes the next one.
         node: The node's name where it is not the stage's: `samples@calibration`.
+        component: Of a model of several graphs, the one that is damaged; the report must name it too.
         apply: Makes the damaged result.
     """
 
@@ -45,6 +46,7 @@ class Fault:
     targets: tuple[str, ...]
     apply: Apply
     node: str = ""
+    component: str = ""
 
     def target_of(self, model: str) -> str:
         """The chain that it is tried in with a model."""
@@ -61,6 +63,8 @@ def graph_fault(
     *,
     stages: Mapping[str, tuple[str, ...]],
     models: tuple[str, ...] = ALL,
+    component: str = "",
+    suffix: str = "",
 ) -> Callable[[Callable[[Graph], None]], Callable[[Graph], None]]:
     """Register a damage of a graph, once for each stage that can make it.
 
@@ -69,13 +73,16 @@ def graph_fault(
         why: How it comes about.
         stages: Stage -> chains that it is tried in.
         models: Where it can be made.
+        component: Which graph of several.
+        suffix: Behind the name, where one damage is registered more than once.
     """
 
     def register(damage: Callable[[Graph], None]) -> Callable[[Graph], None]:
         for stage, targets in stages.items():
+            node = f"{stage}.{component}" if component else ""
             FAULTS.append(
                 Fault(
-                    name=f"{damage.__name__}@{stage}",
+                    name=f"{damage.__name__}@{node or stage}{suffix}",
                     kind=kind,
                     why=why,
                     stage=stage,
@@ -83,6 +90,8 @@ def graph_fault(
                     models=models,
                     targets=targets,
                     apply=_on_graph(damage),
+                    node=node,
+                    component=component,
                 )
             )
         return damage
@@ -134,7 +143,15 @@ def result_fault(
 
 def all_faults() -> tuple[Fault, ...]:
     """Every fault, in the order of the files."""
-    from tests.mutants.faults import arithmetic, decoding, quantising, ranges, weights, wiring
+    from tests.mutants.faults import (
+        arithmetic,
+        decoding,
+        pairs,
+        quantising,
+        ranges,
+        weights,
+        wiring,
+    )
 
-    del arithmetic, decoding, quantising, ranges, weights, wiring
+    del arithmetic, decoding, pairs, quantising, ranges, weights, wiring
     return tuple(FAULTS)

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.build import prepare_plan
 from pipeline.recipe import load_recipe_file
 from tests.checkpoints import build_image_classifier, build_sentence_encoder
+from tests.pairs import TEXTS, build_pair, write_pairs
 from tests.trained.cache import ensure_trained
 
 if TYPE_CHECKING:
@@ -177,12 +178,55 @@ def _language_model(folder: Path) -> dict[str, Any]:
     return document
 
 
+def _cipher(folder: Path) -> dict[str, Any]:
+    del folder
+    shapes = {
+        "batch": {"min": 1, "opt": 4, "max": 8},
+        "sequence": {"min": 2, "opt": 8, "max": 24},
+    }
+    document = _trained("pairs", shapes, {}, {})
+    del document["data"]["calibration"]
+    document["data"]["evaluation"]["samples"] = 8
+    return document
+
+
+def _tiny_t5(folder: Path) -> dict[str, Any]:
+    checkpoint, pairs = folder / "tiny-t5", folder / "tiny-pairs.jsonl"
+    if not checkpoint.exists():
+        build_pair(checkpoint, "t5")
+        write_pairs(pairs, 8)
+    return {
+        "model": {"source": str(checkpoint), "task": TEXTS},
+        "shapes": {
+            "batch": {"min": 1, "opt": 4, "max": 8},
+            "sequence": {"min": 2, "opt": 8, "max": 24},
+        },
+        "data": {"evaluation": {"source": str(pairs), "samples": 6}},
+    }
+
+
+PAIRS: Final = (
+    Model(name="pairs", what="encoder and decoder, mBART byte by byte", document=_cipher),
+    Model(
+        name="tiny-t5",
+        what="encoder and decoder, T5: relative positions, two layers, random weights",
+        document=_tiny_t5,
+    ),
+)
 DECODERS: Final = (
     Model(name="lm", what="language model, Llama byte by byte", document=_language_model),
+    *PAIRS,
 )
-"""Have faults of their own; no chain makes an engine of them."""
+"""Have faults of their own, and their chains are for ONNX Runtime."""
 
-DECODER_TARGETS: Final = ("fp32", "dynamic")
+DECODER_TARGETS: Final = ("fp32", "dynamic", "int4")
+_INT4: Final[dict[str, dict[str, Any]]] = {
+    "int4": {
+        "runtime": "onnxruntime",
+        "precision": "int4",
+        "quantization": {"mode": "weight_only"},
+    }
+}
 
 
 def find_model(name: str) -> Model:
@@ -211,11 +255,12 @@ def plan_model(
     """
     document = model.document(folder)
     document["data"]["evaluation"]["seed"] = 2 * seed
-    document["data"]["calibration"]["seed"] = 2 * seed + 1
+    if "calibration" in document["data"]:
+        document["data"]["calibration"]["seed"] = 2 * seed + 1
     document |= {
         "recipe": 1,
         "name": model.name,
-        "targets": [{"name": name, **TARGETS[name]} for name in targets],
+        "targets": [{"name": name, **(TARGETS | _INT4)[name]} for name in targets],
         # A recipe must limit parity; this one says nothing. What must be caught must be caught by
         # the gates that nobody has to ask for.
         "gates": {"parity": {"relative_l2": {"max": 1e9}}, "allow_not_run": ["device_parity"]},

@@ -197,3 +197,20 @@ class Graph:
                 node.attribute.remove(attribute)
                 break
         node.attribute.append(helper.make_attribute(name, value))
+
+    def sort(self) -> None:
+        """Put every node behind the nodes that it reads, and leave the order otherwise."""
+        waiting = list(self.model.graph.node)
+        makers = {name for node in waiting for name in node.output}
+        made: set[str] = set()
+        done: list[onnx.NodeProto] = []
+        while waiting:
+            ready = next(
+                node for node in waiting if all(n in made or n not in makers for n in node.input)
+            )
+            waiting = [node for node in waiting if node is not ready]
+            made.update(ready.output)
+            done.append(ready)
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in done]
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(copies)

@@ -110,9 +110,10 @@ def _outcome(report: Report, fault: Fault, model: str, target: str, seconds: flo
         target=target,
         is_caught=report.verdict != "passed",
         caught_by=tuple(dict.fromkeys(names)),
-        accused=accused,
+        accused=finding.node if finding and fault.component else accused,
         layer=finding.layer if finding else "",
-        is_attributed=accused in fault.accepts,
+        is_attributed=accused in fault.accepts
+        and (not fault.component or (finding is not None and finding.node == fault.node)),
         metric=best.metric if best else "",
         measured=best.measured if best else _nearest(report.gates, fault.stage),
         limit=best.limit if best else "",

@@ -15,9 +15,19 @@ if TYPE_CHECKING:
 
 
 def _decoder_fault(
-    kind: str, why: str
+    kind: str, why: str, *, in_few_bits: bool = False
 ) -> Callable[[Callable[[Graph], None]], Callable[[Graph], None]]:
-    return graph_fault(kind, why, stages={"export": ("dynamic",)}, models=("lm",))
+    """Under 8-bit weights and activations; with `in_few_bits` under 4-bit weights once more."""
+
+    def register(damage: Callable[[Graph], None]) -> Callable[[Graph], None]:
+        for target, suffix in (("dynamic", ""), ("int4", "-int4")):
+            if not suffix or in_few_bits:
+                graph_fault(
+                    kind, why, stages={"export": (target,)}, models=("lm",), suffix=suffix
+                )(damage)
+        return damage
+
+    return register
 
 
 def _joins(graph: Graph) -> list[Any]:
@@ -27,7 +37,9 @@ def _joins(graph: Graph) -> list[Any]:
     return made
 
 
-@_decoder_fault("mask", "the attention mask is not used; it shows beside longer prompts")
+@_decoder_fault(
+    "mask", "the attention mask is not used; it shows beside longer prompts", in_few_bits=True
+)
 def cache_mask_lost(graph: Graph) -> None:
     ones = graph.insert("Equal", ["attention_mask", "attention_mask"])
     whole = graph.insert("Cast", [ones], to=7)
@@ -40,7 +52,9 @@ def _past_length(graph: Graph) -> str:
 
 
 @_decoder_fault(
-    "cache", "positions count the past twice: the wrapper adds it, and so does the model"
+    "cache",
+    "positions count the past twice: the wrapper adds it, and so does the model",
+    in_few_bits=True,
 )
 def positions_shifted_by_past(graph: Graph) -> None:
     moved = graph.insert("Add", ["position_ids", _past_length(graph)])
@@ -53,7 +67,7 @@ def positions_start_anew(graph: Graph) -> None:
     graph.redirect("position_ids", moved, but=[graph.maker(moved)])
 
 
-@_decoder_fault("cache", "new keys and values are put in front of the past")
+@_decoder_fault("cache", "new keys and values are put in front of the past", in_few_bits=True)
 def new_entries_first(graph: Graph) -> None:
     for node in _joins(graph):
         node.input[0], node.input[1] = node.input[1], node.input[0]
@@ -79,13 +93,13 @@ def cache_heads_permuted(graph: Graph) -> None:
         graph.insert("Gather", [inner, order], axis=1, output=name)
 
 
-@_decoder_fault("weights", "key heads of one layer belong to other queries")
+@_decoder_fault("weights", "key heads of one layer belong to other queries", in_few_bits=True)
 def key_heads_permuted(graph: Graph) -> None:
     (name,) = graph.find("layers.1", "k_proj.weight")
     graph.change(name, lambda weight: np.roll(weight, len(weight) // 2, axis=0))
 
 
-@_decoder_fault("cache", "the past is handed on as it came")
+@_decoder_fault("cache", "the past is handed on as it came", in_few_bits=True)
 def present_is_past(graph: Graph) -> None:
     for name in [name for name in graph.outputs if name.startswith("present.")]:
         graph.before_output(name)
@@ -108,15 +122,45 @@ def cache_entries_stale(graph: Graph) -> None:
         graph.insert("Concat", [tail, first], axis=2, output=present)
 
 
-@_decoder_fault("positions", "the rotary base of another model of the family")
+@_decoder_fault("positions", "the rotary base of another model of the family", in_few_bits=True)
 def rope_base(graph: Graph) -> None:
     (name,) = graph.find("inv_freq")
     graph.change(name, lambda found: found ** (np.log(50_000) / np.log(10_000)))
 
 
-@_decoder_fault("weights", "the head was stored apart from the embeddings, and is not the same")
+@_decoder_fault(
+    "weights",
+    "the head was stored apart from the embeddings, and is not the same",
+    in_few_bits=True,
+)
 def head_untied(graph: Graph) -> None:
     transposed = graph.maker(graph.maker("logits").input[1])  # type: ignore[union-attr]
     weight = graph.get(transposed.input[0])  # type: ignore[union-attr]
     weight[[3, 4]] = weight[[4, 3]]
     transposed.input[0] = graph.put("head", weight)  # type: ignore[union-attr]
+
+
+def _packed(graph: Graph) -> Any:
+    """The second product with weights in few bits."""
+    return graph.all("MatMulNBits")[1]
+
+
+def _in_packing(
+    kind: str, why: str
+) -> Callable[[Callable[[Graph], None]], Callable[[Graph], None]]:
+    return graph_fault(kind, why, stages={"pack_weights": ("int4",)}, models=("lm",))
+
+
+@_in_packing("weights in few bits", "two weights of a byte in the other order")
+def nibbles_swapped(graph: Graph) -> None:
+    graph.change(_packed(graph).input[1], lambda packed: (packed >> 4) | (packed << 4))
+
+
+@_in_packing("weights in few bits", "every block has the scale of its neighbour")
+def scales_of_next_block(graph: Graph) -> None:
+    graph.change(_packed(graph).input[2], lambda scales: np.roll(scales, 1, axis=-1))
+
+
+@_in_packing("cache", "the packed graph hands key and value heads on in another order")
+def packed_cache_heads_permuted(graph: Graph) -> None:
+    cache_heads_permuted(graph)
