@@ -1,0 +1,100 @@
+"""The check of generation on decoders with a static cache: good ones pass, each damage fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.stages.static_cache import STATIC_CACHE, StaticCacheConfig
+from tests.checks.test_generation import METRICS, _failed, _judge, _measure
+from tests.decoders import POSITIONS
+from tests.mutants.surgery import Graph
+from tests.stages.context import RecordingContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.decoders import TinyDecoder
+
+
+@pytest.fixture(scope="module")
+def static(tiny_decoder: TinyDecoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of the export with room for the longest text and no more."""
+    root = tmp_path_factory.mktemp("static")
+    ports = {"model": tiny_decoder.root / "export"}
+    (root / "model").mkdir()
+    config = StaticCacheConfig(length=POSITIONS)
+    STATIC_CACHE.run(config, ports, root / "model", RecordingContext(root))
+    return root / "model"
+
+
+def test_a_static_cache_passes_and_every_case_is_there(
+    tiny_decoder: TinyDecoder, static: Path, tmp_path: Path
+) -> None:
+    results = _judge(_measure(tiny_decoder.ports(static), tmp_path, "all"))
+    assert not _failed(results)
+    assert {result.metric.partition(".")[2] for result in results} == METRICS
+
+
+def written_at_the_wrong_place(graph: Graph) -> None:
+    """One place too far: a slot is left out, and the last token is not seen."""
+    (starts,) = {node.input[2] for node in graph.all("TensorScatter")}
+    moved = graph.insert("Add", [starts, graph.put("one_place", _one())])
+    graph.redirect(starts, moved, but=[graph.maker(moved)])
+
+
+def written_at_the_beginning(graph: Graph) -> None:
+    """Every step overwrites the tokens of the first."""
+    (starts,) = {node.input[2] for node in graph.all("TensorScatter")}
+    moved = graph.insert("Sub", [starts, starts])
+    graph.redirect(starts, moved, but=[graph.maker(moved)])
+
+
+def present_stays_the_past(graph: Graph) -> None:
+    """Attention sees the new tokens, and the cache that is handed on does not have them."""
+    for name in [name for name in graph.outputs if name.startswith("present.")]:
+        node = graph.maker(name)
+        assert node is not None
+        inner, past = f"{name}_inner", node.input[0]
+        graph.redirect(name, inner)
+        node.output[0] = inner
+        kept = graph.maker(name)
+        assert kept is not None
+        kept.input[0] = past
+
+
+def cut_too_late(graph: Graph) -> None:
+    """A token behind the last is looked at: what was left there by another text."""
+    for node in graph.all("Slice"):
+        if node.input[0].startswith("present."):
+            node.input[2] = graph.insert("Add", [node.input[2], graph.put("one_place", _one())])
+            return
+
+
+def _one() -> Any:
+    import numpy as np
+
+    return np.ones(1, np.int64)
+
+
+DAMAGES: dict[Callable[[Graph], Any], str] = {
+    written_at_the_wrong_place: "logits.prefill",
+    written_at_the_beginning: "logits.token_by_token.itself",
+    present_stays_the_past: "logits.token_by_token.itself",
+    cut_too_late: "logits.prefill",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_static_cache_fails(
+    tiny_decoder: TinyDecoder, static: Path, tmp_path: Path, damage: Callable[[Graph], Any]
+) -> None:
+    graph = Graph.read(static)
+    damage(graph)
+    (tmp_path / "damaged").mkdir()
+    graph.write(tmp_path / "damaged")
+    failed = _failed(_judge(_measure(tiny_decoder.ports(tmp_path / "damaged"), tmp_path)))
+    assert DAMAGES[damage] in failed
+    assert all(failed.values())
