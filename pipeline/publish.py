@@ -69,11 +69,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ArtifactError(
-            f"there is no readable {MANIFEST_FILE}: {error}",
+            f"there is no readable {MANIFEST_FILE}: {reason}",
             where=str(directory),
-            hint="an artifact is a directory such as artifacts/<name>/<version>",
+            hint="an artifact is a directory such as artifacts/<name>/<version>; a damaged one is "
+            "built again",
         ) from error
     if not isinstance(document, dict) or document.get("schema_version") != MANIFEST_SCHEMA_VERSION:
         raise ArtifactError(

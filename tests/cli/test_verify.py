@@ -200,3 +200,14 @@ def test_a_store_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     done = run_convert("verify", "--store", cwd=tmp_path)
     assert done.returncode == 2
     assert "there is no store" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("[" * 100_000, "recursion"), ('{"name": "ti', "Unterminated string")]
+)
+def test_a_manifest_that_is_no_json_is_damaged(tmp_path: Path, content: str, words: str) -> None:
+    artifact = publish(tmp_path / "artifacts")
+    (artifact / "manifest.json").write_text(content)
+    with pytest.raises(ArtifactError, match=words) as caught:
+        verify_published(artifact)
+    assert "built again" in caught.value.hint
