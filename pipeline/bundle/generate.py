@@ -110,7 +110,9 @@ def generate_texts(artifact: Path, request: TextRequest) -> WrittenTexts:
         ArtifactError: the artifact is damaged.
         StageError: a graph cannot be run, or a sound cannot be read.
     """
-    source = read_graphs(artifact, [request.target] if request.target else [], no_pairs="")
+    source = read_graphs(
+        artifact, [request.target] if request.target else [], no_pairs="", takes_static=True
+    )
     if not source.task.has_cache:
         raise RecipeError(
             f"`{source.title}` is of task `{source.task.name}`, and writes no texts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -56,6 +56,7 @@ class Declaration(_Part):
     precision: str = ""
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     quantization: Quantization | None = None
+    static_cache: dict[str, int] | None = None
 
 
 class _Recipe(_Part):
@@ -93,6 +94,10 @@ class GraphTarget:
         """The graph, or the graph of a part."""
         return self.folder / part / GRAPH_FILE
 
+    def part(self, name: str) -> GraphTarget:
+        """One of its two graphs, as a target of its own."""
+        return replace(self, folder=self.folder / name, parts=())
+
     @property
     def name(self) -> str:
         """As the recipe calls it."""
@@ -121,7 +126,11 @@ class GraphSource:
 
 
 def read_graphs(
-    directory: Path, targets: Sequence[str] = (), *, no_pairs: str = _ONE_GRAPH
+    directory: Path,
+    targets: Sequence[str] = (),
+    *,
+    no_pairs: str = _ONE_GRAPH,
+    takes_static: bool = False,
 ) -> GraphSource:
     """Verify an artifact, and read its targets for ONNX Runtime.
 
@@ -129,6 +138,7 @@ def read_graphs(
         directory: Of the artifact.
         targets: Those to read; empty for all.
         no_pairs: Why encoders with decoders cannot be written, a sentence; empty when they can.
+        takes_static: Read decoders with a static cache too, which no engine knows.
 
     Raises:
         RecipeError: it failed its gates, has no such target, or what was named has no graph for
@@ -148,7 +158,9 @@ def read_graphs(
             raise RecipeError(f"there is no target `{name}`, only {', '.join(known)}")
     found, left_out = [], []
     for declaration in [known[name] for name in targets] or recipe.targets:
-        if declaration.runtime == "onnxruntime":
+        if declaration.static_cache is not None and not takes_static:
+            left_out.append(f"{declaration.name}: only convert itself feeds its static cache")
+        elif declaration.runtime == "onnxruntime":
             found.append(_read_target(directory, declaration, tuple(task.parts)))
         else:
             left_out.append(f"{declaration.name}: it is for {declaration.runtime}")
