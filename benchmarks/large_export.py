@@ -44,6 +44,7 @@ CHAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("simplify", "model", {}),
     ("fuse", "model", {}),
     ("quantize_weights", "model", {"bits": 4, "block_size": 32, "method": "rtn"}),
+    ("pack_weights", "model", {}),
 )
 """Stage, the port through which it takes the output of the one before, and its config."""
 

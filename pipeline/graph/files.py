@@ -134,12 +134,7 @@ def save_ir_model(
 
     path, data_path = directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE
     _require_absent(path, data_path)
-    weights = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    if weights > inline_limit_bytes:
+    if weight_bytes(model) > inline_limit_bytes:
         split_weights(model)
         ir.save(
             model,
@@ -153,6 +148,15 @@ def save_ir_model(
 
         _write(path, lambda file: write_model(model, file))
     return path
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of the weights of the main graph, which decide whether they go outside."""
+    return sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
 
 
 def iter_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.narrow_weights import NarrowWeight
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -134,9 +132,27 @@ def edit_without_weights(
     return edited
 
 
+def turn_weights(model: ir.Model) -> None:
+    """Transpose weights while they are written that only a `Transpose` reads, in place.
+
+    Whoever edits the graph next finds them as products take them, and copies them from file to file.
+
+    Args:
+        model: Whose weights lie outside, such as those of a checkpoint.
+    """
+    graph = model.graph
+    for node in tuple(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or len(weight.uses()) != 1 or weight.is_graph_output():
+            continue  # it would be stored twice
+        _take_transpose(graph, node)
+        if weight.is_initializer() and not weight.uses():
+            del graph.initializers[str(weight.name)]
+
+
 def _is_large(value: ir.Value) -> bool:
     tensor = value.const_value
-    is_outside = isinstance(tensor, (ir.ExternalTensor, NarrowWeight, TransposedWeight))
+    is_outside = isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor))
     return is_outside and tensor is not None and tensor.nbytes >= LARGE_BYTES
 
 
@@ -146,7 +162,7 @@ def _take_transpose(graph: ir.Graph, node: ir.Node) -> None:
     if weight is None or not weight.is_initializer() or not _is_large(weight):
         return
     made, tensor = node.outputs[0], weight.const_value
-    if made.is_graph_output() or not isinstance(tensor, (ir.ExternalTensor, NarrowWeight)):
+    if made.is_graph_output() or tensor is None or isinstance(tensor, TransposedWeight):
         return
     given = node.attributes.get("perm")
     axes = len(tensor.shape)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import Footprint, Stage, StageConfig
+from pipeline.stages.base import INLINE_LIMIT_BYTES, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +107,8 @@ def _save(
     output: Path,
     context: StageContext,
 ) -> Mapping[str, JSON]:
-    from pipeline.graph.files import save_ir_model
+    from pipeline.graph.files import save_ir_model, weight_bytes
+    from pipeline.graph.large_weights import turn_weights
     from pipeline.graph.scopes import find_scopes, save_scopes
     from pipeline.graph.stored_weights import use_stored_weights
     from pipeline.graph.tidy import tidy_model
@@ -116,6 +117,8 @@ def _save(
         use_stored_weights(translation.model, component.mapped.find)
     scopes = find_scopes(translation.model)
     tidy_model(translation.model, inputs=component.inputs, outputs=component.outputs)
+    if weight_bytes(translation.model) > INLINE_LIMIT_BYTES:
+        turn_weights(translation.model)
     context.progress(3, 4, "steps")
     path = save_ir_model(translation.model, output)
     save_scopes(scopes, output)
@@ -154,7 +157,7 @@ def _check(path: Path, component: TorchComponent) -> dict[str, JSON]:
 
 EXPORT = Stage(
     name="export",
-    version=3,
+    version=4,
     footprint=Footprint(
         base_mib=600, memory_per_weight=4.1, memory_outside=0.1, disk_per_weight=1.0
     ),

@@ -11,7 +11,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.graph.files import load_graph_only, load_ir_model, load_model, save_ir_model
-from pipeline.graph.large_weights import LARGE_BYTES, edit_without_weights, release_weight
+from pipeline.graph.large_weights import (
+    LARGE_BYTES,
+    edit_without_weights,
+    release_weight,
+    turn_weights,
+    turned,
+)
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 from tests.graph.models import run
 from tests.stages.context import RecordingContext
@@ -144,3 +150,27 @@ def test_weights_are_copied_from_file_to_file(outside: Path, tmp_path: Path) -> 
     )
     given = outside.with_name("model.onnx_data")
     assert path.with_name("model.onnx_data").read_bytes() == given.read_bytes()
+
+
+def test_weights_are_turned_while_they_are_written_unless_others_read_them(
+    outside: Path, tmp_path: Path
+) -> None:
+    """So that no stage after this one has to; a table that is also a head is stored once."""
+    (tmp_path / "turned").mkdir()
+    model = load_ir_model(outside)
+    turn_weights(model)
+    assert [node.op_type for node in model.graph].count("Transpose") == 1
+    assert set(model.graph.initializers) == {"table", "turned", "cube_turned", "one", "zero"}
+    path = save_ir_model(model, tmp_path / "turned", inline_limit_bytes=0)
+    sizes = [file.with_name("model.onnx_data").stat().st_size for file in (path, outside)]
+    assert sizes[0] == sizes[1]
+    np.testing.assert_array_equal(run(path, FEEDS)[0], run(outside, FEEDS)[0])
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0, 1), (2, 0, 1), (0,)])
+def test_a_turned_copy_has_every_number_in_its_place(order: tuple[int, ...]) -> None:
+    shape = (3, 200, 130)[: len(order)] if len(order) > 2 else (200, 131)[: len(order)]
+    view = np.arange(np.prod(shape), dtype=np.float32).reshape(shape).transpose(order)
+    copy = turned(view)
+    assert copy.flags.c_contiguous
+    np.testing.assert_array_equal(copy, view)
