@@ -91,7 +91,7 @@ def candidates(
         document={"name": "cpu-fp32", "runtime": "onnxruntime", "precision": "fp32"},
         purpose="as exact as the checkpoint",
     )
-    if task.has_cache:  # for which there are no engines yet
+    if task.has_cache:  # engines of decoders are for who asks for them: their profiles are a choice
         small = Candidate(
             document={
                 "name": "cpu-int4",
