@@ -10,6 +10,7 @@ import pytest
 from pipeline.build import BuildOptions, open_store, prepare_plan
 from pipeline.errors import RecipeError
 from pipeline.recipe import load_recipe_file
+from pipeline.targets.base import NodeRef
 from tests.decoders import build_tiny_llama
 from tests.recipes import FP32, INT8, write_recipe
 from tests.trained.lm import byte_tokenizer
@@ -63,6 +64,62 @@ def test_weights_in_few_bits_are_packed_for_the_kernel_unless_qdq_is_wanted(
     quantization["accuracy_level"] = 4
     with pytest.raises(RecipeError, match="form qdq takes no `accuracy_level`"):
         _plan(tmp_path, checkpoint, targets=[FP32, INT4 | {"quantization": quantization}])
+
+
+def test_a_static_cache_is_the_last_step_of_its_target(tmp_path: Path, checkpoint: Path) -> None:
+    """Behind it are the checks of generation; all before it is shared with targets that have none."""
+    static = INT4 | {"name": "cpu-int4-static", "static_cache": {"length": 32}}
+    plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4, static])
+    (node,) = [node for node in plan.nodes if node.stage.name == "static_cache"]
+    packed = [node for node in plan.nodes if node.stage.name == "pack_weights"]
+    assert [NodeRef(each.index) for each in packed] == [node.inputs["model"]]
+    target = next(target for target in plan.targets if target.name == "cpu-int4-static")
+    (link, *others) = reversed(target.chain.models["model"])
+    assert link.node == NodeRef(node.index)
+    assert link.arithmetic == others[0].arithmetic == "quantized"
+    assert {check.check for check in target.checks if check.of == link.node} >= {"generation"}
+
+
+@pytest.mark.parametrize(
+    ("length", "gates", "message", "hint"),
+    [
+        (15, {}, "15 tokens is shorter than the texts of 16 tokens", "16 or more"),
+        (65, {}, "65 tokens is longer than the 64 positions", "64 or less"),
+        (
+            16,
+            {"tokens": 9},
+            r"shorter than what `generation_speed` times: prompts of 8 .* 9 new",
+            "17",
+        ),
+    ],
+)
+def test_a_static_cache_holds_prompt_and_new_tokens(
+    tmp_path: Path, checkpoint: Path, length: int, gates: dict[str, int], message: str, hint: str
+) -> None:
+    target = FP32 | {"name": "static", "static_cache": {"length": length}}
+    changes: dict[str, Any] = {"targets": [FP32, target]}
+    if gates:
+        parity = {"cosine_similarity": {"min": 0.8}}
+        changes["gates"] = {"parity": parity, "checks": {"generation_speed": gates}}
+    with pytest.raises(RecipeError, match=message) as caught:
+        _plan(tmp_path, checkpoint, **changes)
+    assert hint in caught.value.hint
+    assert "recipe.yaml:" in caught.value.where
+
+
+def test_only_decoders_on_the_cpu_have_a_static_cache(
+    tmp_path: Path, checkpoint: Path, sentence_encoder: Path
+) -> None:
+    target = FP32 | {"name": "static", "static_cache": {"length": 32}}
+    with pytest.raises(RecipeError, match="`feature-extraction` has no `static_cache`"):
+        _plan(
+            tmp_path,
+            sentence_encoder,
+            model={"source": str(sentence_encoder), "task": "feature-extraction"},
+            targets=[FP32, target],
+        )
+    with pytest.raises(RecipeError, match="provider `cuda` has no `static_cache`"):
+        _plan(tmp_path, checkpoint, targets=[FP32, target | {"provider": "cuda"}])
 
 
 def test_the_past_is_no_axis_of_a_recipe(tmp_path: Path, checkpoint: Path) -> None:
