@@ -89,7 +89,8 @@ class OpenVinoRecord(_Frozen):
     Attributes:
         version: Of OpenVINO GenAI.
         load_s: Until the pipeline with paged attention is ready.
-        batching: Base is static batches, other is continuous batching.
+        batching: Base is static batches, other is continuous batching, which takes all requests at once.
+        one_batch: The same with all requests as one static batch, so that as many run together.
         prefix: Base is without, other is with a prefix cache, each for the first token of all questions.
         speculative: Base is the model alone, other is with its draft; None without a draft.
         drafted: Tokens that the draft proposed, in the requests that were compared.
@@ -100,6 +101,7 @@ class OpenVinoRecord(_Frozen):
     version: str
     load_s: float
     batching: Comparison
+    one_batch: Comparison
     prefix: Comparison
     speculative: Comparison | None
     drafted: int

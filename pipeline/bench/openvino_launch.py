@@ -68,7 +68,7 @@ def measure(job: OpenVinoJob) -> OpenVinoRecord:
     begun = time.perf_counter()
     continuous = _Continuous(job)
     load_s = time.perf_counter() - begun
-    batching = _compare_batching(job, continuous, random)
+    batching, one_batch = _compare_batching(job, continuous, random)
     prefix = _compare_prefix(job, continuous, random)
     speculative, drafted, accepted = None, 0, 0
     if job.draft is not None:
@@ -81,6 +81,7 @@ def measure(job: OpenVinoJob) -> OpenVinoRecord:
         version=openvino_genai.__version__.split("-")[0],
         load_s=load_s,
         batching=batching,
+        one_batch=one_batch,
         prefix=prefix,
         speculative=speculative,
         drafted=drafted,
@@ -104,16 +105,16 @@ class _Static:
             **EXACT,
         )
 
-    def write(self) -> list[Tokens]:
-        """All requests."""
+    def write(self, batch: int) -> list[Tokens]:
+        """All requests, so many at a time."""
         import openvino
         import openvino_genai
 
         made: list[Tokens] = []
         job = self._job
-        for start in range(0, len(job.prompts), job.batch):
-            prompts = job.prompts[start : start + job.batch]
-            lengths = job.lengths[start : start + job.batch]
+        for start in range(0, len(job.prompts), batch):
+            prompts = job.prompts[start : start + batch]
+            lengths = job.lengths[start : start + batch]
             longest = max(map(len, prompts))
             ids = np.full((len(prompts), longest), job.pad, np.int64)
             mask = np.zeros_like(ids)
@@ -191,11 +192,21 @@ def _options(tokens: int) -> Any:
     return config
 
 
-def _compare_batching(job: OpenVinoJob, continuous: _Continuous, random: Random) -> Comparison:
+def _compare_batching(
+    job: OpenVinoJob, continuous: _Continuous, random: Random
+) -> tuple[Comparison, Comparison]:
+    """Against batches of the usual size, and against one batch of all."""
     static = _Static(job)
-    return _compare(
-        lambda _: static.write(), lambda _: continuous.write(job.prompts, job.lengths), job, random
-    )
+
+    def against(batch: int) -> Comparison:
+        return _compare(
+            lambda _: static.write(batch),
+            lambda _: continuous.write(job.prompts, job.lengths),
+            job,
+            random,
+        )
+
+    return against(job.batch), against(len(job.prompts))
 
 
 def _compare_prefix(job: OpenVinoJob, plain: _Continuous, random: Random) -> Comparison:

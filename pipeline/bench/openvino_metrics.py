@@ -18,6 +18,8 @@ OPENVINO_FORMULAS: Final[Mapping[str, str]] = {
     "what a batch writes until its longest text is done does not count",
     "continuous_tokens_per_s": "the same tokens / time in which continuous batching writes them",
     "throughput_ratio": "time of static batches / time of continuous batching, geometric mean over rounds",
+    "one_batch_ratio": "the same against one static batch of all requests, so that as many run together; "
+    "it costs the most memory and the longest wait",
     "ttft_ms": "time to the first token of one question behind the shared prefix, the cache off",
     "cached_ttft_ms": "the same with the prefix cache on, once the prefix is in it",
     "prefix_speedup": "time of all first tokens, cache off / cache on, geometric mean over rounds",
@@ -53,6 +55,7 @@ def summarize_openvino(
             "throughput_ratio": _ratio(batching),
             **_tokens(batching),
         },
+        "one_batch": {"one_batch_ratio": _ratio(record.one_batch), **_tokens(record.one_batch)},
         "prefix": {
             "ttft_ms": median(each.base_s for each in prefix.rounds) / questions * 1e3,
             "cached_ttft_ms": median(each.other_s for each in prefix.rounds) / questions * 1e3,

@@ -70,6 +70,10 @@ class OpenVinoServingLimits(Limits):
         default=None,
         description="least throughput of continuous batching over static batches; default: only measured",
     )
+    one_batch_ratio: Ratio | None = Field(
+        default=None,
+        description="the same against one static batch of all requests; default: only measured",
+    )
     prefix_speedup: Ratio | None = Field(
         default=None,
         description="least speed-up of first tokens by the prefix cache; default: only measured",
@@ -129,6 +133,7 @@ def _results(measured: Measured, limits: OpenVinoServingLimits) -> Iterator[Gate
         return
     for part, ratio in (
         ("batching", "throughput_ratio"),
+        ("one_batch", "one_batch_ratio"),
         ("prefix", "prefix_speedup"),
         ("speculative", "draft_speedup"),
     ):

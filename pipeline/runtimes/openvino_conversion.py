@@ -85,12 +85,11 @@ def _read_sizes_by_gather(model: Any) -> None:
     for name in _past_names(model):
         for reader in _readers(model.input(name).get_node(), "ShapeOf"):
             for part in _readers(reader, "Slice"):
-                axes = _constant(part.input_value(4)) if part.get_input_size() > 4 else [0]
-                begin, end, step = (_constant(part.input_value(place)) for place in (1, 2, 3))
-                if None in (begin, end, step, axes) or len(begin) != 1 or end[0] != begin[0] + 1:
+                place = _only_place(part)
+                if place is None:
                     continue
-                source = shape if begin[0] == 0 else reader
-                size = opset13.gather(source, opset13.constant(begin), zero)
+                source = shape if place == 0 else reader
+                size = opset13.gather(source, opset13.constant([place]), zero)
                 if part.get_output_element_type(0) != size.get_output_element_type(0):
                     size = opset13.convert(size, part.get_output_element_type(0))
                 for target in part.output(0).get_target_inputs():
@@ -101,6 +100,14 @@ def _read_sizes_by_gather(model: Any) -> None:
 def _readers(node: Any, kind: str) -> list[Any]:
     found = [target.get_node() for target in node.output(0).get_target_inputs()]
     return [reader for reader in found if reader.get_type_name() == kind]
+
+
+def _only_place(part: Any) -> int | None:
+    """Which element of a shape a `Slice` takes, when it takes one."""
+    begin, end = (_constant(part.input_value(place)) for place in (1, 2))
+    if begin is None or end is None or len(begin) != 1 or end != [begin[0] + 1]:
+        return None
+    return begin[0]
 
 
 def _constant(value: Any) -> list[int] | None:

@@ -87,7 +87,7 @@ def run(
     job = make_job(config, inputs[SAMPLES_PORT], folders, context.threads)
     launch = context.scratch / "launch"
     launch.mkdir()
-    total = config.rounds * (3 if job.draft else 2)
+    total = config.rounds * (4 if job.draft else 3)
     rounds = itertools.count(1)
     answer = run_measuring(
         _MODULE,
@@ -219,7 +219,7 @@ def _convert(inputs: Mapping[str, Path], scratch: Path) -> tuple[list[Path], str
 
 BENCHMARK_OPENVINO = Stage(
     name="benchmark_openvino",
-    version=1,
+    version=2,
     # Two pipelines at a time, each with its weights in the order that the CPU wants.
     footprint=Footprint(base_mib=700, memory_per_weight=4.0, disk_per_weight=1.0),
     config_type=BenchmarkOpenVinoConfig,

@@ -26,6 +26,7 @@ def _record(**changes: object) -> OpenVinoRecord:
         version="2026.4",
         load_s=1.0,
         batching=_comparison(3.0, 1.0),
+        one_batch=_comparison(1.5, 1.0),
         prefix=_comparison(0.4, 0.1),
         speculative=_comparison(1.0, 2.0),
         drafted=40,
@@ -64,7 +65,9 @@ def test_ratios_are_of_each_round_whatever_the_machine_does_meanwhile() -> None:
     assert prefix["ttft_ms"] == pytest.approx(200)
     assert prefix["cached_ttft_ms"] == pytest.approx(50)
     assert speculative["acceptance_rate"] == 0.75
-    names = {*batching, *prefix, *speculative, "noise_floor"} & set(OPENVINO_FORMULAS)
+    one_batch = found["one_batch"]
+    assert isinstance(one_batch, dict)
+    names = {*batching, *one_batch, *prefix, *speculative, "noise_floor"} & set(OPENVINO_FORMULAS)
     assert names == set(OPENVINO_FORMULAS)
 
 
