@@ -9,12 +9,15 @@ import pytest
 
 from pipeline.runtimes.base import FeedError
 from pipeline.runtimes.beam_search import BeamOptions, search_beams
+from pipeline.runtimes.checkpoint_decoder import CheckpointDecoder
 from pipeline.runtimes.generation import GenerationOptions, generate
 from pipeline.runtimes.ort_decoder import OrtDecoder
 from pipeline.runtimes.seq2seq import SourcedDecoder
+from pipeline.runtimes.torch_model import load_torch_model
 from pipeline.runtimes.torch_reference import TorchReferenceRunner
 from tests.decoders import POSITIONS
 from tests.pairs import BINS, END, FAMILIES, FRAMES, PAD, SPEECH, TEXTS, build_pair
+from tests.trained_models import ensure_trained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +153,10 @@ def test_rows_that_do_not_follow_their_beams_find_other_texts(
         _assert_same(wrong, wanted)
 
 
-@pytest.mark.parametrize("family", ["t5", "marian", "whisper"])
+@pytest.mark.parametrize(
+    "family",
+    ["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("marian", "whisper"))],
+)
 def test_padded_sources_are_searched_as_by_transformers(family: str, tmp_path: Path) -> None:
     import torch
     import transformers
@@ -197,3 +203,26 @@ def test_options_without_sense_are_refused(
 ) -> None:
     with pytest.raises(FeedError, match=message):
         search_beams(decoder, prompts, _options(**changes))
+
+
+@pytest.mark.slow
+@pytest.mark.trained
+def test_a_trained_model_is_searched_as_by_transformers() -> None:
+    """Real text, where the likeliest tokens are far from each other and beams end at unlike times."""
+    import json
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained = ensure_trained("lm")
+    model = AutoModelForCausalLM.from_pretrained(trained.checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained.checkpoint)
+    rows = [json.loads(line)["text"] for line in trained.test.read_text().splitlines()[:4]]
+    prompts = [tokenizer(text)["input_ids"][: 8 + 5 * n] for n, text in enumerate(rows)]
+    decoder = CheckpointDecoder(load_torch_model(trained.checkpoint, "text-generation", "model"))
+    newline = tokenizer("\n")["input_ids"][0]
+    options = _options(tokens=16, stops=frozenset({tokenizer.eos_token_id, newline}))
+    found = search_beams(decoder, prompts, options)
+    for prompt, beams in zip(prompts, found, strict=True):
+        wanted = _theirs(model, len(prompt), options, input_ids=torch.tensor([prompt]))
+        _assert_same(beams, wanted)
