@@ -91,7 +91,7 @@ def candidates(
         document={"name": "cpu-fp32", "runtime": "onnxruntime", "precision": "fp32"},
         purpose="as exact as the checkpoint",
     )
-    if task.has_cache:  # engines of decoders are for who asks for them: their profiles are a choice
+    if task.has_cache:  # what engines of decoders need is a choice of profiles
         small = Candidate(
             document={
                 "name": "cpu-int4",
