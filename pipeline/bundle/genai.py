@@ -6,9 +6,11 @@ Source of the keys: `src/config.cpp` and `src/models/` of onnxruntime-genai 0.18
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.bundle.consumer import has_package, try_in_consumer
+from pipeline.bundle.genai_speech import speech_notes, write_speech
 from pipeline.bundle.generation_settings import read_generation_settings
 from pipeline.bundle.graphs import (
     GRAPH_FILE,
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
 
 CONFIG_FILE: Final = "genai_config.json"
 PACKAGE: Final = "onnxruntime_genai"
-_NO_PAIRS: Final = (
-    "of these ONNX Runtime GenAI runs Whisper with 30 seconds only, which is not written here; "
-    "export-optimum and export-transformersjs write it"
-)
 _TOKEN_INPUTS: Final = ("input_ids", "attention_mask", "position_ids")
 _SHARED: Final = "com.microsoft::GroupQueryAttention"
 """The one operator that writes new keys and values into the memory of the old ones."""
@@ -71,12 +69,18 @@ def export_genai(
         is_ours=lambda child: (child / CONFIG_FILE).is_file(),
         what="model of ONNX Runtime GenAI",
     ) as draft:
-        source = read_graphs(artifact, targets, no_pairs=_NO_PAIRS)
+        source = read_graphs(artifact, targets, no_pairs="")
         if not source.task.has_cache:
             raise RecipeError(
                 f"`{source.title}` is of task `{source.task.name}`, and ONNX Runtime GenAI "
                 "generates text",
                 hint="artifacts of task `text-generation` have the cache that it needs",
+            )
+        if source.task.parts and source.task.modality != "audio":
+            raise RecipeError(
+                f"`{source.title}` is an encoder with a decoder, and of these ONNX Runtime GenAI runs "
+                "Whisper only",
+                hint="export-optimum and export-transformersjs write it",
             )
         models, notes = [], list(source.left_out)
         for target in source.targets:
@@ -96,13 +100,18 @@ def write_genai(target: GraphTarget, settings: GenerationSettings, folder: Path)
     """Write the folder of one target.
 
     Raises:
-        RecipeError: there is no tokenizer, or the target's provider is none of GenAI's.
+        RecipeError: there is no tokenizer, the target's provider is none of GenAI's, or it listens and
+            is no Whisper as GenAI runs it.
         ArtifactError: the graph is no decoder with a cache, or its weights are not beside it.
     """
-    require_tokenizer(target, "ONNX Runtime GenAI")
-    config = genai_config(target, settings)
-    copy_companions(target, folder)
-    copy_graph(target, folder / GRAPH_FILE)
+    if target.parts:
+        providers, search = _providers(target), _search(settings)
+        config = write_speech(target, settings, folder, providers=providers, search=search)
+    else:
+        require_tokenizer(target, "ONNX Runtime GenAI")
+        config = genai_config(target, settings)
+        copy_companions(target, folder)
+        copy_graph(target, folder / GRAPH_FILE)
     text = json.dumps(config, indent=2) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -114,16 +123,10 @@ def genai_config(target: GraphTarget, settings: GenerationSettings) -> dict[str,
         RecipeError: the target's provider is none of GenAI's.
         ArtifactError: the graph is no decoder with a cache.
     """
-    provider = target.declaration.provider
-    if provider not in _PROVIDERS:
-        raise RecipeError(
-            f"target `{target.name}` is for ONNX Runtime's provider `{provider}`, which GenAI has not",
-            hint=f"it has {', '.join(_PROVIDERS)}",
-        )
     layers, heads, width = cache_sizes(target.graph, target.name)
     inputs = {tensor.name for tensor in target.graph.inputs}
     decoder: dict[str, Any] = {
-        "session_options": {"provider_options": _PROVIDERS[provider]},
+        "session_options": {"provider_options": _providers(target)},
         "filename": GRAPH_FILE,
         "head_size": width,
         "num_key_value_heads": heads,
@@ -148,18 +151,32 @@ def genai_config(target: GraphTarget, settings: GenerationSettings) -> dict[str,
         model["bos_token_id"] = settings.begins
     return {
         "model": model,
-        "search": {
-            "do_sample": settings.is_sampled,
-            "max_length": settings.positions,
-            "min_length": 0,
-            "num_beams": settings.beams,
-            # Only where every layer can; elsewhere a step's cache is a tensor of its own.
-            "past_present_share_buffer": target.graph.op_counts.get(_SHARED) == layers,
-            "repetition_penalty": settings.repetition_penalty,
-            "temperature": settings.temperature,
-            "top_k": settings.top_k,
-            "top_p": settings.top_p,
-        },
+        "search": _search(settings)
+        # Only where every layer can; elsewhere a step's cache is a tensor of its own.
+        | {"past_present_share_buffer": target.graph.op_counts.get(_SHARED) == layers},
+    }
+
+
+def _providers(target: GraphTarget) -> list[dict[str, dict[str, str]]]:
+    provider = target.declaration.provider
+    if provider not in _PROVIDERS:
+        raise RecipeError(
+            f"target `{target.name}` is for ONNX Runtime's provider `{provider}`, which GenAI has not",
+            hint=f"it has {', '.join(_PROVIDERS)}",
+        )
+    return _PROVIDERS[provider]
+
+
+def _search(settings: GenerationSettings) -> dict[str, Any]:
+    return {
+        "do_sample": settings.is_sampled,
+        "max_length": settings.positions,
+        "min_length": 0,
+        "num_beams": settings.beams,
+        "repetition_penalty": settings.repetition_penalty,
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
     }
 
 
@@ -190,6 +207,8 @@ def cache_sizes(graph: ModelFacts, where: str) -> tuple[int, int, int]:
 def _notes(target: GraphTarget, settings: GenerationSettings) -> list[str]:
     from pipeline.graph.kept_logits import can_keep_few
 
+    if target.parts:
+        return speech_notes(target)
     notes = []
     if can_keep_few(target.graph_file()):
         # A graph that always gives the last row alone (`prune_lm_head` of GenAI's builder) would go wrong
@@ -221,7 +240,7 @@ def _try(
     if target.declaration.provider != "cpu":
         return "", ("it was written and not tried: that takes its GPU",)
     answer = try_in_consumer(
-        "pipeline.bundle.genai_trial",
+        "pipeline.bundle.genai_speech_trial" if target.parts else "pipeline.bundle.genai_trial",
         {
             "folder": str(folder),
             "vocabulary": settings.vocabulary,
@@ -229,6 +248,7 @@ def _try(
             "pad": settings.pad,
             "positions": settings.positions,
             "has_chat": settings.has_chat,
+            "settings": asdict(settings),
         },
         what="ONNX Runtime GenAI",
         where=target.name,

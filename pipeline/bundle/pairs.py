@@ -106,7 +106,7 @@ def copy_pair(
             axes=axes,
             has_any_width=has_any_width,
         )
-    trial = make_trial(target, read_generation_settings(target))
+    trial = make_trial(*_graph_files(target), read_generation_settings(target))
     runs = _run_merged(*places, trial)
     problem = first_difference(trial.own, [tokens for tokens, _ in runs], trial.stops)
     far = max(
@@ -126,8 +126,8 @@ def _graph_files(target: GraphTarget) -> tuple[Path, Path]:
     return target.graph_file(ENCODER), target.graph_file(DECODER)
 
 
-def make_trial(target: GraphTarget, settings: GenerationSettings) -> PairTrial:
-    """Run the artifact's own graphs on a few sources.
+def make_trial(encoder_file: Path, decoder_file: Path, settings: GenerationSettings) -> PairTrial:
+    """Run the graphs of an artifact on a few sources.
 
     Raises:
         StageError: they cannot be run.
@@ -142,8 +142,8 @@ def make_trial(target: GraphTarget, settings: GenerationSettings) -> PairTrial:
         tokens=length, stops=frozenset(settings.stops), pad=settings.pad, keeps_logits=True
     )
     with (
-        OnnxRuntimeRunner(target.graph_file(ENCODER), threads=1) as encoder,
-        OnnxRuntimeRunner(target.graph_file(DECODER), threads=1) as decoder,
+        OnnxRuntimeRunner(encoder_file, threads=1) as encoder,
+        OnnxRuntimeRunner(decoder_file, threads=1) as decoder,
     ):
         sources = _sources(encoder, settings)
         own = tuple(

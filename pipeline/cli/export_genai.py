@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 @click.command("export-genai")
 @export_parameters
 def export_genai_command(asked: Asked) -> None:
-    """Write the decoders of ARTIFACT to DIRECTORY as models for ONNX Runtime GenAI.
+    """Write the decoders of ARTIFACT, or its Whisper, to DIRECTORY for ONNX Runtime GenAI.
 
-    Each target gets a folder with its graph, its tokenizer and genai_config.json. Where
+    Each target gets a folder with its graphs, its tokenizer and genai_config.json. Where
     onnxruntime-genai is installed it generates text from each, and must choose the tokens that our own
     loop chooses; otherwise a note says that nothing was tried. The artifact is verified first. DIRECTORY
     must be new or empty.

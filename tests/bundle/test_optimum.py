@@ -81,7 +81,7 @@ def optimum_python(factory: pytest.TempPathFactory) -> Path:
     environment = factory.mktemp("optimum") / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", *PACKAGES]
+    install = [str(python), "-m", "pip", "install", "-q", "--no-deps", *PACKAGES]
     if subprocess.run(install, check=False, capture_output=True).returncode != 0:
         pytest.skip("pip cannot install optimum-onnx")
     (site,) = environment.glob("lib/python*/site-packages")

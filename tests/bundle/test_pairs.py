@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import onnx
 import pytest
 
 from pipeline.bundle.genai import export_genai
+from pipeline.bundle.genai_speech_trial import run as run_speech
+from pipeline.bundle.generation_settings import read_generation_settings
 from pipeline.bundle.graphs import read_graphs
 from pipeline.bundle.optimum_layout import export_optimum
 from pipeline.bundle.pairs import copy_pair
@@ -104,7 +107,8 @@ def _config(**values: Any) -> Any:
             "no cache for .* `model_type: peg",
         ),
         (_config(decoder_start_token_id=None), export_optimum, "`decoder_start_token_id`"),
-        (_config(), export_genai, "is an encoder with a decoder"),
+        (_config(), export_genai, "with 50 positions of sound"),
+        (_config(model_type="moonshine"), export_genai, "`model_type: moonshine`"),
     ],
 )
 def test_what_no_consumer_can_take_is_refused(
@@ -116,7 +120,7 @@ def test_what_no_consumer_can_take_is_refused(
     assert not (tmp_path / "made").exists()
 
 
-FAMILIES = {"bart": {}, "marian": {}, "t5": {"d_kv": 12}, "whisper": {}}
+FAMILIES: dict[str, dict[str, Any]] = {"bart": {}, "marian": {}, "t5": {"d_kv": 12}, "whisper": {}}
 """The T5's heads are wider than its size over their number, which Optimum takes for granted."""
 SCRIPT = """
 import json, sys, torch
@@ -187,6 +191,25 @@ def test_optimum_and_node_generate_the_tokens_of_the_checkpoint(
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     assert answer == _of_checkpoint(pair.parent / "checkpoint", sources)
+
+
+@pytest.mark.slow
+def test_genai_writes_down_what_our_own_loop_does(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    artifact = artifact_of_pair(tmp_path, "whisper", FP32, INT8, max_source_positions=1500)
+    made = export_genai(artifact, tmp_path / "made")
+    assert all("the same 24 tokens from 3 sounds" in model.trial for model in made.models)
+    folder = tmp_path / "made/cpu-fp32"
+    (target,) = read_graphs(artifact, ["cpu-fp32"], no_pairs="").targets
+    question = {"folder": str(folder), "settings": asdict(read_generation_settings(target))}
+    config = json.loads((folder / "genai_config.json").read_text())
+    names = config["model"]["decoder"]["inputs"]
+    names["cross_past_key_names"], names["cross_past_value_names"] = (
+        names["cross_past_value_names"],
+        names["cross_past_key_names"],
+    )
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    assert run_speech(question)["problem"]
 
 
 @pytest.mark.slow
