@@ -24,7 +24,7 @@ from pipeline.stages.benchmark_generation import (
 )
 from pipeline.stages.export import EXPORT, ExportConfig
 from tests.decoders import random_texts
-from tests.pairs import TEXTS, build_pair
+from tests.pairs import FRAMES, SPEECH, TEXTS, build_pair
 from tests.stages.context import RecordingContext
 
 if TYPE_CHECKING:
@@ -173,3 +173,21 @@ def test_prompts_of_a_decoder_are_sorted_too(tiny_decoder: TinyDecoder, tmp_path
     assert (found["texts"], found["rounds"], found["lengths"][1]) == (6, 2, 20)  # cut there
     assert found["sorted_padding"] < found["unsorted_padding"]
     assert found["sorted_tokens_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_sounds_are_as_long_as_the_model_wants_them(tmp_path: Path) -> None:
+    checkpoint = build_pair(tmp_path / "checkpoint", "whisper")
+    ports = {}
+    for port, part in (("encoder", "encoder"), ("model", "decoder")):
+        ports[port] = tmp_path / part
+        ports[port].mkdir()
+        config = ExportConfig(task=SPEECH, component=part)
+        EXPORT.run(config, {"checkpoint": checkpoint}, ports[port], RecordingContext(tmp_path))
+    asked = BenchmarkGenerationConfig(optimizations="all", works=((2, 5, 3),), calls=1)
+    facts: Any = BENCHMARK_GENERATION.run(asked, ports, tmp_path, RecordingContext(tmp_path))
+    (found,) = facts["times"]
+    per_token = 2 * 2 * 4 * 8 * 4
+    assert (found["batch"], found["prompt"]) == (2, FRAMES)
+    assert found["source_cache_bytes"] == FRAMES // 2 * per_token  # it reads every second frame
+    assert facts["batching"] == []
