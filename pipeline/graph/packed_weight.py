@@ -152,7 +152,8 @@ def _pairs(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     What is above the lower half of a number does not count.
     """
-    low, high = numbers[:, 0::2] & 15, numbers[:, 1::2]
+    low: NDArray[np.uint8] = np.bitwise_and(numbers[:, 0::2], np.uint8(15))
+    high = numbers[:, 1::2]
     low[:, : high.shape[1]] |= np.left_shift(high, 4, dtype=np.uint8)
     return low
 
