@@ -188,7 +188,7 @@ BENCHMARK_GENERATION = Stage(
     footprint=Footprint(base_mib=150, memory_per_weight=2.0),
     config_type=BenchmarkGenerationConfig,
     run=run,
-    packages=("numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("numpy", "onnx", "onnx-ir", "onnxruntime", "scipy"),
     extra="cpu",
     optional_packages=("mlcommons-loadgen",),
     machine=("cpu_model", "cpu_flags", "cores"),
