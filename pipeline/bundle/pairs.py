@@ -100,30 +100,46 @@ def copy_pair(
     places = (folder / f"{ENCODER_NAME}{suffix}.onnx", folder / f"{DECODER_NAME}{suffix}.onnx")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".merging-") as scratch:
         write_merged_pair(
-            *_graph_files(target),
+            target.graph_file(ENCODER),
+            target.graph_file(DECODER),
             Path(scratch),
             places,
             axes=axes,
             has_any_width=has_any_width,
         )
-    trial = make_trial(*_graph_files(target), read_generation_settings(target))
+    trial = make_trial(
+        target.graph_file(ENCODER), target.graph_file(DECODER), read_generation_settings(target)
+    )
+    require_same(trial, places, precision=target.declaration.precision, where=target.name)
+    return trial
+
+
+def require_same(
+    trial: PairTrial, places: tuple[Path, Path], *, precision: str, where: str
+) -> None:
+    """Run graphs that were written as Optimum and transformers.js do.
+
+    Args:
+        trial: What must come of them.
+        places: Encoder and decoder.
+        precision: Of the target.
+        where: The target, for messages.
+
+    Raises:
+        ArtifactError: tokens differ, or logits by more than sums in another order do.
+    """
     runs = _run_merged(*places, trial)
     problem = first_difference(trial.own, [tokens for tokens, _ in runs], trial.stops)
     far = max(
         _distance(own.logits[0], logits) for own, (_, logits) in zip(trial.own, runs, strict=True)
     )
-    limit = FAR.get(target.declaration.precision, FAR_ELSE)
+    limit = FAR.get(precision, FAR_ELSE)
     if not problem and not far <= limit:
         problem = f"logits are {far:.2g} of their size away, where {limit:g} is allowed"
     if problem:
         raise ArtifactError(
-            f"its graphs as {places[0].name} and {places[1].name}: {problem}", where=target.name
+            f"its graphs as {places[0].name} and {places[1].name}: {problem}", where=where
         )
-    return trial
-
-
-def _graph_files(target: GraphTarget) -> tuple[Path, Path]:
-    return target.graph_file(ENCODER), target.graph_file(DECODER)
 
 
 def make_trial(encoder_file: Path, decoder_file: Path, settings: GenerationSettings) -> PairTrial:

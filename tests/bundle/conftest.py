@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,15 @@ from tests.recipes import FP32, INT8, write_recipe
 from tests.stages.context import RecordingContext
 from tests.trained.lm import byte_tokenizer
 
+OPTIMUM = (
+    "optimum-onnx==0.1.0",
+    "optimum==2.1.0",
+    "transformers==4.57.6",
+    "tokenizers==0.22.2",
+    "huggingface_hub==0.36.2",
+)
+"""The newest that optimum-onnx 0.1 allows."""
+TRANSFORMERS_JS = "4.3.1"
 INT4 = {
     "name": "cpu-int4",
     "runtime": "onnxruntime",
@@ -73,6 +86,42 @@ def decoder_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(checkpoint)
     return artifact_of_decoder(root, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def optimum_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with Optimum, behind the older packages; skipped where pip cannot."""
+    environment = tmp_path_factory.mktemp("optimum") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    python = environment / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "-q", "--no-deps", *OPTIMUM]
+    if subprocess.run(install, check=False, capture_output=True).returncode != 0:
+        pytest.skip("pip cannot install optimum-onnx")
+    (site,) = environment.glob("lib/python*/site-packages")
+    # Everything else is this environment's, behind the older packages.
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+@pytest.fixture(scope="session")
+def node_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with transformers.js; its binary of ONNX Runtime for the CPU is in the package."""
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm")
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "package.json").write_text("{}")
+    done = subprocess.run(
+        ["npm", "install", f"@huggingface/transformers@{TRANSFORMERS_JS}"],
+        cwd=folder,
+        # Otherwise its script downloads CUDA libraries.
+        env=os.environ | {"ONNXRUNTIME_NODE_INSTALL": "skip"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"npm cannot install it: {done.stderr[-300:]}")
+    return folder
 
 
 def artifact_of_decoder(root: Path, checkpoint: Path) -> Path:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +16,6 @@ from pipeline.runtimes.generation import GenerationOptions, generate
 from pipeline.runtimes.ort_decoder import OrtDecoder
 from tests.bundle.conftest import remake
 
-PACKAGES = (
-    "optimum-onnx==0.1.0",
-    "optimum==2.1.0",
-    "transformers==4.57.6",
-    "tokenizers==0.22.2",
-    "huggingface_hub==0.36.2",
-)
-"""The newest that optimum-onnx 0.1 allows."""
 PROMPTS = ([67, 68, 69], [70, 71, 220, 72, 73])
 SCRIPT = """
 import json, sys, torch
@@ -75,32 +64,16 @@ def test_dynamic_int8_is_described(decoder_artifact: Path, tmp_path: Path) -> No
     assert config["quantization"]["per_channel"] is True
 
 
-@functools.cache
-def optimum_python(factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with Optimum, made once; skips where pip cannot."""
-    environment = factory.mktemp("optimum") / "environment"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    python = environment / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "-q", "--no-deps", *PACKAGES]
-    if subprocess.run(install, check=False, capture_output=True).returncode != 0:
-        pytest.skip("pip cannot install optimum-onnx")
-    (site,) = environment.glob("lib/python*/site-packages")
-    # Everything else is this environment's, behind the older packages.
-    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
-    return python
-
-
 @pytest.mark.slow
 def test_optimum_generates_the_tokens_of_our_own_loop(
-    decoder_artifact: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    decoder_artifact: Path, tmp_path: Path, optimum_python: Path
 ) -> None:
     export_optimum(decoder_artifact, tmp_path / "made")
-    python = optimum_python(tmp_path_factory)
     options = GenerationOptions(tokens=12, stops=frozenset({257}), pad=256)
     for target, name in (("cpu-fp32", "model.onnx"), ("cpu-int4", "model_quantized.onnx")):
         folder = tmp_path / "made" / target
         done = subprocess.run(
-            [python, "-c", SCRIPT, folder, json.dumps(PROMPTS)],
+            [optimum_python, "-c", SCRIPT, folder, json.dumps(PROMPTS)],
             capture_output=True,
             text=True,
             check=False,

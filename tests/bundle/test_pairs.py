@@ -18,13 +18,11 @@ from pipeline.bundle.genai_speech_trial import run as run_speech
 from pipeline.bundle.generation_settings import read_generation_settings
 from pipeline.bundle.graphs import read_graphs
 from pipeline.bundle.optimum_layout import export_optimum
-from pipeline.bundle.pairs import copy_pair
+from pipeline.bundle.pairs import copy_pair, require_same
 from pipeline.bundle.transformers_js import export_transformers_js
 from pipeline.errors import ArtifactError, RecipeError
-from tests.bundle.conftest import remake
+from tests.bundle.conftest import TRANSFORMERS_JS, remake
 from tests.bundle.pairs import artifact_of_pair
-from tests.bundle.test_optimum import optimum_python
-from tests.bundle.test_transformers_js import VERSION, install_transformers_js
 from tests.pairs import PAD
 from tests.recipes import FP32, INT8
 from tests.trained.cache import ensure_trained
@@ -70,20 +68,19 @@ def _shuffled(folder: Path, _: dict[str, Any]) -> None:
 
 
 def test_a_bundle_that_computes_something_else_is_not_delivered(
-    whisper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whisper: Path, tmp_path: Path
 ) -> None:
-    wrong = remake(whisper, tmp_path / "wrong", _shuffled)
-    (target,) = read_graphs(whisper, no_pairs="").targets
-    (other,) = read_graphs(wrong, no_pairs="").targets
-    (tmp_path / "made").mkdir()
-    # The graphs of one artifact are written, and run against those of another one.
-    monkeypatch.setattr("pipeline.bundle.pairs._graph_files", lambda _: _files(other))
+    trials, written = [], []
+    for artifact in (whisper, remake(whisper, tmp_path / "wrong", _shuffled)):
+        (target,) = read_graphs(artifact, no_pairs="").targets
+        folder = tmp_path / f"made-{len(trials)}" / "onnx"
+        folder.mkdir(parents=True)
+        trials.append(copy_pair(target, folder, axes={}))
+        names = ("encoder_model.onnx", "decoder_model_merged.onnx")
+        written.append((folder / names[0], folder / names[1]))
+    require_same(trials[0], written[0], precision="fp32", where="cpu")
     with pytest.raises(ArtifactError, match=r"encoder_model\.onnx and decoder_model_merged\.onnx"):
-        copy_pair(target, tmp_path / "made", axes={})
-
-
-def _files(target: Any) -> tuple[Path, Path]:
-    return target.graph_file("encoder"), target.graph_file("decoder")
+        require_same(trials[0], written[1], precision="fp32", where="cpu")
 
 
 def _config(**values: Any) -> Any:
@@ -169,20 +166,17 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.slow
 def test_optimum_and_node_generate_the_tokens_of_the_checkpoint(
-    pair: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    pair: Path, tmp_path: Path, optimum_python: Path, node_packages: Path
 ) -> None:
     family = pair.parent.name.rstrip("0123456789")
-    made = export_transformers_js(
-        pair, tmp_path / "web", packages=install_transformers_js(tmp_path_factory)
-    )
-    told = f"transformers.js {VERSION}: the same tokens from 3 sources"
+    made = export_transformers_js(pair, tmp_path / "web", packages=node_packages)
+    told = f"transformers.js {TRANSFORMERS_JS}: the same tokens from 3 sources"
     assert [model.trial for model in made.models] == [told, told]
     sources = _sources(family)
     export_optimum(pair, tmp_path / "optimum", targets=["cpu-fp32"])
-    python = optimum_python(tmp_path_factory)
     asked = json.dumps({name: array.tolist() for name, array in sources.items()})
     done = subprocess.run(
-        [python, "-c", SCRIPT, tmp_path / "optimum/cpu-fp32", asked],
+        [optimum_python, "-c", SCRIPT, tmp_path / "optimum/cpu-fp32", asked],
         capture_output=True,
         text=True,
         check=False,

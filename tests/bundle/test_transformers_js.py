@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,8 @@ from pipeline.bundle.graphs import read_graphs
 from pipeline.bundle.javascript import find_transformers_js, try_in_node
 from pipeline.bundle.transformers_js import export_transformers_js
 from pipeline.errors import ArtifactError, RecipeError
+from tests.bundle.conftest import TRANSFORMERS_JS as VERSION
 from tests.bundle.conftest import remake
-
-VERSION = "4.3.1"
 
 
 def _external(folder: Path, _: dict[str, Any]) -> None:
@@ -98,38 +93,12 @@ def test_what_transformers_js_has_no_name_for_is_refused(
     assert not (tmp_path / "made").exists()
 
 
-@functools.cache
-def install_transformers_js(factory: pytest.TempPathFactory) -> Path:
-    """A directory with transformers.js; its binary of ONNX Runtime for the CPU is in the package."""
-    if shutil.which("npm") is None:
-        pytest.skip("there is no npm")
-    folder = factory.mktemp("node")
-    (folder / "package.json").write_text("{}")
-    done = subprocess.run(
-        ["npm", "install", f"@huggingface/transformers@{VERSION}"],
-        cwd=folder,
-        # Otherwise its script downloads CUDA libraries.
-        env=os.environ | {"ONNXRUNTIME_NODE_INSTALL": "skip"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"npm cannot install it: {done.stderr[-300:]}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_transformers_js(tmp_path_factory)
-
-
 @pytest.mark.slow
 def test_node_generates_the_tokens_of_our_own_loop(
-    packages: Path, decoder_artifact: Path, tmp_path: Path
+    node_packages: Path, decoder_artifact: Path, tmp_path: Path
 ) -> None:
     changed = remake(decoder_artifact, tmp_path / "changed", _external)
-    made = export_transformers_js(changed, tmp_path / "made", packages=packages)
+    made = export_transformers_js(changed, tmp_path / "made", packages=node_packages)
     assert made.notes == ()
     for model in made.models:
         assert model.trial == f"transformers.js {VERSION}: the same 24 tokens after 3 prompts"
@@ -137,9 +106,9 @@ def test_node_generates_the_tokens_of_our_own_loop(
 
 @pytest.mark.slow
 def test_node_embeds_as_our_graph_does_and_another_graph_is_told(
-    packages: Path, artifact: Path, tmp_path: Path
+    node_packages: Path, artifact: Path, tmp_path: Path
 ) -> None:
-    made = export_transformers_js(artifact, tmp_path / "made", packages=packages)
+    made = export_transformers_js(artifact, tmp_path / "made", packages=node_packages)
     assert [model.dtype for model in made.models] == ["fp32", "q8"]
     assert all("outputs differ by" in model.trial for model in made.models)
     path = tmp_path / "made" / "onnx" / "model.onnx"
@@ -148,7 +117,7 @@ def test_node_embeds_as_our_graph_does_and_another_graph_is_told(
     weight.raw_data = weight.raw_data[4:] + weight.raw_data[:4]
     onnx.save(model, path)
     source = read_graphs(artifact, ["cpu-fp32"])
-    library = find_transformers_js(packages)
+    library = find_transformers_js(node_packages)
     assert library is not None
     with pytest.raises(ArtifactError, match="of their size away from ours"):
         try_in_node(library, source.task, {"fp32": source.targets[0]}, tmp_path / "made")
