@@ -18,7 +18,7 @@ from pipeline.bundle.genai_speech_trial import run as run_speech
 from pipeline.bundle.generation_settings import read_generation_settings
 from pipeline.bundle.graphs import read_graphs
 from pipeline.bundle.optimum_layout import export_optimum
-from pipeline.bundle.pairs import copy_pair, require_same
+from pipeline.bundle.pairs import PairTrial, copy_pair, require_same
 from pipeline.bundle.transformers_js import export_transformers_js
 from pipeline.errors import ArtifactError, RecipeError
 from tests.bundle.conftest import TRANSFORMERS_JS, remake
@@ -70,7 +70,8 @@ def _shuffled(folder: Path, _: dict[str, Any]) -> None:
 def test_a_bundle_that_computes_something_else_is_not_delivered(
     whisper: Path, tmp_path: Path
 ) -> None:
-    trials, written = [], []
+    trials: list[PairTrial] = []
+    written: list[tuple[Path, Path]] = []
     for artifact in (whisper, remake(whisper, tmp_path / "wrong", _shuffled)):
         (target,) = read_graphs(artifact, no_pairs="").targets
         folder = tmp_path / f"made-{len(trials)}" / "onnx"
