@@ -36,6 +36,7 @@ from pipeline.graph.fusions.matching import (
     replace_value,
 )
 from pipeline.graph.fusions.outcome import Outcome, Refusal, Refused
+from pipeline.graph.large_weights import release_weight
 from pipeline.graph.packed_weight import PackedWeight, pack_weight, require_equal
 
 if TYPE_CHECKING:
@@ -182,6 +183,10 @@ def _pack(product: _Product, editor: GraphEditor, report: PackReport, threads: i
         threads=threads,
     )
     report.weights += 1
+    # What was read is kept by its tensor, a byte for each integer of 4 bits, until it is let go.
+    del integers, scales, zeros
+    for value in (stored, scale, zero):
+        release_weight(None if value is None else value.const_value)
     name = stored.name or "weight"
     values = editor.store(f"{name}_packed", packed.values)
     steps = editor.store(f"{name}_scales", packed.scales)

@@ -75,7 +75,9 @@ def run(
 PACK_WEIGHTS = Stage(
     name="pack_weights",
     version=2,
-    footprint=Footprint(base_mib=150, memory_per_weight=1.5, disk_per_weight=0.3),
+    footprint=Footprint(
+        base_mib=700, memory_per_weight=1.5, memory_outside=0.25, disk_per_weight=0.3
+    ),
     config_type=PackWeightsConfig,
     coverage=("packed_products",),
     run=run,

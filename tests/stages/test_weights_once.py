@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from pipeline.graph.files import load_ir_model, save_ir_model
+from pipeline.graph.matmul_nbits import pack_products
 from pipeline.stages.base import MODEL_FILE, model_size_bytes
 from pipeline.stages.pack_weights import PACK_WEIGHTS
 from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS
@@ -83,3 +86,26 @@ def test_what_is_delivered_holds_each_weight_once(
     model = onnx.load(folders[-1] / MODEL_FILE)
     model.graph.initializer.append(onnx.numpy_helper.from_array(head, "again"))
     assert model.ByteSize() > limit
+
+
+def test_packing_lets_go_of_what_it_has_read(tmp_path: Path) -> None:
+    """A weight of 4 bits is kept with a byte for each number otherwise: 7 GB of 7 B weights."""
+    given = write(tmp_path / "given", decoder()).parent
+    output = tmp_path / "quantized"
+    output.mkdir()
+    config = QUANTIZE_WEIGHTS.config_type.model_validate({"bits": 4, "method": "rtn"})
+    QUANTIZE_WEIGHTS.run(config, {"model": given}, output, RecordingContext(tmp_path))
+    (tmp_path / "outside").mkdir()
+    path = save_ir_model(
+        load_ir_model(output / MODEL_FILE), tmp_path / "outside", inline_limit_bytes=0
+    )
+    model = load_ir_model(path)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    integers = [
+        tensor
+        for tensor in tensors
+        if isinstance(tensor, ir.ExternalTensor) and tensor.dtype == ir.DataType.INT4
+    ]
+    report = pack_products(model, accuracy_level=4)
+    assert report.weights == len(integers) == 2 * LAYERS + 1
+    assert [tensor.name for tensor in integers if tensor.raw is not None] == []
