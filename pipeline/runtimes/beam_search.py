@@ -17,7 +17,13 @@ import numpy as np
 from pipeline.data.decoder_inputs import positions_of
 from pipeline.runtimes.base import FeedError
 from pipeline.runtimes.decoder import Feed
-from pipeline.runtimes.generation import GenerationOptions, check_request, pad_left, prefill
+from pipeline.runtimes.generation import (
+    GenerationOptions,
+    check_request,
+    check_room,
+    pad_left,
+    prefill,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,6 +96,7 @@ def search_beams(
         StageError: when the decoder cannot be run.
     """
     _check(prompts, options)
+    check_room(decoder, prompts, options)
     tokens, mask = pad_left(prompts, options.pad)
     logits, cache = prefill(decoder, tokens, mask, chunk=options.chunk)
     texts = [_Text(options) for _ in prompts]

@@ -108,3 +108,21 @@ def check_step(feed: Feed, cache: Cache) -> None:
                 f"`{name}` has shape {list(array.shape)}; with {cache.length} tokens of {cache.rows} "
                 f"texts in the cache it must be {list(wanted)}"
             )
+
+
+def require_room(tokens: int, room: int | None) -> None:
+    """Refuse texts that are longer than a static cache.
+
+    Args:
+        tokens: Of the longest, padding included.
+        room: Of the cache; None: it grows.
+
+    Raises:
+        FeedError: when they are.
+    """
+    if room is not None and tokens > room:
+        raise FeedError(
+            f"texts of {tokens} tokens, padding included, do not fit into the static cache of {room}",
+            hint=f"ask for {tokens - room} tokens fewer, or build with `static_cache: "
+            f"{{length: {tokens}}}` or more",
+        )

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.data.decoder_inputs import positions_of
 from pipeline.runtimes.base import FeedError
-from pipeline.runtimes.decoder import Feed
+from pipeline.runtimes.decoder import Feed, require_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,6 +88,7 @@ def generate(
         StageError: when the decoder cannot be run.
     """
     check_request(prompts, options)
+    check_room(decoder, prompts, options)
     tokens, mask = pad_left(prompts, options.pad)
     logits, cache = prefill(decoder, tokens, mask, chunk=options.chunk)
     generators = [np.random.default_rng([options.seed, row]) for row in range(len(prompts))]
@@ -240,3 +241,15 @@ def check_request(prompts: Sequence[Sequence[int]], options: GenerationOptions) 
             f"{options.positions} positions there are",
             hint=f"ask for {max(0, options.positions - longest)} new tokens or fewer",
         )
+
+
+def check_room(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], options: GenerationOptions
+) -> None:
+    """Refuse texts that a static cache has no room for, before anything is computed.
+
+    Raises:
+        FeedError: when they are longer; the last new token is not read again.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    require_room(longest + options.tokens - 1, getattr(decoder, "room", None))

@@ -20,13 +20,13 @@ from pipeline.runtimes.decoder import (
     Floats,
     Tokens,
     check_step,
+    require_room,
 )
 from pipeline.runtimes.onnxruntime import ERRORS, OnnxRuntimeRunner, error_reason
 from pipeline.runtimes.static_cache import (
     Filled,
     StaticCache,
     padded,
-    require_room,
     room_of,
 )
 

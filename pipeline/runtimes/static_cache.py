@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from pipeline.data.decoder_inputs import CACHE_POSITION, MASK, is_cache, is_present
-from pipeline.runtimes.base import FeedError, check_feeds
-from pipeline.runtimes.decoder import TOKEN_AXIS, Cache
+from pipeline.runtimes.base import check_feeds
+from pipeline.runtimes.decoder import TOKEN_AXIS, Cache, require_room
 from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 from pipeline.tasks import PAST_AXIS, TOTAL_AXIS
 
@@ -53,20 +53,6 @@ def room_of(inputs: Sequence[ModelTensor]) -> int | None:
     }
     length = next(iter(lengths), None)
     return length if len(lengths) == 1 and isinstance(length, int) else None
-
-
-def require_room(tokens: int, room: int) -> None:
-    """Refuse texts that are longer than the cache.
-
-    Raises:
-        FeedError: when they are.
-    """
-    if tokens > room:
-        raise FeedError(
-            f"texts of {tokens} tokens, padding included, do not fit into the static cache of {room}",
-            hint=f"ask for {tokens - room} tokens fewer, or build with `static_cache: "
-            f"{{length: {tokens}}}` or more",
-        )
 
 
 def padded(array: Array, axis: int, room: int) -> Array:

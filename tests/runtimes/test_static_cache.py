@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.runtimes.base import Array
+    from pipeline.stages.base import AnyStage, StageConfig
     from tests.decoders import TinyDecoder
 
 LENGTH = 24
@@ -55,7 +56,11 @@ def write_static(source: Path, output: Path, length: int = LENGTH) -> dict[str, 
 @pytest.fixture(scope="module")
 def pair(tiny_decoder: TinyDecoder, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     root, last = tmp_path_factory.mktemp("static"), tiny_decoder.root / "export"
-    for stage, config in ((SIMPLIFY, SimplifyConfig()), (FUSE, FuseConfig(last_logits=True))):
+    chain: tuple[tuple[AnyStage, StageConfig], ...] = (
+        (SIMPLIFY, SimplifyConfig()),
+        (FUSE, FuseConfig(last_logits=True)),
+    )
+    for stage, config in chain:
         (root / stage.name).mkdir()
         stage.run(config, {"model": last}, root / stage.name, RecordingContext(root))
         last = root / stage.name
@@ -195,8 +200,14 @@ def _places(cache: Any) -> list[int]:
 
 
 def test_texts_that_do_not_fit_are_refused(static: OrtDecoder, pair: Pair) -> None:
+    steps: list[int] = []
     with pytest.raises(FeedError, match=r"texts of 25 tokens, .* static cache of 24") as caught:
-        generate(static, [[1] * 20], GenerationOptions(tokens=6))
+        generate(static, [[1] * 20], GenerationOptions(tokens=6), on_step=steps.append)
+    assert not steps  # before anything is computed
+    assert len(generate(static, [[1] * 20], GenerationOptions(tokens=5)).tokens[0]) == 5
+    tokens = np.ones((1, 25), np.int64)
+    with pytest.raises(FeedError, match="texts of 25 tokens"):
+        prefill(static, tokens, tokens)
     assert "`static_cache: {length: 25}`" in caught.value.hint
     with (
         CacheRunner(pair.static / "model.onnx", threads=1) as runner,
