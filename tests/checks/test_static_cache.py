@@ -41,15 +41,19 @@ def test_a_static_cache_passes_and_every_case_is_there(
 def written_at_the_wrong_place(graph: Graph) -> None:
     """One place too far: a slot is left out, and the last token is not seen."""
     (starts,) = {node.input[2] for node in graph.all("TensorScatter")}
-    moved = graph.insert("Add", [starts, graph.put("one_place", _one())])
-    graph.redirect(starts, moved, but=[graph.maker(moved)])
+    _start_at(graph, starts, graph.insert("Add", [starts, graph.put("one_place", _one())]))
 
 
 def written_at_the_beginning(graph: Graph) -> None:
     """Every step overwrites the tokens of the first."""
     (starts,) = {node.input[2] for node in graph.all("TensorScatter")}
-    moved = graph.insert("Sub", [starts, starts])
-    graph.redirect(starts, moved, but=[graph.maker(moved)])
+    _start_at(graph, starts, graph.insert("Sub", [starts, starts]))
+
+
+def _start_at(graph: Graph, starts: str, moved: str) -> None:
+    maker = graph.maker(moved)
+    assert maker is not None
+    graph.redirect(starts, moved, but=[maker])
 
 
 def present_stays_the_past(graph: Graph) -> None:
@@ -66,7 +70,7 @@ def present_stays_the_past(graph: Graph) -> None:
 
 
 def cut_too_late(graph: Graph) -> None:
-    """A token behind the last is looked at: what was left there by another text."""
+    """Keys of one layer have a token more than there are: what was left there by another text."""
     for node in graph.all("Slice"):
         if node.input[0].startswith("present."):
             node.input[2] = graph.insert("Add", [node.input[2], graph.put("one_place", _one())])
