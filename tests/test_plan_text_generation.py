@@ -58,7 +58,7 @@ def test_weights_in_few_bits_are_packed_for_the_kernel_unless_qdq_is_wanted(
     plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4])
     packed = [node for node in plan.nodes if node.stage.name == "pack_weights"]
     assert [node.config.model_dump() for node in packed] == [{"accuracy_level": 4}]
-    quantization = {"mode": "weight_only", "form": "qdq"}
+    quantization: dict[str, Any] = {"mode": "weight_only", "form": "qdq"}
     plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4 | {"quantization": quantization}])
     assert "pack_weights" not in {node.stage.name for node in plan.nodes}
     quantization["accuracy_level"] = 4
