@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
-from pipeline.graph.narrow_weights import NARROW_LIMIT_BYTES, narrow_weight
+from pipeline.graph.narrow_weights import NARROW_LIMIT_BYTES, SMALLEST, narrow_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,10 +67,20 @@ def use_stored_weights(
         source = find(raw) if isinstance(raw, torch.Tensor) else None
         if source is not None:
             narrow = narrow_weight(source, name) if is_narrow else None
-            value.const_value = narrow or StoredWeight(source, tensor.name)
+            value.const_value = narrow or _stored(source, tensor.name)
         elif tensor.dtype.is_floating_point() and tensor.size > 1:
             others.append(name)
     return tuple(others)
+
+
+def _stored(source: StoredTensor, name: str | None) -> ir.TensorProtocol:
+    """Large weights that are float32 in the checkpoint are copied from file to file."""
+    if source.dtype != "F32" or source.size < SMALLEST:
+        return StoredWeight(source, name)
+    return ir.ExternalTensor(
+        source.file, source.offset, 4 * source.size, ir.DataType.FLOAT,
+        shape=ir.Shape(source.shape), name=name,
+    )  # fmt: skip
 
 
 def _bytes(value: ir.Value) -> int:
