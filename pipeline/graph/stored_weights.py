@@ -67,13 +67,13 @@ def use_stored_weights(
         source = find(raw) if isinstance(raw, torch.Tensor) else None
         if source is not None:
             narrow = narrow_weight(source, name) if is_narrow else None
-            value.const_value = narrow or _stored(source, tensor.name)
+            value.const_value = narrow or _stored(source, name)
         elif tensor.dtype.is_floating_point() and tensor.size > 1:
             others.append(name)
     return tuple(others)
 
 
-def _stored(source: StoredTensor, name: str | None) -> ir.TensorProtocol:
+def _stored(source: StoredTensor, name: str) -> ir.TensorProtocol:
     """Large weights that are float32 in the checkpoint are copied from file to file."""
     if source.dtype != "F32" or source.size < SMALLEST:
         return StoredWeight(source, name)

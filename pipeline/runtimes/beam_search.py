@@ -96,7 +96,7 @@ def search_beams(
         StageError: when the decoder cannot be run.
     """
     _check(prompts, options)
-    check_room(decoder, prompts, options)
+    check_room(decoder, prompts, options.tokens)
     tokens, mask = pad_left(prompts, options.pad)
     logits, cache = prefill(decoder, tokens, mask, chunk=options.chunk)
     texts = [_Text(options) for _ in prompts]

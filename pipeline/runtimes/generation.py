@@ -88,7 +88,7 @@ def generate(
         StageError: when the decoder cannot be run.
     """
     check_request(prompts, options)
-    check_room(decoder, prompts, options)
+    check_room(decoder, prompts, options.tokens)
     tokens, mask = pad_left(prompts, options.pad)
     logits, cache = prefill(decoder, tokens, mask, chunk=options.chunk)
     generators = [np.random.default_rng([options.seed, row]) for row in range(len(prompts))]
@@ -243,13 +243,16 @@ def check_request(prompts: Sequence[Sequence[int]], options: GenerationOptions) 
         )
 
 
-def check_room(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], options: GenerationOptions
-) -> None:
+def check_room(decoder: Decoder, prompts: Sequence[Sequence[int]], tokens: int) -> None:
     """Refuse texts that a static cache has no room for, before anything is computed.
+
+    Args:
+        decoder: What is to read them.
+        prompts: Token ids, one prompt or more.
+        tokens: New ones for each.
 
     Raises:
         FeedError: when they are longer; the last new token is not read again.
     """
     longest = max(len(prompt) for prompt in prompts)
-    require_room(longest + options.tokens - 1, getattr(decoder, "room", None))
+    require_room(longest + tokens - 1, getattr(decoder, "room", None))
