@@ -79,7 +79,7 @@ def _stored(source: StoredTensor, name: str) -> ir.TensorProtocol:
         return StoredWeight(source, name)
     return ir.ExternalTensor(
         source.file, source.offset, 4 * source.size, ir.DataType.FLOAT,
-        shape=ir.Shape(source.shape), name=name or "",
+        shape=ir.Shape(source.shape), name=name,
     )  # fmt: skip
 
 
