@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import Field
 
 from pipeline.checks.base import Check, Limits, Measured, PlannedCheck, Subject
+from pipeline.checks.differences import judge_differences
 from pipeline.stages.cast import CastConfig
 from pipeline.stages.check_cast import CHECK_CAST, FLOAT_PORT, MODEL_PORT, CheckCastConfig
 
@@ -54,22 +55,7 @@ def _plan(subject: Subject, limits: CastLimits) -> Iterator[PlannedCheck]:
 
 
 def _judge(measured: Measured, limits: CastLimits) -> tuple[GateResult, ...]:
-    results = []
-    for kind, meaning in _MEANING.items():
-        found, limit = measured.facts["measures"][kind], getattr(limits, kind)
-        is_good = limit is None or found["total"] <= limit
-        first = found["first"][0] if found["first"] else {"layer": "", "detail": ""}
-        results.append(
-            measured.result(
-                NAME,
-                kind,
-                float(found["total"]),
-                "only measured" if limit is None else f"<= {limit}",
-                "" if is_good else f"{meaning}: {first['detail']}, in layer `{first['layer']}`",
-                layer="" if is_good else first["layer"],
-            )
-        )
-    return tuple(results)
+    return judge_differences(NAME, measured, limits, _MEANING)
 
 
 CAST_CHECK = Check(name=NAME, stage=CHECK_CAST, plan=_plan, judge=_judge)

@@ -14,6 +14,7 @@ from pipeline.checks.headroom import HEADROOM
 from pipeline.checks.invariance import INVARIANCE
 from pipeline.checks.layers import LAYERS
 from pipeline.checks.openvino_serving import OPENVINO_SERVING
+from pipeline.checks.packing import PACKING
 from pipeline.checks.quantization import QUANTIZATION
 from pipeline.checks.repair import REPAIR_CHECK
 from pipeline.checks.sensitivity import SENSITIVITY_CHECK
@@ -33,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     HEADROOM,
     CAST_CHECK,
     QUANTIZATION,
+    PACKING,
     REPAIR_CHECK,
     ASSIGNMENT,
     LAYERS,

@@ -15,6 +15,7 @@ from pipeline.checks.headroom import HeadroomLimits
 from pipeline.checks.invariance import InvarianceLimits
 from pipeline.checks.layers import LayerLimits
 from pipeline.checks.openvino_serving import OpenVinoServingLimits  # noqa: TC001  (pydantic reads it)
+from pipeline.checks.packing import PackingLimits
 from pipeline.checks.quantization import QuantizationLimits
 from pipeline.checks.repair import RepairGate
 from pipeline.checks.sensitivity import SensitivityLimits
@@ -66,6 +67,10 @@ class CheckLimits(Limits):
     quantization: QuantizationLimits | None = Field(
         default=QuantizationLimits(),
         description="weights, scales and graph of a quantised model against the float model, exactly",
+    )
+    packing: PackingLimits | None = Field(
+        default=PackingLimits(),
+        description="weights packed for ONNX Runtime's own operator against what packing makes, exactly",
     )
     repair: RepairGate | None = Field(
         default=RepairGate(), description="a repair that was asked for has reached its limit"

@@ -111,6 +111,12 @@ RULES = {
         help="Scales, weights and structure are compared with the graph that was quantised; "
         "`gates.checks.quantization` holds the limits.",
     ),
+    "packing": Rule(
+        name="PackedWrong",
+        text="A graph with packed weights is not what packing makes of the quantised graph.",
+        help="It is packed once more, and nodes and stored tensors are compared; "
+        "`gates.checks.packing` holds the limits.",
+    ),
     "assignment": Rule(
         name="ProductsOnCpu",
         text="A provider for GPUs leaves matrix products of the graph to the CPU.",

@@ -21,6 +21,7 @@ from pipeline.stages.check_cast import CHECK_CAST
 from pipeline.stages.check_companions import CHECK_COMPANIONS
 from pipeline.stages.check_export import CHECK_EXPORT
 from pipeline.stages.check_generation import CHECK_GENERATION
+from pipeline.stages.check_packing import CHECK_PACKING
 from pipeline.stages.check_quantization import CHECK_QUANTIZATION
 from pipeline.stages.check_repair import CHECK_REPAIR
 from pipeline.stages.check_seq2seq import CHECK_SEQ2SEQ
@@ -95,6 +96,7 @@ STAGES: tuple[AnyStage, ...] = (
     CHECK_GENERATION,
     CHECK_SEQ2SEQ,
     CHECK_QUANTIZATION,
+    CHECK_PACKING,
     CHECK_REPAIR,
     CHECK_ASSIGNMENT,
     COMPARE_LAYERS,
