@@ -58,9 +58,12 @@ def test_weights_in_few_bits_are_packed_for_the_kernel_unless_qdq_is_wanted(
     plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4])
     packed = [node for node in plan.nodes if node.stage.name == "pack_weights"]
     assert [node.config.model_dump() for node in packed] == [{"accuracy_level": 4}]
+    (check,) = [node for node in plan.nodes if node.stage.name == "check_packing"]
+    assert check.config.model_dump() == {"accuracy_level": 4}
+    assert check.inputs == {"model": NodeRef(packed[0].index), "plain": packed[0].inputs["model"]}
     quantization: dict[str, Any] = {"mode": "weight_only", "form": "qdq"}
     plan = _plan(tmp_path, checkpoint, targets=[FP32, INT4 | {"quantization": quantization}])
-    assert "pack_weights" not in {node.stage.name for node in plan.nodes}
+    assert not {"pack_weights", "check_packing"} & {node.stage.name for node in plan.nodes}
     quantization["accuracy_level"] = 4
     with pytest.raises(RecipeError, match="form qdq takes no `accuracy_level`"):
         _plan(tmp_path, checkpoint, targets=[FP32, INT4 | {"quantization": quantization}])
