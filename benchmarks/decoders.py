@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,9 @@ class _Context:
     def log(self, message: str) -> None:
         del message
 
+    def progress(self, done: int, total: int, unit: str) -> None:
+        del done, total, unit
+
 
 def convert(checkpoint: Path, work: Path, block_size: int) -> Path:
     """Our packed 4-bit graph of a checkpoint; a stage in a process of its own each."""
@@ -122,6 +126,8 @@ def _in_a_child(
         try:
             stage.run(config, inputs, output, _Context(output))  # type: ignore[arg-type]
             code = 0
+        except BaseException:  # noqa: BLE001 - nothing may escape a fork
+            traceback.print_exc()
         finally:
             os._exit(code)
     if os.waitpid(child, 0)[1] != 0:
