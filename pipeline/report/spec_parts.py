@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +57,10 @@ CONFIG: Spec = {
     "text": {"fill": "var(--ink)", "fontSize": 11},
 }
 """Of all charts; Vega takes what it knows of it."""
+
+
+LEGEND_COLUMNS: Final = 2
+"""Names of outputs as long as `present.10.value`, beside each other in a third of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,14 @@ def hue_scale(names: Sequence[str], *, legend: bool = True) -> Spec:
             "domain": list(names),
             "range": [HUES[i % len(HUES)] for i in range(len(names))],
         },
-        "legend": {"title": None} if legend else None,
+        "legend": hue_legend(names) if legend else None,
     }
+
+
+def hue_legend(names: Sequence[str]) -> Spec:
+    """What the colours mean; many names stand in columns, so that a narrow chart holds them."""
+    columns = {"columns": LEGEND_COLUMNS} if len(names) > LEGEND_COLUMNS else {}
+    return {"title": None, **columns}
 
 
 def name_rows(names: Iterable[str]) -> Spec:

@@ -20,6 +20,7 @@ from pipeline.report.spec_parts import (
     Range,
     Spec,
     decades,
+    hue_legend,
     hue_scale,
     lite_chart,
     log_axis,
@@ -103,6 +104,7 @@ def _error_spec(target: str, values: list[dict[str, Any]], span: Range) -> Spec:
                         "field": "output",
                         "type": "nominal",
                         "scale": {"domain": outputs, "range": shapes},
+                        "legend": hue_legend(outputs),
                     },
                     "tooltip": tooltips(
                         output="output", node="after", shown="relative_L2", added="added"
