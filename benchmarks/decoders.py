@@ -126,9 +126,9 @@ def _in_a_child(
         try:
             stage.run(config, inputs, output, _Context(output))  # type: ignore[arg-type]
             code = 0
-        except BaseException:  # noqa: BLE001 - nothing may escape a fork
-            traceback.print_exc()
         finally:
+            if code:
+                traceback.print_exc()
             os._exit(code)
     if os.waitpid(child, 0)[1] != 0:
         sys.exit(f"stage `{stage.name}` failed")
