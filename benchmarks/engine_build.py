@@ -2,25 +2,28 @@
 
     .venv/bin/python benchmarks/engine_build.py [--rounds 3] [--large-gb 1.4]
 
-Time: MiniLM in fp16, the stage and a bare build (parse, build, write) in turns, each in a process of
-its own that has imported nothing; the ratio of the medians, and of each round. Both count from the start
-of their processes; beside it the stage in a process that is ready, as a worker is, whose imports are done
-ahead. Memory: a stack of fp16 products with random weights; the largest
-sum of resident memory over the tree of processes. Engines: size of INT8 against fp16, precision of
-the products, fused attentions and activations at (32, 512). Nothing needs a GPU.
+Time: MiniLM in fp16, the stage and a bare build (import, parse, build, write) in turns, each in a process
+of its own; the ratio of the medians, and of each round. The stage runs as builds run it: its worker is
+asked for when its time begins, and forked by a nursery (docs/decisions/0010) that the graph stages before
+it have started. Beside it a second bare build, for the noise, and the stage in a process started anew.
+Memory: a stack of fp16 products with random weights; the largest sum of resident memory over the tree of
+processes. Engines: size of INT8 against fp16, precision of the products, fused attentions and activations
+at (32, 512). Nothing needs a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx  # noqa: TID251 - it writes a graph of its own
@@ -28,8 +31,15 @@ import psutil
 from minilm_stages import PROFILE, minilm_results
 from onnx import TensorProto, helper  # noqa: TID251
 
-ROOT = Path(__file__).resolve().parent.parent
+from pipeline.run.process import WorkerProcess
+from pipeline.stages.engine import ENGINE, EngineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 WIDTH = 4096
+GROUP = "graphs"
+"""The nursery of stages without torch."""
 BARE = """
 import json, sys
 import tensorrt_rtx as trt
@@ -51,68 +61,66 @@ for name, (low, mid, high) in profile.items():
 config.add_optimization_profile(shapes)
 open(engine, "wb").write(builder.build_serialized_network(network, config))
 """
-STAGE = """
-import importlib, json, sys, time
-from pathlib import Path
-from pipeline.stages.engine import ENGINE, EngineConfig
-for name in ENGINE.preload if sys.argv[5] == "ready" else (): importlib.import_module(name)
-class Context:
-    threads, resumable = 1, None
-    def __init__(self, scratch): self.scratch = scratch
-    def progress(self, *_): pass
-    def log(self, message): print(message)
-root = Path(sys.argv[2]); (root / "out").mkdir(); (root / "scratch").mkdir()
-profiles = tuple({a: tuple(v) for a, v in p.items()} for p in json.loads(sys.argv[3]))
-config = EngineConfig(compute_capability="sm89", precision=sys.argv[4], profiles=profiles)
-started = time.perf_counter()
-facts = ENGINE.run(config, {"model": Path(sys.argv[1])}, root / "out", Context(root / "scratch"))
-(root / "seconds").write_text(str(time.perf_counter() - started))
-(root / "facts.json").write_text(json.dumps(facts))
-"""
 
 
-def run(command: list[str]) -> tuple[float, int]:
-    """Seconds it took, and the largest sum of resident memory of its processes, bytes."""
-    start = time.perf_counter()
-    environment = {**os.environ, "PYDANTIC_DISABLE_PLUGINS": "__all__"}  # as `convert` sets it
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    peak = 0
-    while process.poll() is None:
-        try:
-            tree = [psutil.Process(process.pid)]
-            tree += tree[0].children(recursive=True)
-            peak = max(peak, sum(p.memory_info().rss for p in tree))
-        except psutil.NoSuchProcess:
-            pass
-        time.sleep(0.02)
-    if process.returncode:
-        raise SystemExit(f"{command[2][:20]!r}... ended with {process.returncode}")
-    return time.perf_counter() - start, peak
+@contextlib.contextmanager
+def watched_memory() -> Iterator[list[int]]:
+    """The largest sum of resident memory of this process's children, bytes, as its only item."""
+    peak, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = psutil.Process().children(recursive=True)
+                peak[0] = max(peak[0], sum(child.memory_info().rss for child in children))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
 
 
-def bare(model: Path, profile: object, root: Path) -> tuple[float, int]:
-    """The bare build."""
+def bare(model: Path, profile: object, root: Path) -> float:
+    """Seconds of the bare build, from the start of its process to the engine on disk."""
     root.mkdir()
     engine = str(root / "bare.engine")
     command = [sys.executable, "-c", BARE, str(model / "model.onnx"), engine, json.dumps(profile)]
-    return run(command)
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - start
 
 
-def stage(
-    model: Path, axes: object, precision: str, root: Path, *, is_ready: bool = False
-) -> tuple[float, int]:
-    """Seconds of the stage with its process's start and imports, or without when it is ready; peak."""
-    root.mkdir()
-    kind = "ready" if is_ready else "cold"
-    axes_json = json.dumps([axes])
-    command = [sys.executable, "-c", STAGE, str(model), str(root), axes_json, precision, kind]
-    whole_s, peak = run(command)
-    return (float((root / "seconds").read_text("utf-8")) if is_ready else whole_s), peak
+def stage(model: Path, axes: object, precision: str, root: Path, *, group: str = GROUP) -> float:
+    """Seconds of the stage, from the request for its worker to the end of its process.
+
+    A nursery of `group` forks it, as in builds; it is started anew when that is empty.
+    """
+    for name in ("out", "scratch"):
+        (root / name).mkdir(parents=True)
+    config = EngineConfig(compute_capability="sm89", precision=precision, profiles=(axes,))
+    job = {
+        "stage": ENGINE.name,
+        "config": config.model_dump_json(),
+        "inputs": {"model": str(model)},
+        "output": str(root / "out"),
+        "scratch": str(root / "scratch"),
+        "threads": 1,
+    }
+    start = time.perf_counter()
+    worker = WorkerProcess(ENGINE.preload, 1, group)
+    ending = worker.run(job, time_s=600, memory_limit_mib=None, on_progress=lambda *_: None)
+    seconds = time.perf_counter() - start
+    if ending.facts is None:
+        raise SystemExit("\n".join((*ending.last_lines, ending.message)))
+    (root / "facts.json").write_text(json.dumps(ending.facts), "utf-8")
+    return seconds
 
 
 def make_minilm(root: Path) -> tuple[Path, Path]:
     """MiniLM in fp16 and in INT8, through our own stages: their directories."""
-    sys.path.insert(0, str(ROOT))
     minilm_results(root, evaluation=8)
     graphs = {file.parent.name: file.parent for file in root.rglob("artifacts/**/model.onnx")}
     return graphs["fp16"], graphs["int8"]
@@ -169,22 +177,26 @@ def main() -> None:
             for name in names
             if name in inputs
         }
-        times: dict[str, list[float]] = {"bare": [], "stage": [], "ready": []}
+        stage(fp16, PROFILE, "fp16", root / "first")  # starts the nursery
+        times: dict[str, list[float]] = {"bare": [], "stage": [], "again": [], "anew": []}
         for number in range(options.rounds):
-            times["bare"].append(bare(fp16, shapes, root / f"bare{number}")[0])
-            times["stage"].append(stage(fp16, PROFILE, "fp16", root / f"stage{number}")[0])
-            ready = root / f"ready{number}"
-            times["ready"].append(stage(fp16, PROFILE, "fp16", ready, is_ready=True)[0])
-        bare_s, stage_s, ready_s = (statistics.median(seconds) for seconds in times.values())
+            turn = root / f"round{number}"
+            turn.mkdir()
+            times["bare"].append(bare(fp16, shapes, turn / "bare"))
+            times["stage"].append(stage(fp16, PROFILE, "fp16", turn / "stage"))
+            times["again"].append(bare(fp16, shapes, turn / "again"))
+            times["anew"].append(stage(fp16, PROFILE, "fp16", turn / "anew", group=""))
+        bare_s, stage_s, again_s, anew_s = map(statistics.median, times.values())
         rounds = zip(times["stage"], times["bare"], strict=True)
         print(
             f"build: bare {bare_s:.2f} s, stage {stage_s:.2f} s: {stage_s / bare_s:.2f} (<= 1.3; "
-            f"rounds {', '.join(f'{ours / theirs:.2f}' for ours, theirs in rounds)}); "
-            f"in a ready worker {ready_s:.2f} s: {ready_s / bare_s:.2f}"
+            f"rounds {', '.join(f'{ours / theirs:.2f}' for ours, theirs in rounds)}; "
+            f"bare again {again_s / bare_s:.2f}); "
+            f"in a process started anew {anew_s:.2f} s: {anew_s / bare_s:.2f}"
         )
         stage(int8, PROFILE, "int8", root / "int8")
         facts = {
-            "fp16": json.loads((root / "stage0" / "facts.json").read_text("utf-8")),
+            "fp16": json.loads((root / "first" / "facts.json").read_text("utf-8")),
             "int8": json.loads((root / "int8" / "facts.json").read_text("utf-8")),
         }
         sizes = {name: fact["size_bytes"] for name, fact in facts.items()}
@@ -200,9 +212,11 @@ def main() -> None:
             large = make_large(options.large_gb, root / "large")
             axes = {"batch": (1, 8, 32)}
             x = {"x": [[size, WIDTH] for size in axes["batch"]]}
-            peaks = [bare(large, x, root / "bare-large")[1]]
-            peaks.append(stage(large, axes, "fp16", root / "stage-large")[1])
-            first, second = (peak / 2**30 for peak in peaks)
+            with watched_memory() as theirs:
+                bare(large, x, root / "bare-large")
+            with watched_memory() as ours:
+                stage(large, axes, "fp16", root / "stage-large", group="")
+            first, second = theirs[0] / 2**30, ours[0] / 2**30
             print(
                 f"memory: bare {first:.2f} GiB, stage {second:.2f} GiB: {second / first:.2f} (<= 1.1)"
             )
