@@ -14,11 +14,13 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from pipeline.checks.limits import CheckLimits
+from pipeline.recipe.overlay import overlaid
 from pipeline.runtimes.torch_variants import TorchVariant
 from pipeline.stages.export import ExportOptions
 from pipeline.targets import AnyTarget
@@ -316,7 +318,10 @@ class TargetGates(Strict):
     stages: dict[FactName, StageTolerance] | None = Field(
         default=None, description="stage -> limit of its graphs in place of the derived one"
     )
-    checks: CheckLimits | None = Field(default=None, description="limits of the checks")
+    checks: CheckLimits | None = Field(
+        default=None,
+        description="limits of the checks; what is left out in any of them stays the recipe's",
+    )
 
 
 class Gates(Strict):
@@ -347,9 +352,25 @@ class Gates(Strict):
     )
     targets: dict[Name, TargetGates] = Field(
         default_factory=dict,
-        description="target name -> limits of its own: each section replaces the recipe's",
+        description="target name -> limits of its own: each section replaces the recipe's, but "
+        "`checks`, which are laid over them key by key",
         examples=[{"cpu-int8": {"parity": {"cosine_similarity": {"min": 0.95}}}}],
     )
+
+    @field_validator("targets", mode="after")
+    @classmethod
+    def _lie_over_the_checks(
+        cls, targets: dict[str, TargetGates], info: ValidationInfo
+    ) -> dict[str, TargetGates]:
+        checks = info.data.get("checks")
+        if checks is None:  # it is wrong itself
+            return targets
+        return {
+            name: own
+            if own.checks is None
+            else own.model_copy(update={"checks": overlaid(checks, own.checks)})
+            for name, own in targets.items()
+        }
 
     def of(self, target: str) -> Gates:
         """What one target must hold."""
