@@ -10,18 +10,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.report.schema import Finding
+from pipeline.report.verdicts import OF_SPEED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.parity.types import GateResult
-    from pipeline.report.schema import StageParity, TargetReport
+    from pipeline.report.schema import Report, StageParity, TargetReport
 
 LAYERS_CHECK: Final = "layers"
 """Name of the check whose facts tell layers."""
 
 END_TO_END: Final = frozenset({"parity", "quality"})
 """Gates that judge what is delivered, and accuse no stage."""
+
+NOT_OF_NUMBERS: Final = frozenset({"companions", "assignment"})
+"""Gates that accuse a graph of something that its layers say nothing about."""
 
 _SHOWN_LAYERS: Final = 3
 
@@ -32,6 +36,8 @@ def findings(
     facts: Mapping[str, Mapping[str, Any]],
 ) -> tuple[Finding, ...]:
     """One finding for each target of which a gate failed, or a graph could not be run at all.
+
+    Gates on time and memory accuse nothing.
 
     Args:
         targets: The targets with their chains.
@@ -47,7 +53,7 @@ def _findings(
     facts: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[Finding]:
     for target in targets:
-        failed = [gate for gate in gates if gate.target == target.name and not gate.is_allowed]
+        failed = _broken(target.name, gates)
         accused = {gate.node for gate in failed if gate.node}
         first = next(
             (link for link in target.parity if link.failure or link.node in accused), None
@@ -61,6 +67,29 @@ def _findings(
             largest = _largest_step(target)
             if largest is not None:
                 yield _suspicion(target, largest, failed, _layers_of(target, largest, facts))
+
+
+def worth_diagnosing(report: Report) -> frozenset[str]:
+    """Names of the targets with a finding that their layers may explain."""
+    return frozenset(
+        finding.target
+        for finding in report.findings
+        if not finding.gates
+        or any(
+            gate.gate not in NOT_OF_NUMBERS
+            for gate in _broken(finding.target, report.gates)
+            if gate.metric in finding.gates
+        )
+    )
+
+
+def _broken(target: str, gates: Sequence[GateResult]) -> list[GateResult]:
+    """Its failed gates that could accuse a graph."""
+    return [
+        gate
+        for gate in gates
+        if gate.target == target and not gate.is_allowed and gate.gate not in OF_SPEED
+    ]
 
 
 def _accusation(

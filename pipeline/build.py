@@ -371,6 +371,7 @@ def _publish(
 ) -> BuildResult:
     # All that judges and renders is only needed, and only imported, when something is new.
     from pipeline.assemble import Results, assemble_report, deliverable_files
+    from pipeline.attribution import worth_diagnosing
     from pipeline.recipe.places import recipe_places
     from pipeline.report import render_terminal_summary, write_report
 
@@ -385,9 +386,9 @@ def _publish(
     report = assemble_report(
         results, version=version, created_at=now.isoformat(timespec="seconds"), files=files
     )
-    # Findings are of gates that accuse a graph: it takes no diagnosis to explain a slow one.
-    if report.verdict == "failed" and report.findings:
-        diagnosis = explain(frozenset(finding.target for finding in report.findings))
+    # No layer explains why a target is slow, or a file beside it is another.
+    if report.verdict == "failed" and (targets := worth_diagnosing(report)):
+        diagnosis = explain(targets)
         notes = (f"the failure is not explained further: {diagnosis.problem}",)
         results = (
             replace(results, notes=notes)

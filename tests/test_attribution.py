@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.attribution import findings
+import pytest
+
+from pipeline.attribution import findings, worth_diagnosing
 from pipeline.parity.types import GateResult
 from pipeline.report.schema import StageParity, TargetReport
+from pipeline.report.verdicts import unexplained
+from tests.report.example import example_report
 
 
 def _link(stage: str, failure: str = "") -> StageParity:
@@ -56,3 +60,39 @@ def test_a_gate_that_fails_before_it_is_accused_instead() -> None:
 
 def test_without_gates_and_failures_there_is_no_finding() -> None:
     assert findings([_target(_link("export"), _link("fuse"))], [], {}) == ()
+
+
+def _failed(gate: str, node: str, metric: str = "fuse.some") -> GateResult:
+    return _gate(node).model_copy(update={"gate": gate, "metric": metric})
+
+
+@pytest.mark.parametrize("gate", ["speed", "generation_speed", "openvino_serving"])
+def test_a_gate_on_speed_accuses_no_graph(gate: str) -> None:
+    target = _target(_link("export"), _link("fuse"))
+    slow = _failed(gate, "" if gate == "speed" else "fuse")
+    assert findings([target], [slow], {}) == ()
+    # What is wrong besides is told as if it were fast.
+    assert findings([target], [slow, _gate("fuse")], {}) == findings([target], [_gate("fuse")], {})
+
+
+@pytest.mark.parametrize(
+    ("gates", "names"),
+    [
+        ([_failed("companions", "export")], set()),
+        ([_failed("assignment", "fuse")], set()),
+        (
+            [_failed("companions", "export"), _failed("invariance", "export", "export.row")],
+            {"cpu"},
+        ),
+        ([_failed("assignment", "fuse"), _failed("generation_speed", "export")], set()),
+        ([_failed("stages", "fuse"), _failed("generation_speed", "fuse", "fuse.ttft")], {"cpu"}),
+    ],
+)
+def test_layers_are_only_asked_about_numbers(gates: list[GateResult], names: set[str]) -> None:
+    target = _target(_link("export"), _link("fuse"))
+    report = example_report().model_copy(
+        update={"gates": tuple(gates), "findings": findings([target], gates, {})}
+    )
+    assert worth_diagnosing(report) == names
+    told = {gate.gate for gate in unexplained(report)}
+    assert told == {gate.gate for gate in gates} & {"generation_speed"}

@@ -15,10 +15,12 @@ from pipeline.planning import build_plan
 from pipeline.publish import read_manifest
 from pipeline.recipe import load_recipe_file
 from pipeline.recipe.types import Gates
+from tests.decoders import build_tiny_llama
 from tests.mutants.bench import Bench, Damage, Scene
 from tests.mutants.models import find_model, plan_model
 from tests.mutants.surgery import Graph
 from tests.recipes import FP32, INT8, write_recipe
+from tests.trained.lm import byte_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -236,3 +238,27 @@ def test_an_explanation_that_fails_changes_no_verdict_and_is_tried_again(
     assert second.verdict == "failed"
     assert read_manifest(second.directory)["verdict"] == "failed"
     assert [path.name for path in second.directory.parent.iterdir()] == [second.directory.name]
+
+
+@pytest.mark.slow
+def test_a_decoder_that_is_only_slow_is_not_explained_by_layers(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    byte_tokenizer().save_pretrained(checkpoint)
+    build_tiny_llama(checkpoint, vocab_size=258)
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        checkpoint,
+        model={"source": str(checkpoint), "task": "text-generation"},
+        targets=[FP32],
+        gates={
+            "parity": {"cosine_similarity": {"min": 0.9}},
+            "checks": {"generation_speed": {"tokens": 2, "decode_tokens_per_s": 1e12}},
+        },
+    )
+    options = BuildOptions(output=tmp_path / "artifacts", store=tmp_path / "store", threads=1)
+    result = build(load_recipe_file(recipe), options)
+    assert result.verdict == "failed"
+    assert "generation_speed gate" in result.reasons[0]
+    report = result.report()
+    assert report.findings == ()
+    assert not [node.name for node in report.nodes if node.is_diagnosis]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 EXPLAINED = frozenset({"parity", "quality"})
 """Gates on what a target computes that accuse no node: a finding of the target explains them."""
 
+OF_SPEED = frozenset({"speed", "generation_speed", "openvino_serving"})
+"""Gates on time and memory: they accuse no graph, and no layer explains them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
@@ -75,7 +78,7 @@ def unexplained(report: Report) -> tuple[GateResult, ...]:
 
 
 def _is_explained(gate: GateResult) -> bool:
-    return bool(gate.node) or gate.gate in EXPLAINED
+    return gate.gate not in OF_SPEED and (bool(gate.node) or gate.gate in EXPLAINED)
 
 
 def accused(cause: Cause) -> str:
