@@ -28,6 +28,7 @@ from pipeline.recipe import load_recipe_file
 from pipeline.recipe.types import NAME_PATTERN, PRINTABLE_PATTERN, DataSpec, Recipe
 from pipeline.resolving import resolve_plan
 from pipeline.source import resolve_source
+from pipeline.source.cached_decoders import check_keeps_cache
 from pipeline.tasks import TASKS, check_task, find_task, fitting_tasks
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ def choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, ..
     if asked is not None:
         task = find_task(asked)
         check_task(source.config, task)
+        check_keeps_cache(source.config, task)
     elif fitting:
         task = fitting[0]
     else:
@@ -272,6 +274,7 @@ def positions_of(source: Source, task: Task) -> int | None:
 def _fits(source: Source, task: Task) -> bool:
     try:
         check_task(source.config, task)
+        check_keeps_cache(source.config, task)
     except RecipeError:
         return False
     return True

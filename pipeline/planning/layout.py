@@ -22,6 +22,7 @@ from pipeline.planning.serving import check_serving
 from pipeline.planning.targets import Measures, plan_target, with_diagnosis
 from pipeline.planning.torch_runs import check_cuda_graphs, plan_torch_runs
 from pipeline.planning.types import Plan, Where, about, plain_key_path
+from pipeline.source.cached_decoders import check_keeps_cache
 from pipeline.stages.noise_floor import NOISE_FLOOR, NoiseFloorConfig
 from pipeline.stages.reference import REFERENCE, ReferenceConfig
 from pipeline.targets.base import Ref, SourceRef
@@ -68,6 +69,7 @@ def build_plan(
         task = find_task(recipe.model.task)
         check_task(source.config, task)
     with about(where, "model", "source"):
+        check_keeps_cache(source.config, task)
         check_preprocessor(source, task)
     check_shapes(recipe, task, source, where)
     check_quality(recipe, task, where)
