@@ -1,14 +1,16 @@
 r"""Memory and time of export and INT4 on a large decoder, stage by stage, against ONNX Runtime GenAI's builder.
 
-    .venv/bin/python benchmarks/large_llama.py /var/tmp/llama
-    .venv/bin/python benchmarks/large_export.py /var/tmp/llama --rounds 3 \
+    .venv/bin/python -m benchmarks.large_llama /var/tmp/llama
+    .venv/bin/python -m benchmarks.large_export /var/tmp/llama --rounds 3 \
         --peer /var/tmp/genai/bin/python
 
 `--peer` is a Python with onnxruntime-genai 0.18.0, torch and transformers; without it only our own figures
-are printed. Every stage runs in a process of its own, as in a build, with what it declares to be
-imported ahead counted in. Memory is the largest resident set of any of those processes, pages of
-mapped files included (`ru_maxrss`); of the peer likewise. Rounds are interleaved, the ratio of a round
-is ours over theirs, and the median counts. Weights are rounded by `rtn` in blocks of 32, as the peer
+are printed. A round of ours is a fresh process that runs the stages as a build does: each in a worker
+of its own, forked by nurseries whose start and imports are counted in (docs/decisions/0010). Memory is
+the largest resident set of any of its processes, pages of mapped files included; of the peer likewise.
+Rounds are interleaved, the ratio of a round is ours over theirs, and the median counts. Most of what the
+stages before INT4 take is copying weights: on a file system that shares copies (btrfs, XFS; see `--scratch`)
+they take nothing. Weights are rounded by `rtn` in blocks of 32, as the peer
 does. Exit code 1 when a figure is over its limit.
 """
 
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,21 +49,6 @@ CHAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("pack_weights", "model", {}),
 )
 """Stage, the port through which it takes the output of the one before, and its config."""
-
-_CHILD = """
-import importlib, json, sys
-from pathlib import Path
-from pipeline.stages.catalogue import STAGES
-class Context:
-    scratch = Path(sys.argv[5]); resumable = None; threads = int(sys.argv[6])
-    def progress(self, done, total, unit): pass
-    def log(self, message): pass
-stage = next(stage for stage in STAGES if stage.name == sys.argv[1])
-for module in stage.preload:
-    importlib.import_module(module)
-ports = {port: Path(path) for port, path in json.loads(sys.argv[2]).items()}
-stage.run(stage.config_type.model_validate_json(sys.argv[3]), ports, Path(sys.argv[4]), Context())
-"""
 
 _PEER = ("-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu")
 
@@ -97,23 +84,50 @@ def measure(command: Sequence[str], log: Path) -> Cost:
 OFFLINE: Final = {"HF_HUB_OFFLINE": "1"}
 
 
-def run_chain(checkpoint: Path, root: Path, threads: int) -> tuple[dict[str, Cost], int]:
-    """Every stage with its cost, and the bytes of the artifact; outputs are deleted when used."""
+def run_stages(checkpoint: Path, root: Path, threads: int) -> None:
+    """The chain, as the local executor runs it; outputs are deleted when used.
+
+    Leaves `costs.json`: name of a stage -> seconds and peak bytes; and the last output.
+    """
+    from pipeline.run.process import WorkerProcess
+    from pipeline.stages.catalogue import STAGES
+
     costs, source = {}, checkpoint
-    for name, port, config in CHAIN:
-        output, scratch = root / name, root / "scratch"
+    for name, port, options in CHAIN:
+        stage = next(stage for stage in STAGES if stage.name == name)
+        output, scratch = root / name, root / f"{name}-scratch"
         for directory in (output, scratch):
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
-        ports, given = json.dumps({port: str(source)}), json.dumps(config)
-        child = ("-c", _CHILD, name, ports, given, str(output), str(scratch), str(threads))
-        costs[name] = measure((sys.executable, *child), root / f"{name}.log")
+            directory.mkdir()
+        job = {
+            "stage": name,
+            "config": stage.config_type.model_validate(options).model_dump_json(),
+            "inputs": {port: str(source)},
+            "output": str(output),
+            "scratch": str(scratch),
+            "threads": threads,
+        }
+        start = time.monotonic()
+        group = "torch" if "torch" in stage.packages else "graphs"
+        worker = WorkerProcess(stage.preload, threads, group)
+        ending = worker.run(job, time_s=3600, memory_limit_mib=None, on_progress=lambda *_: None)
+        if ending.facts is None:
+            sys.exit("\n".join((*ending.last_lines, ending.message)))
+        costs[name] = (time.monotonic() - start, round(ending.peak_rss_mib * 2**20))
         if source != checkpoint:
             shutil.rmtree(source)
         source = output
-    size = model_size_bytes(source)
-    shutil.rmtree(source)
-    return costs, size
+    (root / "costs.json").write_text(json.dumps(costs), encoding="utf-8")
+
+
+def run_chain(checkpoint: Path, root: Path, threads: int) -> tuple[Cost, dict[str, Any], int]:
+    """What all took, each stage's seconds and peak bytes, and the bytes of the artifact."""
+    with tempfile.TemporaryDirectory(dir=root) as directory:
+        given = (str(checkpoint), "--stages", directory, "--threads", str(threads))
+        cost = measure((sys.executable, "-m", __spec__.name, *given), root / "ours.log")
+        stages = json.loads((Path(directory) / "costs.json").read_text(encoding="utf-8"))
+        size = model_size_bytes(Path(directory) / CHAIN[-1][0])
+    peak = max(cost.peak_bytes, *(peak for _, peak in stages.values()))
+    return replace(cost, peak_bytes=peak), stages, size
 
 
 def run_peer(python: str, checkpoint: Path, root: Path) -> Cost:
@@ -142,24 +156,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--scratch", type=Path, help="where to write; needs twice the weights")
+    parser.add_argument("--stages", type=Path, help=argparse.SUPPRESS)  # a round, in its process
     chosen = parser.parse_args(arguments)
     checkpoint = chosen.checkpoint.resolve()
+    if chosen.stages:
+        run_stages(checkpoint, chosen.stages, chosen.threads)
+        return 0
     weights = weight_bytes(checkpoint)
     print(f"{checkpoint.name}: {weights / 1e6:.0f} MB of weights as float32")
     walls, peaks, exports = [], [], []
     with tempfile.TemporaryDirectory(dir=chosen.scratch) as directory:
         root = Path(directory)
         for number in range(chosen.rounds):
-            costs, size = run_chain(checkpoint, root, chosen.threads)
-            total = Cost(
-                wall_s=sum(cost.wall_s for cost in costs.values()),
-                cpu_s=sum(cost.cpu_s for cost in costs.values()),
-                peak_bytes=max(cost.peak_bytes for cost in costs.values()),
-            )
-            exports.append(costs["export"].peak_bytes)
+            total, stages, size = run_chain(checkpoint, root, chosen.threads)
+            exports.append(stages["export"][1])
             print(f"round {number + 1}: the artifact has {size / 1e6:.0f} MB")
-            for name, cost in (costs | {"together": total}).items():
-                print(f"  {name:17} {cost}")
+            for name, (wall_s, peak_bytes) in stages.items():
+                print(f"  {name:17} {wall_s:7.1f} s wall {'':15} {peak_bytes / 1e6:8.0f} MB")
+            print(f"  {'together':17} {total}")
             if chosen.peer:
                 peer = run_peer(chosen.peer, checkpoint, root)
                 print(f"  {'peer':17} {peer}")

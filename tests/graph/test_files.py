@@ -67,6 +67,32 @@ def test_an_ir_model_is_written_in_the_same_two_forms(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weights.numpy(), random(512, 4))
 
 
+def test_large_weights_begin_where_a_file_system_can_share_them(tmp_path: Path) -> None:
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 21}), ir_version=10)
+    for name, rows in (("a", 3), ("b", 1 << 18), ("c", 700), ("d", (1 << 18) + 1)):
+        tensor = ir.Tensor(random(rows, 2), name=name)
+        model.graph.register_initializer(
+            ir.Value(
+                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        )
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for directory in (first, second):
+        directory.mkdir()
+    save_ir_model(model, first, inline_limit_bytes=1000)
+    save_ir_model(load_ir_model(first / "model.onnx"), second, inline_limit_bytes=1000)
+    written = onnx.load_model(second / "model.onnx", load_external_data=False).graph.initializer
+    offsets = {
+        tensor.name: int(next(e.value for e in tensor.external_data if e.key == "offset"))
+        for tensor in written
+        if tensor.external_data
+    }
+    assert offsets.keys() == {"b", "c", "d"}  # the smallest is in the model file
+    assert offsets["b"] % 4096 == offsets["d"] % 4096 == 0
+    assert (first / "model.onnx_data").read_bytes() == (second / "model.onnx_data").read_bytes()
+    assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data"])
 def test_nothing_is_written_over_or_appended_to_a_file_that_is_there(
     tmp_path: Path, name: str
