@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.runtimes.decoder import Decoder
 
 SERVER_FORMULAS: Final[Mapping[str, str]] = {
-    "ttft": "time from the arrival of a request to its first new token, waiting included",
+    "ttft of a request": "time from its arrival to its first new token, waiting included",
     "good": "requests with ttft and tpot both within their objective / all requests",
     "goodput_per_s": "requests with ttft and tpot both within their objective / time from the first "
     "arrival to the last token",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 INVARIANCE, LAYERS = "invariance", "layers"
 
+ELSEWHERE = frozenset({"generation_speed"})
+"""Checks whose figures have a section of their own; see `writing`."""
+
 KNOWN = {
     INVARIANCE: ("cases",),
     LAYERS: ("layers", "worst", "first", "against", "samples", "limit", "unmatched"),
@@ -207,6 +210,8 @@ def _shown(
     facts = Facts(node.facts if node else {})
     walk = _walk(facts) if entry.check == LAYERS else None
     known = KNOWN[entry.check] if entry.check == INVARIANCE or walk else ()
+    if entry.check in ELSEWHERE:
+        known = tuple(facts.values)
     rest = {key: value for key, value in facts.values.items() if key not in known}
     tables = list[RecordTable]()
     plain = _without_tables("", rest, tables)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.report import figures
 from pipeline.report.charts import clipped, error_charts, size_bars, speed_charts
-from pipeline.report.checks import case_table, shown_checks
+from pipeline.report.checks import ELSEWHERE, case_table, shown_checks
 from pipeline.report.dag import picture
 from pipeline.report.devices import device_rows, torch_rows
 from pipeline.report.distributions import spreads
@@ -52,6 +52,7 @@ from pipeline.report.summary import (
     summarise,
 )
 from pipeline.report.verdicts import causes, unexplained
+from pipeline.report.writing import writing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -147,6 +148,8 @@ def render_html(report: Report) -> str:
         error_charts=error_charts(shown),
         spreads=spread,
         speed_charts=speed_charts(shown),
+        writing=writing_of(shown),
+        elsewhere=ELSEWHERE,
         device_rows=tuple(device_rows(shown)),
         torch_rows=tuple(torch_rows(shown)),
         size_bars=size_bars(shown),

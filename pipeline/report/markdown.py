@@ -21,6 +21,7 @@ from pipeline.report.markdown_evidence import (
     gate_sections,
     gate_words,
     noise_sections,
+    writing_sections,
 )
 from pipeline.report.markdown_parts import VERDICT_MARKS, Section, code, escape, table
 from pipeline.report.printable import printable
@@ -63,6 +64,7 @@ def render_markdown(report: Report) -> str:
         _spreads(report),
         *check_sections(shown),
         _latency(shown),
+        *writing_sections(shown),
         _device_times(shown),
         _torch_runs(shown),
         _engines(shown),
@@ -150,7 +152,7 @@ def _targets(report: Report) -> Section | None:
 
 def _target_row(row: TargetSummary) -> tuple[str, ...]:
     target, slowest = row.target, row.slowest
-    speed = "not measured"
+    speed = escape(row.writing) or "not measured"
     if slowest is not None:
         at = f" at {escape(place(slowest))}"
         speed = _with_interval(slowest.speedup, slowest.speedup_interval, "ratio") + at

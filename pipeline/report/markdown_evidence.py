@@ -11,6 +11,7 @@ from pipeline.report.markdown_parts import VERDICT_MARKS, code, escape, table
 from pipeline.report.noise import probe_table, stage_noises
 from pipeline.report.printable import printable_text
 from pipeline.report.summary import VERDICT_WORDS, blame, is_build_breaking
+from pipeline.report.writing import writing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 MAX_FACTS = 12
 """Rows of what one check measured; the rest is in report.json."""
+
+MAX_RECORDS = 20
+"""Rows of one table of what a check measured; likewise."""
 
 
 def gate_words(report: Report, gate: GateResult) -> str:
@@ -135,12 +139,33 @@ def check_sections(report: Report) -> Iterator[Section | None]:
         )
     for check in shown_checks(report):
         yield _walk(check)
+        for each in check.tables:
+            yield table(
+                f"{escape(check.name.replace('_', ' ').capitalize())} of {escape(check.of)}: "
+                f"{escape(each.title.replace('_', ' '))}",
+                [escape(column.replace("_", " ")) for column in each.columns],
+                [[escape(cell) for cell in row] for row in each.rows[:MAX_RECORDS]],
+                folded=True,
+            )
         yield table(
             f"{escape(check.name.replace('_', ' ').capitalize())} of {escape(check.of)}",
             ("Key", "Value"),
             [(escape(key), escape(value)) for key, value in check.rows[:MAX_FACTS]],
             folded=True,
         )
+
+
+def writing_sections(report: Report) -> Iterator[Section | None]:
+    """How fast decoders write, and what the names mean; the report as `printable` gives it."""
+    found = writing_of(report)
+    if found is None:
+        return
+    for shown in found.tables:
+        rows = [(code(row[0]), *map(escape, row[1:])) for row in shown.rows]
+        title = shown.title[:1].lower() + shown.title[1:]
+        yield table(f"Text generation: {title}", shown.columns, rows, folded=True)
+    formulas = [(code(name), escape(text)) for name, text in found.formulas]
+    yield table("Text generation: formulas", ("Name", "Is"), formulas, folded=True)
 
 
 def _case(cell: CaseCell | None) -> str:

@@ -14,7 +14,7 @@ VERDICT_MARKS = {"passed": "✅", "partly": "◐", "failed": "❌", "error": "�
 REFERENCES = {ord(sign): f"&#{ord(sign)};" for sign in "<>|`\\*[]~$"} | {ord("&"): "&amp;"}
 PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:@/=+ -]*[A-Za-z0-9_]")
 AUTOLINK = re.compile(r"(?i)\b(https?:|ftp:|mailto:|xmpp:|www\.)")
-BLOCK_START = re.compile(r"^(?:[#+=-]|\d+[.)])")
+BLOCK_START = re.compile(r"^(?:[#+=-]|\d+[.)](?: |$))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.report import figures
+from pipeline.report.writing import writing_speeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,6 +62,7 @@ class TargetSummary:
     Attributes:
         files_bytes: Size of all files delivered.
         slowest: The shape with the smallest speedup, which is the one that gates judge.
+        writing: How fast it writes, where that was timed; empty elsewhere.
         notes: Sentences on what is no pass although nothing failed.
     """
 
@@ -69,6 +71,7 @@ class TargetSummary:
     cosine: WorstCosine | None
     files_bytes: int | None
     slowest: ShapeResult | None
+    writing: str
     notes: tuple[str, ...]
 
 
@@ -145,10 +148,13 @@ def place(shape: ShapeResult) -> str:
 
 def summarise(report: Report) -> tuple[TargetSummary, ...]:
     """Every target in one line, in the order of the recipe."""
-    return tuple(_summary(report, target) for target in report.targets)
+    writing = writing_speeds(report)
+    return tuple(
+        _summary(report, target, writing.get(target.name, "")) for target in report.targets
+    )
 
 
-def _summary(report: Report, target: TargetReport) -> TargetSummary:
+def _summary(report: Report, target: TargetReport, writing: str) -> TargetSummary:
     shapes = target.benchmark.shapes if target.benchmark else ()
     return TargetSummary(
         target=target,
@@ -156,6 +162,7 @@ def _summary(report: Report, target: TargetReport) -> TargetSummary:
         cosine=worst_cosine(target),
         files_bytes=sum(file.size_bytes for file in target.files) if target.files else None,
         slowest=min(shapes, key=lambda shape: shape.speedup) if shapes else None,
+        writing=writing,
         notes=_notes(report, target),
     )
 

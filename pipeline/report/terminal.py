@@ -117,7 +117,7 @@ def _cosine(row: TargetSummary) -> str:
 
 def _speed(row: TargetSummary) -> str:
     if row.slowest is None:
-        return "speed not measured"
+        return row.writing or "speed not measured"
     interval = row.slowest.speedup_interval
     return (
         f"{figures.ratio(row.slowest.speedup)} "

@@ -184,7 +184,7 @@ def _batching(asked: TimedBatching, inputs: Mapping[str, Path]) -> BatchingJob:
 
 BENCHMARK_GENERATION = Stage(
     name="benchmark_generation",
-    version=3,
+    version=4,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0),
     config_type=BenchmarkGenerationConfig,
     run=run,

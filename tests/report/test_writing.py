@@ -1,0 +1,128 @@
+"""How fast decoders write: every figure that people ask for, once, with its unit and its formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.report import render_html, render_terminal_summary
+from pipeline.report.figures import TIMES as TIMES_SIGN
+from pipeline.report.markdown import render_markdown
+from pipeline.report.printable import printable
+from pipeline.report.schema import CheckEntry, Report
+from pipeline.report.writing import writing_of
+from tests.report.example import example_report
+
+NODE = "benchmark_generation@fuse"
+TIMES = {
+    "batch": 1,
+    "prompt": 32,
+    "tokens": 16,
+    "ttft_ms": 1.1823,
+    "tpot_ms": 1.4968,
+    "itl_p50_ms": 0.391,
+    "itl_p99_ms": 10.94,
+    "prefill_tokens_per_s": 27064.4,
+    "decode_tokens_per_s": 668.07,
+    "mbu": 0.1653,
+    "mfu": 0.6218,
+    "cache_bytes_per_token": 2048,
+}
+FACTS: dict[str, Any] = {
+    "times": [TIMES, {**TIMES, "batch": 4, "decode_tokens_per_s": 1295.4}],
+    "server": [],
+    "batching": [{"sorted_over_unsorted": 1.417, "interval": [1.036, 1.938], "texts": 8}],
+    "cold_start_s": 0.6456,
+    "load_s": 0.0739,
+    "peak_rss_mib": 109.8,
+    "weight_bytes": 4064256,
+    "cache_bytes_per_token": 2048,
+    "flops_per_token": 2032128,
+    "read_bytes_per_s": 16756366370.9,
+    "formulas": {"mbu": "bytes of a step / tpot / read_bytes_per_s", "mfu": "<b>share</b>"},
+}
+
+
+def timed(facts: dict[str, Any]) -> Report:
+    """The example, whose two targets for CPUs share a graph that was timed."""
+    report = example_report("passed").model_copy(deep=True)
+    entry = CheckEntry(
+        check="generation_speed", node=NODE, of="fuse", stage="x", component="model"
+    )
+    for target in report.targets[:2]:
+        object.__setattr__(target, "checks", (*target.checks, entry))
+        object.__setattr__(target, "benchmark", None)
+    node = report.nodes[0].model_copy(update={"name": NODE, "facts": facts})
+    return report.model_copy(update={"nodes": (*report.nodes, node)})
+
+
+def test_every_figure_is_there_once_and_has_a_unit() -> None:
+    found = writing_of(printable(timed(FACTS)))
+    assert found is not None
+    tables = {table.title: table for table in found.tables}
+    assert "Requests at random times" not in tables
+    times = tables["Writing"]
+    first = dict(zip(times.columns, times.rows[0], strict=True))
+    assert first.pop("Target") == "cpu-fp32, cpu-int8"
+    assert first == {
+        "Texts>": "1",
+        "Prompt>": "32",
+        "New tokens>": "16",
+        "ttft>": "1.18 ms",
+        "tpot>": "1.50 ms",
+        "itl p50>": "0.391 ms",
+        "itl p99>": "10.9 ms",
+        "Prefill tokens>": "27,064 /s",
+        "Decode tokens>": "668 /s",
+        "mbu>": "16.5 %",
+        "mfu>": "62.2 %",
+    }
+    assert len(times.rows) == 2
+    (sorted_row,) = tables["The texts in order of length"].rows
+    assert "1.42x (1.04x to 1.94x)".replace("x", TIMES_SIGN) in sorted_row
+    process = tables["A new process, and what this machine can do at best"]
+    (row,) = process.rows
+    assert row[1:] == (
+        "73.9 ms",
+        "646 ms",
+        "110 MiB",
+        "3.88 MiB",
+        "2.00 KiB",
+        "2.03 M",
+        "16.8 GB/s",
+    )
+
+
+def test_every_form_of_the_report_shows_them() -> None:
+    report = timed(FACTS)
+    markdown, page = render_markdown(report), render_html(report)
+    for text in (markdown, page):
+        assert "16.5 %" in text
+        assert "bytes of a step / tpot / read_bytes_per_s" in text
+        assert text.count("668 tokens/s at batch 1, 1,295 at batch 4") == 2
+        assert "<b>share" not in text
+    assert 'href="#writing"' in page
+    assert "668 tokens/s at batch 1" in render_terminal_summary(report)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"times": "none"},
+        {"times": [{"batch": "x", "decode_tokens_per_s": float("nan")}], "formulas": [1]},
+        {"batching": [{"interval": [1]}, {"interval": 3}], "server": {"a": 1}},
+        {"flops_per_token": 1e40, "read_bytes_per_s": -5},
+    ],
+)
+def test_facts_of_any_shape_are_rendered(facts: dict[str, Any]) -> None:
+    report = timed(facts)
+    assert render_html(report)
+    assert render_markdown(report)
+    assert "tokens/s" not in render_terminal_summary(report)
+
+
+def test_nothing_measured_is_no_section() -> None:
+    assert writing_of(printable(example_report("passed"))) is None
+    assert 'id="writing"' not in render_html(example_report("passed"))
+    assert 'id="writing"' not in render_html(timed({}))
