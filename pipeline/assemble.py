@@ -34,6 +34,7 @@ from pipeline.report.schema import (
     WeightPart,
     WorstSample,
 )
+from pipeline.source.decoder_start import start_doubts
 from pipeline.stages.catalogue import STAGES
 from pipeline.stages.validate import VALIDATE
 
@@ -174,7 +175,8 @@ def assemble_report(
 
 
 def _warnings(results: Results) -> Iterator[str]:
-    """What stages say under `warnings` in their facts, with the node's name."""
+    """What the checkpoint itself gives reason to doubt, and what stages say under `warnings`."""
+    yield from start_doubts(results.plan.source)
     yield from results.notes
     for outcome in results.outcomes:
         if outcome.node.is_diagnosis and outcome.failure is not None:

@@ -9,6 +9,7 @@ from pipeline.errors import RecipeError
 from pipeline.parity.quality.names import metric_names
 from pipeline.planning.builder import Draft, extents_of
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
+from pipeline.source.decoder_start import check_decoder_start
 from pipeline.source.generation_config import check_generation_config
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def check_preprocessor(source: Source, task: Task) -> None:
         )
     if task.has_cache:
         check_generation_config(source)
+    if task.parts:
+        check_decoder_start(source)
 
 
 _NO_SOURCE_RANGE = (

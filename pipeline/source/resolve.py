@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
 from pipeline.file_names import PROCESSOR_FILES, TOKENIZER_FILES
+from pipeline.source.decoder_start import start_doubts
 from pipeline.source.directory import locate_directory
 from pipeline.source.files import SourceFile
 from pipeline.source.json_files import read_json
@@ -104,7 +105,7 @@ def resolve_source(
                 identity=(size, 0, 0, 0),
             )
     tokenizer = tuple(n for n in names if n in {*TOKENIZER_FILES, *PROCESSOR_FILES, "config.json"})
-    return Source(
+    source = Source(
         spec=spec,
         root=location.root,
         files=files,
@@ -119,6 +120,7 @@ def resolve_source(
         absent=tuple(absent),
         location=location,
     )
+    return dataclasses.replace(source, notes=(*source.notes, *start_doubts(source)))
 
 
 def fetch_source(source: Source, memory: DigestMemory) -> Source:
