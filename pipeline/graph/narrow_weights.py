@@ -14,10 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from pipeline.data.stored_tensors import StoredTensor
+    import onnx
 
-NARROW_LIMIT_BYTES: Final = 8_000_000_000
-"""Of weights as float32; above, those of a checkpoint in 16 bits stay in 16 bits between stages."""
+    from pipeline.data.stored_tensors import StoredTensor
 
 _TYPES: Final = {"BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16}
 """safetensors' names of types in 16 bits."""
@@ -125,6 +124,23 @@ def join_weights(model: ir.Model) -> None:
         graph.remove(node, safe=True)
         del graph.initializers[str(held.name)]
         graph.register_initializer(weight)
+
+
+def widened_weights(model: onnx.ModelProto) -> frozenset[str]:
+    """Names of stored numbers in 16 bits that are used for nothing but their `Cast` to float32."""
+    graph = model.graph
+    pairs = {
+        node.input[0]
+        for node in graph.node
+        if node.op_type == "Cast" and node.name == f"{_NODE}{node.output[0]}"
+    }
+    others = {
+        name
+        for node in graph.node
+        for name in node.input
+        if not (node.op_type == "Cast" and node.name.startswith(_NODE))
+    }
+    return frozenset(pairs - others - {value.name for value in graph.output})
 
 
 def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

@@ -22,13 +22,17 @@ from pipeline.errors import StageError
 from pipeline.graph.files import iter_tensors, load_graph_only, load_ir_model, save_ir_model
 from pipeline.graph.half_rules import MOVES
 from pipeline.graph.inspect import iter_nodes
-from pipeline.stages.base import MODEL_FILE
+from pipeline.graph.narrow_weights import widened_weights
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOTE: Final = "bfloat16 computed in float32 and rounded"
 
+_OF_FEW_BITS: Final = frozenset(
+    {"DequantizeLinear", "GatherBlockQuantized", "MatMulBnb4", "MatMulNBits"}
+)
 _BFLOAT16: Final = ir.DataType.BFLOAT16
 _TYPE_ATTRIBUTES: Final = frozenset({"to", "dtype", "output_dtype", "softmax_precision"})
 """Attributes that name an element type (ONNX opset 24)."""
@@ -43,10 +47,13 @@ class StandIn:
     Attributes:
         model: Directory of the graph that can be run.
         note: How it differs from what it stands in for; empty when it is the same one.
+        leaves_weights: Whether it is a graph of floats so large that they lie outside of its file: run
+            it with `OnnxRuntimeRunner.leaving_weights`.
     """
 
     model: Path
     note: str
+    leaves_weights: bool = False
 
 
 def write_stand_in(
@@ -68,23 +75,31 @@ def write_stand_in(
             inputs or outputs.
         StoreError: when it cannot be written.
     """
-    if optimizations == "all" or not has_bfloat16(load_graph_only(source / MODEL_FILE)):
-        return StandIn(source, "")
+    graph = load_graph_only(source / MODEL_FILE)
+    leaves_weights = (source / EXTERNAL_DATA_FILE).exists() and not _has_few_bits(graph)
+    if optimizations == "all" or not has_bfloat16(graph):
+        return StandIn(source, "", leaves_weights)
     model = load_ir_model(source / MODEL_FILE)
     round_to_bfloat16(model)
     directory = Path(tempfile.mkdtemp(prefix="stand-in-", dir=scratch))
     save_ir_model(model, directory, inline_limit_bytes=0)
     del model
     gc.collect()  # a graph is full of cycles, and would keep its weights for long
-    return StandIn(directory, NOTE)
+    return StandIn(directory, NOTE, leaves_weights)
+
+
+def _has_few_bits(model: onnx.ModelProto) -> bool:
+    """Whether integers or few bits are made floats somewhere: packing makes other kernels of these."""
+    return any(node.op_type in _OF_FEW_BITS for node in iter_nodes(model.graph.node))
 
 
 def has_bfloat16(model: onnx.ModelProto) -> bool:
-    """Whether a graph stores, takes, or makes bfloat16."""
+    """Whether a graph takes or makes bfloat16, or stores it for more than to make float32 of it."""
     kind = onnx.TensorProto.BFLOAT16
     graph = model.graph
+    widened = widened_weights(model)
     return (
-        any(tensor.data_type == kind for tensor in iter_tensors(model))
+        any(t.data_type == kind and t.name not in widened for t in iter_tensors(model))
         or any(value.type.tensor_type.elem_type == kind for value in (*graph.input, *graph.output))
         or any(
             attribute.name in _TYPE_ATTRIBUTES and attribute.i == kind

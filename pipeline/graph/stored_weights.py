@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import torch
 
-from pipeline.graph.narrow_weights import NARROW_LIMIT_BYTES, SMALLEST, narrow_weight
+from pipeline.graph.narrow_weights import SMALLEST, narrow_weight
+from pipeline.stages.base import NARROW_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

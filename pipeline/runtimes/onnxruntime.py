@@ -63,6 +63,8 @@ _DTYPES = {
 
 _SOURCE_PLACE = re.compile(r"^/\S+\.cc:\d+ .*?\) (?=[A-Z])")
 """`/onnxruntime_src/.../state.cc:729 void f(A&, const B&) ` before a sentence."""
+_NO_FOLDING = ("optimization.disable_specified_optimizers", "ConstantFolding")
+"""Weights in 16 bits with a `Cast` behind each would become float32 in memory, all at once."""
 _QUIET = 3  # ORT's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
 
 
@@ -113,6 +115,7 @@ class OnnxRuntimeRunner(LoadedRunner):
         self._threads = threads
         self._spins = spins
         self._is_frugal = is_frugal
+        self._leaves_weights = False
         self._records_assignment = False
         self._provider_options = dict(provider_options or {})
         self._binds = provider != CPU
@@ -171,6 +174,11 @@ class OnnxRuntimeRunner(LoadedRunner):
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if self._is_frugal:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        if self._leaves_weights:
+            options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.add_session_config_entry(*_NO_FOLDING)
         try:
             # Without `enable_fallback=0`, a provider that does not start is replaced.
             session = onnxruntime.InferenceSession(
@@ -213,11 +221,21 @@ class OnnxRuntimeRunner(LoadedRunner):
             f"onnxruntime {onnxruntime.__version__} {self._provider}"
             f"{f' with {behind} behind it' if behind else ''}, "
             f"optimizations {self._optimizations}"
+            f"{', weights used where they are mapped' if self._leaves_weights else ''}"
         )
 
     def recording(self) -> Self:
         """Itself, before the graph is loaded: `assignment` will have an answer."""
         self._records_assignment = True
+        return self
+
+    def leaving_weights(self, *, is_wanted: bool = True) -> Self:
+        """Itself, before the graph is loaded: weights will be used where they are mapped from a file.
+
+        Nothing is folded or packed, and memory is given back at once: a graph of floats whose weights
+        lie beside its file takes hardly more than the largest of them, and its runs are slower.
+        """
+        self._leaves_weights = is_wanted
         return self
 
     def assignment(self) -> tuple[AssignedNode, ...]:

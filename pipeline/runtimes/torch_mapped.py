@@ -150,14 +150,18 @@ class MappedWeights:
         return source if source is not None and source.shape == tuple(tensor.shape) else None
 
     @contextlib.contextmanager
-    def at_hand(self, model: nn.Module) -> Iterator[None]:
+    def at_hand(self, model: nn.Module, *, dtype: torch.dtype = torch.float32) -> Iterator[None]:
         """While this lasts each module of a model reads its large weights when it runs, and drops them.
 
         What is mapped as it is stored is dropped only: the kernel reads it again. A weight of a
-        stand-in that is used anywhere but in its own module is empty there, so that torch refuses to
-        compute with it.
+        stand-in, or in another dtype, that is used anywhere but in its own module is empty there, so
+        that torch refuses to compute with it.
+
+        Args:
+            model: What runs; its small weights are left as they are.
+            dtype: In which it computes. The caller brings the model itself to it, meanwhile.
         """
-        if not self.is_stand_in:
+        if not self.is_stand_in and dtype == torch.float32:
             with self._forgotten(model):
                 yield
             return
@@ -167,11 +171,11 @@ class MappedWeights:
         hooks = []
         for module, pairs in owned.items():
             if pairs:
-                hooks.append(module.register_forward_pre_hook(_fetch(pairs, rooms)))
+                hooks.append(module.register_forward_pre_hook(_fetch(pairs, rooms, dtype)))
                 hooks.append(module.register_forward_hook(_drop(pairs, rooms), always_call=True))
         try:
             for weight in kept:
-                weight.data = torch.empty(0)
+                weight.data = torch.empty(0, dtype=dtype)
             yield
         finally:
             for hook in hooks:
@@ -212,12 +216,14 @@ class _Rooms:
     def filled(self, source: StoredTensor) -> torch.Tensor:
         """The numbers of a tensor; nobody else has this memory until it is given back."""
         free = self._free.get(source.size)
-        room = free.pop() if free else torch.empty(source.size)
+        room = free.pop() if free else torch.empty(source.size, dtype=torch.float32)
         source.read(room.numpy())
         return room.view(source.shape)
 
     def give_back(self, weight: torch.Tensor) -> None:
-        """What `filled` gave."""
+        """What `filled` gave; in another dtype it is another tensor, which nobody needs."""
+        if weight.dtype != torch.float32:
+            return
         self._free.setdefault(weight.numel(), []).append(weight.reshape(-1))
 
 
@@ -235,11 +241,16 @@ def _forget(weights: Sequence[nn.Parameter]) -> Any:
     return forget
 
 
-def _fetch(pairs: Sequence[tuple[nn.Parameter, StoredTensor]], rooms: _Rooms) -> Any:
+def _fetch(
+    pairs: Sequence[tuple[nn.Parameter, StoredTensor]], rooms: _Rooms, dtype: torch.dtype
+) -> Any:
     def fetch(module: nn.Module, given: Any) -> None:
         del module, given
         for weight, source in pairs:
-            weight.data = rooms.filled(source)
+            stored = rooms.filled(source)
+            weight.data = stored.to(dtype)
+            if weight.dtype != stored.dtype:
+                rooms.give_back(stored)
 
     return fetch
 
@@ -249,7 +260,7 @@ def _drop(pairs: Sequence[tuple[nn.Parameter, StoredTensor]], rooms: _Rooms) -> 
         del module, given, result
         for weight, _ in pairs:
             rooms.give_back(weight.data)
-            weight.data = torch.empty(0)
+            weight.data = torch.empty(0, dtype=weight.dtype)
 
     return drop
 

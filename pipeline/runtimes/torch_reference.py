@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -10,10 +11,11 @@ import torch
 from pipeline.errors import StageError
 from pipeline.runtimes.base import ModelTensor, check_feeds
 from pipeline.runtimes.torch_model import load_torch_model
+from pipeline.runtimes.torch_streamed import at_hand, load_streamed
 from pipeline.runtimes.torch_variants import PlacedModel, TorchDevice, TorchVariant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -29,15 +31,28 @@ class TorchReferenceRunner:
         task: The task, e.g. `feature-extraction`.
         component: The component, e.g. `model`.
         threads: Threads inside an operator, for the whole process; None leaves torch's own choice.
+        scratch: A directory that lasts as long as this; with it memory never holds all weights of a
+            large checkpoint, see `pipeline.runtimes.torch_streamed`.
+        log: Is told when it has to hold them all the same.
     """
 
     def __init__(
-        self, checkpoint: Path, *, task: str, component: str, threads: int | None = None
+        self,
+        checkpoint: Path,
+        *,
+        task: str,
+        component: str,
+        threads: int | None = None,
+        scratch: Path | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._task = task
         self._component = component
         self._threads = threads
+        self._scratch = scratch
+        self._log = log
+        self._at_hand = contextlib.ExitStack()
         self._loaded: TorchComponent | None = None
         self._load_time_ms = 0.0
 
@@ -52,7 +67,7 @@ class TorchReferenceRunner:
         # bfloat16 passes inside float32 products would make the reference worse than candidates.
         torch.set_float32_matmul_precision("highest")
         started = time.perf_counter()
-        self._loaded = load_torch_model(self._checkpoint, self._task, self._component)
+        self._loaded = self._load()
         self._load_time_ms = (time.perf_counter() - started) * 1e3
         return self
 
@@ -63,7 +78,21 @@ class TorchReferenceRunner:
         traceback: TracebackType | None,
     ) -> None:
         """Let go of the module and its memory."""
+        self._at_hand.close()
         self._loaded = None
+
+    def _load(self) -> TorchComponent:
+        if self._scratch is None:
+            return load_torch_model(self._checkpoint, self._task, self._component)
+        loaded = load_streamed(
+            self._checkpoint,
+            self._task,
+            self._component,
+            scratch=self._scratch,
+            log=self._log,
+        )
+        self._at_hand.enter_context(at_hand(loaded))
+        return loaded
 
     def _require_loaded(self) -> TorchComponent:
         if self._loaded is None:

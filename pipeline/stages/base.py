@@ -26,6 +26,10 @@ INLINE_LIMIT_BYTES = 1_900_000_000
 """Above this many bytes of weights they are stored outside the model file; protobuf's own limit is
 2^31 - 1 bytes for the whole message."""
 
+NARROW_LIMIT_BYTES = 8_000_000_000
+"""Of weights as float32; above, those of a checkpoint in 16 bits stay in 16 bits between stages, see
+`pipeline.graph.narrow_weights`."""
+
 ENGINE_FILE = "model.engine"
 """Name of the engine in the output directory of every stage that makes one."""
 

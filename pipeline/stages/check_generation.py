@@ -5,24 +5,27 @@ A graph that cannot be run so is a result, not a failure of this stage.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
 from pipeline.stages.generation_facts import Prefill, parting, record_fact, tokens_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.data.sample_set import SampleSet
+    from pipeline.graph.stand_in import StandIn
     from pipeline.hashing import JSON
     from pipeline.parity.decoding import Record, Text
     from pipeline.runtimes.decoder import Decoder
+    from pipeline.runtimes.ort_decoder import OrtDecoder
     from pipeline.stages.base import StageContext
 
 MODEL_PORT = "model"
@@ -76,9 +79,6 @@ def run(
     from pipeline.graph.run_time_effects import least_float, nodes_with_scales_at_run_time
     from pipeline.graph.stand_in import write_stand_in
     from pipeline.parity.decoding import DecodingRecorder
-    from pipeline.runtimes.checkpoint_decoder import CheckpointDecoder
-    from pipeline.runtimes.ort_decoder import OrtDecoder
-    from pipeline.runtimes.torch_model import load_torch_model
 
     del output
     torch.set_float32_matmul_precision("highest")
@@ -86,12 +86,7 @@ def run(
     samples, reference = load_samples(inputs[SAMPLES_PORT]), load_reference(inputs[REFERENCE_PORT])
     texts, longest = _texts(samples, config), _longest(samples, config.longest)
     stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
-    checkpoint = CheckpointDecoder(
-        load_torch_model(inputs[CHECKPOINT_PORT], config.task, config.component)
-    )
-    with OrtDecoder(
-        stand_in.model / MODEL_FILE, optimizations=config.optimizations, threads=context.threads
-    ) as decoder:
+    with _opened(config, inputs[CHECKPOINT_PORT], stand_in, context) as (decoder, checkpoint):
         prefill = Prefill(decoder, samples, reference)
         advance = _steps(context, len(samples) + 3 * len(texts) + 2 + len(texts))
         for index in range(len(samples)):
@@ -128,6 +123,28 @@ def run(
         "greedy": greedy,
         **prefill.facts(),
     }
+
+
+@contextlib.contextmanager
+def _opened(
+    config: CheckGenerationConfig, checkpoint: Path, graph: StandIn, context: StageContext
+) -> Iterator[tuple[OrtDecoder, Decoder]]:
+    """The graph and the checkpoint, ready to be run; of large ones the weights stay in their files."""
+    from pipeline.runtimes.checkpoint_decoder import CheckpointDecoder
+    from pipeline.runtimes.mapped_pages import few_pages
+    from pipeline.runtimes.ort_decoder import OrtDecoder
+    from pipeline.runtimes.torch_streamed import at_hand, load_streamed
+
+    loaded = load_streamed(
+        checkpoint, config.task, config.component, scratch=context.scratch, log=context.log
+    )
+    opened = OrtDecoder(
+        graph.model / MODEL_FILE,
+        optimizations=config.optimizations,
+        threads=context.threads,
+    ).leaving_weights(is_wanted=graph.leaves_weights)
+    with at_hand(loaded), few_pages([graph.model / EXTERNAL_DATA_FILE]), opened as decoder:
+        yield decoder, CheckpointDecoder(loaded)
 
 
 def _steps(context: StageContext, total: int) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
 from pipeline.stages.quantize_dynamic import QuantizeDynamicConfig
 from pipeline.stages.quantize_static import QuantizeStaticConfig
 from pipeline.stages.quantize_weights import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.calibration.statistics import TensorStatistics
     from pipeline.data.sample_set import SampleSet
     from pipeline.graph.quantization_audit import Audit, AuditedActivation, AuditRow
+    from pipeline.graph.stand_in import StandIn
     from pipeline.hashing import JSON
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
     from pipeline.stages.base import StageContext
@@ -207,17 +208,11 @@ def _noise(
     """
     from pipeline.errors import PipelineError
     from pipeline.graph.stand_in import write_stand_in
-    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
     feeds = _feeds(config, samples, inputs)
-    # One thread a run: the last bits would depend on the number of cores otherwise.
-    plain = write_stand_in(inputs[FLOAT_PORT], skeleton.parent).model / MODEL_FILE
-    with OnnxRuntimeRunner(plain, optimizations="disabled", threads=1) as original:
-        wanted = _run_all(original, feeds, pool)
+    wanted = _run_all(write_stand_in(inputs[FLOAT_PORT], skeleton.parent), feeds, pool)
     try:
-        restored = write_stand_in(skeleton, skeleton.parent).model / MODEL_FILE
-        with OnnxRuntimeRunner(restored, optimizations="disabled", threads=1) as made:
-            given = _run_all(made, feeds, pool)
+        given = _run_all(write_stand_in(skeleton, skeleton.parent), feeds, pool)
     except PipelineError as err:
         # That it cannot be run is what was to be found out.
         return [{"output": name, "noise": None, "where": err.message} for name in audit.outputs]
@@ -226,6 +221,24 @@ def _noise(
 
 
 def _run_all(
+    model: StandIn,
+    feeds: Sequence[tuple[str, dict[str, Any]]],
+    pool: ThreadPoolExecutor,
+) -> list[dict[str, Any]]:
+    """One thread a run: the last bits would depend on the number of cores otherwise."""
+    from pipeline.runtimes.mapped_pages import few_pages
+    from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+
+    loaded = OnnxRuntimeRunner(
+        model.model / MODEL_FILE,
+        optimizations="disabled",
+        threads=1,
+    ).leaving_weights(is_wanted=model.leaves_weights)
+    with few_pages([model.model / EXTERNAL_DATA_FILE]), loaded as runner:
+        return _run_each(runner, feeds, pool)
+
+
+def _run_each(
     runner: OnnxRuntimeRunner,
     feeds: Sequence[tuple[str, dict[str, Any]]],
     pool: ThreadPoolExecutor,

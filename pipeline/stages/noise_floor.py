@@ -65,11 +65,17 @@ def run(
 
     from pipeline.errors import StageError
     from pipeline.parity.types import NoiseFloor
-    from pipeline.runtimes.torch_model import load_torch_model
+    from pipeline.runtimes.torch_streamed import load_streamed
 
     torch.set_float32_matmul_precision("highest")
     places = _chosen(config, inputs)
-    loaded = load_torch_model(inputs[CHECKPOINT_PORT], config.task, config.component)
+    loaded = load_streamed(
+        inputs[CHECKPOINT_PORT],
+        config.task,
+        config.component,
+        scratch=context.scratch,
+        log=context.log,
+    )
     total = 2 * len(places)
     torch.set_num_threads(MANY_THREADS)
     threads = _distances(loaded, places, torch.float32, context, (0, total))
@@ -82,8 +88,13 @@ def run(
             "the noise floor was measured in float32 only, against attention computed step by step: "
             f"{error.message}"
         )
-        loaded = load_torch_model(
-            inputs[CHECKPOINT_PORT], config.task, config.component, attention="eager"
+        loaded = load_streamed(
+            inputs[CHECKPOINT_PORT],
+            config.task,
+            config.component,
+            scratch=context.scratch,
+            attention="eager",
+            log=context.log,
         )
         exact = _distances(loaded, places, torch.float32, context, (len(places), total))
     floors = [
@@ -206,21 +217,25 @@ def _distances(
     import torch
 
     from pipeline.errors import StageError
+    from pipeline.runtimes.torch_streamed import at_hand
 
     found = {name: _Distance() for name in loaded.output_names}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        loaded.module.to(dtype)
-        for done, place in enumerate(places, start=1 + steps[0]):
-            feeds = place.feeds()
-            tensors = [torch.from_numpy(feeds[name]) for name in loaded.input_names]
-            tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
-            with torch.inference_mode():
-                values = loaded.module(*tensors)
-            for name, value in zip(loaded.output_names, values, strict=True):
-                found[name].add(value[0].to(torch.float64).numpy(), place.expected(name), place)
-            context.progress(done, steps[1], "runs")
+        with at_hand(loaded, dtype):
+            loaded.module.to(dtype)
+            for done, place in enumerate(places, start=1 + steps[0]):
+                feeds = place.feeds()
+                tensors = [torch.from_numpy(feeds[name]) for name in loaded.input_names]
+                tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+                with torch.inference_mode():
+                    values = loaded.module(*tensors)
+                for name, value in zip(loaded.output_names, values, strict=True):
+                    found[name].add(
+                        value[0].to(torch.float64).numpy(), place.expected(name), place
+                    )
+                context.progress(done, steps[1], "runs")
     except (IndexError, RuntimeError, TypeError, ValueError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise StageError(f"torch cannot run the checkpoint in {dtype}: {reason}") from err
@@ -232,7 +247,7 @@ def _distances(
 NOISE_FLOOR = Stage(
     name="noise_floor",
     version=2,
-    footprint=Footprint(base_mib=450, memory_per_weight=3.1, keeps_outputs=False),
+    footprint=Footprint(base_mib=450, memory_per_weight=3.1, memory_outside=0.1),
     config_type=NoiseFloorConfig,
     run=run,
     packages=("numpy", "torch", "transformers"),

@@ -66,6 +66,8 @@ def run(
         task=config.task,
         component=config.component,
         threads=THREADS,
+        scratch=context.scratch,
+        log=context.log,
     ) as runner:
         index = _write_reference(config, runner, samples, output, advance)
         if probes is not None:
@@ -133,7 +135,9 @@ def _write_reference(
 REFERENCE = Stage(
     name="reference",
     version=2,
-    footprint=Footprint(base_mib=450, memory_per_weight=1.05, keeps_outputs=True),
+    footprint=Footprint(
+        base_mib=450, memory_per_weight=1.05, memory_outside=0.06, keeps_outputs=True
+    ),
     config_type=ReferenceConfig,
     run=run,
     packages=("numpy", "torch", "transformers"),

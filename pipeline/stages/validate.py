@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import MODEL_FILE, Footprint, Stage, StageConfig
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
 from pipeline.stages.compared import (
     MODEL_PORT,
     PARITY_FILE,
@@ -56,17 +56,21 @@ def run(
             not belong together.
     """
     from pipeline.graph.stand_in import write_stand_in
+    from pipeline.runtimes.mapped_pages import few_pages
     from pipeline.runtimes.static_cache import CacheRunner
     from pipeline.stages.parity_work import compare, load_pair, parity_facts
 
     pair = load_pair(inputs[SAMPLES_PORT], inputs[REFERENCE_PORT])
     stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
-    with CacheRunner(
-        stand_in.model / MODEL_FILE,
-        optimizations=config.optimizations,
-        threads=config.threads or context.threads,
-        spins=False,
-    ) as runner:
+    with (
+        few_pages([stand_in.model / EXTERNAL_DATA_FILE]),
+        CacheRunner(
+            stand_in.model / MODEL_FILE,
+            optimizations=config.optimizations,
+            threads=config.threads or context.threads,
+            spins=False,
+        ).leaving_weights(is_wanted=stand_in.leaves_weights) as runner,
+    ):
         parity = compare(
             runner,
             pair,
