@@ -132,8 +132,8 @@ def test_the_digest_of_a_build_follows_all_that_comes_to_its_verdict() -> None:
     assert {"judging.py", "parity/gates.py", "parity/types.py"} <= set(code_files(JUDGE))
 
 
-FORMATS = {"google", "pydantic", "safetensors"}
-"""Packages that only write down what others have computed."""
+FORMATS = {"google", "pydantic", "safetensors", "threadpoolctl"}
+"""Packages that compute no numbers: they write down those of others, or say with how many threads."""
 
 
 class _RunTimeImports(ast.NodeVisitor):

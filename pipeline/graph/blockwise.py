@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.graph.weight_methods.base import integers_of
 from pipeline.graph.weight_methods.catalogue import METHODS
@@ -29,6 +30,9 @@ STORED: Final[dict[Bits, np.dtype[Any]]] = {4: np.dtype(ml_dtypes.int4), 8: np.d
 
 _ELEMENTS: Final = 1 << 18
 """That are worked on at a time, so that memory does not depend on the size of a weight."""
+
+_OUTPUTS: Final = 512
+"""Whose inputs are rounded one by one together: enough for steps to be long, 14 bytes for each number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +91,36 @@ def quantize_blocks(
         blocks = rows[part].astype(np.float32).reshape(-1, inputs // size, size)
         found = rule.find_scales(blocks, bits, weight.dtype)
         scale[part] = found
-        if rule.is_calibrated and factor is not None:
-            integers = round_in_order(blocks, found, bits, factor)
-        else:
-            integers = integers_of(blocks, found, bits)
-        # By way of int8: from floats straight to int4 takes five times as long.
-        values[part] = integers.reshape(-1, inputs).astype(np.int8).astype(STORED[bits])
+        if not rule.is_calibrated:
+            integers = integers_of(blocks, found, bits).reshape(-1, inputs)
+            # By way of int8: from floats straight to int4 takes five times as long.
+            values[part] = integers.astype(np.int8).astype(STORED[bits])
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(quantize, parts_of(outputs, inputs)))  # a list, so that errors are raised
+    if rule.is_calibrated and factor is not None:
+        _compensate(rows, scale, values, bits, factor, threads)
     return BlockQuantized(values=stored, scale=steps.reshape(-1) if block_size is None else steps)
+
+
+def _compensate(
+    rows: NDArray[Any],
+    scale: NDArray[Any],
+    values: NDArray[Any],
+    bits: Bits,
+    factor: Factor,
+    threads: int,
+) -> None:
+    """Write the integers of a calibrated method, (outputs, inputs)."""
+
+    def compensate(start: int) -> None:
+        part = slice(start, start + _OUTPUTS)
+        values[part] = round_in_order(rows[part], scale[part], bits, factor).astype(STORED[bits])
+
+    # Outputs are shared out here. Threads of BLAS besides would wait for each other in a loop, which took
+    # three times the work of one, and the last bits of a sum hang on their number.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(compensate, range(0, len(rows), _OUTPUTS)))
 
 
 def parts_of(rows: int, columns: int) -> Iterator[slice]:

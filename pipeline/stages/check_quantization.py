@@ -520,7 +520,7 @@ CHECK_QUANTIZATION = Stage(
     footprint=Footprint(base_mib=200, memory_per_weight=4.2),
     config_type=CheckQuantizationConfig,
     run=run,
-    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "scipy"),
     extra="cpu",
     # The last bits of an activation depend on the instruction set.
     machine=("cpu_flags",),

@@ -115,7 +115,7 @@ CHOOSE_BITS = Stage(
     footprint=Footprint(base_mib=200, memory_per_weight=1.0),
     config_type=ChooseBitsConfig,
     run=run,
-    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "scipy"),
     # The last bits of a loss depend on the instruction set.
     machine=("cpu_flags",),
     preload=("pipeline.graph.files", "pipeline.graph.bit_choice"),

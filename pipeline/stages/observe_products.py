@@ -83,7 +83,7 @@ OBSERVE_PRODUCTS = Stage(
     footprint=Footprint(base_mib=1200, memory_per_weight=2.0, disk_per_weight=1.0),
     config_type=ObserveProductsConfig,
     run=run,
-    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "scipy"),
     extra="cpu",
     # The last bits of an activation depend on the instruction set.
     machine=("cpu_flags",),

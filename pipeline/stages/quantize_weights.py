@@ -240,14 +240,14 @@ def read_wide(inputs: Mapping[str, Path]) -> frozenset[str]:
 
 QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
-    version=5,
+    version=6,
     footprint=Footprint(
         base_mib=400, memory_per_weight=2.0, memory_outside=0.3, disk_per_weight=0.3
     ),
     config_type=QuantizeWeightsConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio", "float_bytes"),
     run=run,
-    packages=("onnx", "onnx-ir", "numpy", "ml-dtypes"),
+    packages=("onnx", "onnx-ir", "numpy", "ml-dtypes", "scipy"),
     preload=("pipeline.graph.files", "pipeline.graph.weight_only"),
 )
 """Port `model` -> `model.onnx` whose weights are integers with DequantizeLinear behind them."""

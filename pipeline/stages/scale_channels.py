@@ -80,7 +80,7 @@ SCALE_CHANNELS = Stage(
     footprint=Footprint(base_mib=200, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=ScaleChannelsConfig,
     run=run,
-    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
+    packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "scipy"),
     # The last bits of a loss depend on the instruction set.
     machine=("cpu_flags",),
     preload=("pipeline.graph.files", "pipeline.graph.channel_scaling"),

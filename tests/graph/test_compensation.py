@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
+from threadpoolctl import threadpool_limits
 
 from pipeline.calibration.moments import Moments, MomentsIndex, TensorMoments
 from pipeline.errors import QuantizationError
@@ -101,6 +102,7 @@ def test_rounding_in_parts_of_columns_is_the_textbook_recursion(
     rows = _activations()
     factor = factor_of(_products(rows))
     monkeypatch.setattr(compensation, "_COLUMNS", 7)
+    monkeypatch.setattr(compensation, "_FEW", 3)
     made = quantize_blocks(WEIGHT, axis=0, bits=4, block_size=BLOCK, method="gptq", factor=factor)
     hessian = (factor.upper @ factor.upper.T).astype(np.float64)
     inverse = np.linalg.cholesky(np.linalg.inv(hessian)).T
@@ -114,6 +116,34 @@ def test_rounding_in_parts_of_columns_is_the_textbook_recursion(
         integers[:, place] = chosen
     got = made.values.astype(np.int8).T[:, factor.order]
     assert (got == integers).all(axis=1).mean() > 0.9  # of others plain rounding was better
+
+
+def test_threads_change_no_bit() -> None:
+    """Neither the threads that share outputs out, nor those of BLAS."""
+    generator = np.random.default_rng(2)
+    rows = generator.normal(size=(300, 1000)).astype(np.float32)
+    weight = generator.normal(size=(1000, 700)).astype(np.float32)
+    found = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads, user_api="blas"):
+            factor = factor_of(_products(rows))
+            made = quantize_blocks(
+                weight, axis=0, bits=4, block_size=8, method="gptq", factor=factor, threads=threads
+            )
+        found.append((factor.upper.tobytes(), made.values.tobytes()))
+    assert len(set(found)) == 1
+
+
+def test_the_factor_is_that_of_the_moments() -> None:
+    moments = _products(_activations())
+    factor = factor_of(moments)
+    assert (np.tril(factor.upper, -1) == 0).all()
+    wanted = moments[np.ix_(factor.order, factor.order)].astype(np.float64)
+    wanted[np.diag_indices(INPUTS)] += compensation.DAMPING * np.diagonal(wanted).mean()
+    upper = factor.upper.astype(np.float64)
+    np.testing.assert_allclose(upper @ upper.T, wanted, rtol=1e-5, atol=1e-6 * wanted.max())
+    errors = random(3, INPUTS, seed=9)
+    np.testing.assert_allclose(factor.spread(errors), errors[:, factor.order] @ upper, rtol=1e-6)
 
 
 def test_moments_that_are_none_are_refused() -> None:
