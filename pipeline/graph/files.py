@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-_EXTERNAL_THRESHOLD_BYTES: Final = 1024
+THRESHOLD_BYTES: Final = 1024
 """Tensors smaller than this stay inside the model file, where shape inference can read them."""
 
-_PAGE_BYTES: Final = 4096
+PAGE_BYTES: Final = 4096
 """Large weights begin at a multiple of it: what is copied from file to file is then shared, and
 not copied, by file systems that can (btrfs, XFS). Source: man 2 copy_file_range, FICLONERANGE."""
 
@@ -97,7 +97,7 @@ def save_model(
             model,
             all_tensors_to_one_file=True,
             location=EXTERNAL_DATA_FILE,
-            size_threshold=_EXTERNAL_THRESHOLD_BYTES,
+            size_threshold=THRESHOLD_BYTES,
         )
         model = external_data_helper.write_external_data_tensors(model, str(directory))
     _write(path, lambda file: file.write(model.SerializeToString(deterministic=True)))
@@ -147,9 +147,9 @@ def save_ir_model(
             model,
             path,
             external_data=EXTERNAL_DATA_FILE,
-            size_threshold_bytes=_EXTERNAL_THRESHOLD_BYTES,
+            size_threshold_bytes=THRESHOLD_BYTES,
             max_workers=_WRITERS,
-            alignment=_PAGE_BYTES,
+            alignment=PAGE_BYTES,
         )
         join_weights(model)
     else:
@@ -235,6 +235,15 @@ def _extent(entries: dict[str, str], where: str) -> tuple[int, int]:
     if offset < 0 or length < 0:
         raise ArtifactError("external data has a negative offset or length", where=where)
     return offset, length
+
+
+def require_no_model(directory: Path) -> None:
+    """Refuse a directory that has a model or weights already.
+
+    Raises:
+        StoreError: when it has.
+    """
+    _require_absent(directory / MODEL_FILE, directory / EXTERNAL_DATA_FILE)
 
 
 def _require_absent(*paths: Path) -> None:

@@ -30,14 +30,14 @@ class StoredWeight(ir.LazyTensor):
     def __init__(self, source: StoredTensor, name: str | None) -> None:
         shape = ir.Shape(source.shape)
         super().__init__(self._read, ir.DataType.FLOAT, shape, name=name)
-        self._source = source
+        self.source = source
 
     def _read(self) -> ir.Tensor[NDArray[np.float32]]:
-        return ir.Tensor(self._source.read(), name=self.name)
+        return ir.Tensor(self.source.read(), name=self.name)
 
     def tofile(self, file: Any) -> None:
         """Write the numbers a piece at a time."""
-        for block in self._source.blocks():
+        for block in self.source.blocks():
             file.write(block.data)
 
 
@@ -68,14 +68,14 @@ def use_stored_weights(
         source = find(raw) if isinstance(raw, torch.Tensor) else None
         if source is not None:
             narrow = narrow_weight(source, name) if is_narrow else None
-            value.const_value = narrow or _stored(source, name)
+            value.const_value = narrow or stored_weight(source, name)
         elif tensor.dtype.is_floating_point() and tensor.size > 1:
             others.append(name)
     return tuple(others)
 
 
-def _stored(source: StoredTensor, name: str) -> ir.TensorProtocol:
-    """Large weights that are float32 in the checkpoint are copied from file to file."""
+def stored_weight(source: StoredTensor, name: str | None) -> ir.TensorProtocol:
+    """A float32 weight; a large one that is float32 in the checkpoint is copied from file to file."""
     if source.dtype != "F32" or source.size < SMALLEST:
         return StoredWeight(source, name)
     return ir.ExternalTensor(

@@ -8,16 +8,18 @@ Ports: `checkpoint`, a directory with `config.json`, `*.safetensors` and, for se
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import INLINE_LIMIT_BYTES, Footprint, Stage, StageConfig
+from pipeline.stages.base import INLINE_LIMIT_BYTES, MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pipeline.graph.early_weights import EarlyWeights
     from pipeline.graph.torch_translate import Translation
     from pipeline.hashing import JSON
     from pipeline.runtimes.torch_model import TorchComponent
@@ -69,19 +71,24 @@ def _export(
 ) -> Mapping[str, JSON]:
     import tempfile
 
+    from pipeline.graph.early_weights import EarlyWeights
+
     with tempfile.TemporaryDirectory(dir=context.scratch) as scratch:
-        component, translation = _translate(config, checkpoint, Path(scratch), context)
-        if translation.is_folded and component.mapped and component.mapped.is_stand_in:
-            context.log("constants were computed from weights, which are loaded for it")
-            component, translation = _translate(config, checkpoint, None, context)
-        return _save(config, component, translation, output, context)
+        component = _load(config, checkpoint, Path(scratch), context)
+        find = component.mapped.find if component.mapped else lambda _: None
+        with contextlib.closing(EarlyWeights(component.module, find, output)) as early:
+            translation = _translate(config, component, context)
+            if translation.is_folded and component.mapped and component.mapped.is_stand_in:
+                context.log("constants were computed from weights, which are loaded for it")
+                early.close()
+                component = _load(config, checkpoint, None, context)
+                translation = _translate(config, component, context)
+            return _save(config, component, translation, early, output, context)
 
 
-def _translate(
+def _load(
     config: ExportConfig, checkpoint: Path, scratch: Path | None, context: StageContext
-) -> tuple[TorchComponent, Translation]:
-    from pipeline.graph.torch_translate import translate_program
-    from pipeline.runtimes.torch_capture import capture_program
+) -> TorchComponent:
     from pipeline.runtimes.torch_model import load_torch_model
 
     component = load_torch_model(
@@ -90,9 +97,18 @@ def _translate(
     if scratch is not None and component.mapped is None:
         context.log("all weights are in memory: not each one is in one place of the files")
     context.progress(1, 4, "steps")
+    return component
+
+
+def _translate(
+    config: ExportConfig, component: TorchComponent, context: StageContext
+) -> Translation:
+    from pipeline.graph.torch_translate import translate_program
+    from pipeline.runtimes.torch_capture import capture_program
+
     program = capture_program(component)
     context.progress(2, 4, "steps")
-    return component, translate_program(
+    return translate_program(
         program,
         input_names=component.input_names,
         output_names=component.output_names,
@@ -104,6 +120,7 @@ def _save(
     config: ExportConfig,
     component: TorchComponent,
     translation: Translation,
+    early: EarlyWeights,
     output: Path,
     context: StageContext,
 ) -> Mapping[str, JSON]:
@@ -120,7 +137,10 @@ def _save(
     if weight_bytes(translation.model) > INLINE_LIMIT_BYTES:
         turn_weights(translation.model)
     context.progress(3, 4, "steps")
-    path = save_ir_model(translation.model, output)
+    if not early.save(translation.model):
+        early.close()
+        save_ir_model(translation.model, output)
+    path = output / MODEL_FILE
     save_scopes(scopes, output)
     facts = _check(path, component)
     context.progress(4, 4, "steps")
