@@ -28,6 +28,7 @@ from pipeline.publish import (
     point_latest,
     publish_draft,
     read_manifest,
+    require_place,
     verify_artifact,
 )
 from pipeline.recipe import dump_recipe
@@ -206,6 +207,7 @@ def build(
         found = _find_published(plan, options.output, outcomes, check)
         if found is not None:
             return found
+    require_place(options.output / loaded.recipe.name, "--output")
     # An up-to-date run needs neither of these.
     from pipeline.forecast import forecast, require_room
     from pipeline.run.local import LocalExecutor

@@ -21,7 +21,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ArtifactError, DigestMismatch
+from pipeline.errors import ArtifactError, DigestMismatch, RecipeError
 from pipeline.hashing import canonical_json
 from pipeline.manifest import Manifest, check_directory, scan_directory
 
@@ -93,6 +93,32 @@ def verify_artifact(directory: Path) -> tuple[str, ...]:
     document = read_manifest(directory)
     manifest = Manifest.from_json(canonical_json(document["files"]) + "\n")
     return check_directory(directory, manifest, ignore=frozenset({MANIFEST_FILE}))
+
+
+def require_place(directory: Path, option: str) -> None:
+    """Refuse a directory that cannot be made, or not be written into, before any work is done for it.
+
+    Args:
+        directory: It need not be there yet.
+        option: What messages call it, such as `--output`.
+
+    Raises:
+        RecipeError: a file is in the way, or the nearest directory above is not ours to write.
+    """
+    place = directory.absolute()
+    while not place.exists() and not place.is_symlink() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        problem = f"`{place}` is no directory"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        problem = f"`{place}` cannot be written"
+    else:
+        return
+    raise RecipeError(
+        problem if place == directory.absolute() else f"`{directory}` cannot be made: {problem}",
+        where=option,
+        hint="choose another place",
+    )
 
 
 class EarlyCheck:

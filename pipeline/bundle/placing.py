@@ -8,6 +8,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ArtifactError, RecipeError
+from pipeline.publish import require_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def _require_free(
 ) -> None:
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise RecipeError(f"`{directory}` is there already, and is no directory")
+    require_place(directory.parent, "DIRECTORY")
     if not directory.is_dir() or not any(directory.iterdir()):
         return
     if not replace:

@@ -207,7 +207,12 @@ def _engine_lines(header: EngineHeader, facts: EngineFacts | None) -> Iterator[s
     else:
         rows.append(("compute capabilities", "not in the header of full TensorRT"))
     if facts is None:
-        rows.append(("digest", "not stated: nothing lies beside the engine that says it"))
+        rows.append(
+            (
+                "digest",
+                "not stated, and engines have no checksum: no change behind the header is seen",
+            )
+        )
         yield from columns(rows)
         return
     rows += [
