@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline.errors import ArtifactError
+from pipeline.graph.joined_products import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ class BlockWeight:
     """The weight of one product; `value = scale * integer`.
 
     Attributes:
-        name: Of the stored integers.
+        name: Of the stored integers; of a part of a joined product, that of its result.
         bits: 4 or 8.
         integers: int8 (outputs, inputs).
         scale: float32 (outputs, blocks).
@@ -61,7 +62,7 @@ def read_block_weights(path: Path) -> Iterator[BlockWeight]:
                 hint="quantise with `numbers: integers`, the default",
             )
         if node.op_type == "MatMulNBits":
-            yield _packed_weight(node, path)
+            yield from _packed_weights(node, path)
         if node.op_type != "DequantizeLinear":
             continue
         stored = node.inputs[0]
@@ -103,8 +104,8 @@ def without_rounded_inputs(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-def _packed_weight(node: ir.Node, path: Path) -> BlockWeight:
-    """Of a product that has ONNX Runtime's own form.
+def _packed_weights(node: ir.Node, path: Path) -> Iterator[BlockWeight]:
+    """Of a product that has ONNX Runtime's own form; of one that was joined, its parts.
 
     Source: `MatMulNBits` in docs/ContribOperators.md of onnxruntime: uint8 (outputs, blocks, bytes of a
     block), the first of two in the lower half of a byte, around 2^(bits - 1).
@@ -132,13 +133,19 @@ def _packed_weight(node: ir.Node, path: Path) -> BlockWeight:
     packed = stored.const_value.numpy().astype(np.int16).reshape(outputs, -1)
     if bits == 4:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(outputs, -1)
-    return BlockWeight(
-        name=str(stored.name),
-        bits=bits,
-        integers=(packed[:, :inputs] - (1 << (bits - 1))).astype(np.int8),
-        scale=scale.const_value.numpy().astype(np.float32).reshape(outputs, -1),
-        block_size=size,
-    )
+    integers = (packed[:, :inputs] - (1 << (bits - 1))).astype(np.int8)
+    scales = scale.const_value.numpy().astype(np.float32).reshape(outputs, -1)
+    parts, start = parts_of(node), 0
+    for name, count in parts:
+        rows = slice(start, start + count)
+        start += count
+        yield BlockWeight(
+            name=str(stored.name) if len(parts) == 1 else name,
+            bits=bits,
+            integers=integers[rows],
+            scale=scales[rows],
+            block_size=size,
+        )
 
 
 def _weight(node: ir.Node, stored: ir.Value, scale: ir.Value) -> BlockWeight:

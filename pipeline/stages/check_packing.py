@@ -70,6 +70,7 @@ def run(
 def _packed_again(config: CheckPackingConfig, directory: Path, threads: int) -> GraphRecord:
     """What `pack_weights` must have stored."""
     from pipeline.graph.files import load_ir_model
+    from pipeline.graph.joined_products import join_products
     from pipeline.graph.matmul_nbits import pack_products
     from pipeline.graph.packing_audit import record_graph
     from pipeline.graph.shared_table import share_tables
@@ -77,12 +78,13 @@ def _packed_again(config: CheckPackingConfig, directory: Path, threads: int) -> 
     model = load_ir_model(directory / MODEL_FILE)
     pack_products(model, accuracy_level=config.accuracy_level, threads=threads)
     share_tables(model)
+    join_products(model)
     return record_graph(model)
 
 
 CHECK_PACKING = Stage(
     name="check_packing",
-    version=1,
+    version=2,
     # As of `pack_weights`: the two graphs are read one after the other.
     footprint=Footprint(base_mib=700, memory_per_weight=1.5, memory_outside=0.25),
     config_type=CheckPackingConfig,
@@ -90,6 +92,7 @@ CHECK_PACKING = Stage(
     packages=("ml-dtypes", "numpy", "onnx", "onnx-ir"),
     preload=(
         "pipeline.graph.files",
+        "pipeline.graph.joined_products",
         "pipeline.graph.matmul_nbits",
         "pipeline.graph.packing_audit",
         "pipeline.graph.shared_table",

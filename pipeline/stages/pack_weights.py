@@ -42,6 +42,7 @@ def run(
     """Packs `model`; facts count products and values that were compared, and name what was left.
 
     A tied table is stored once where its lookup can read the packed weight; `tables` says where, or why not.
+    Products of one input become one where no bit of a result changes; `joined` says which do not, and why.
 
     Raises:
         ArtifactError: when the input is no model.
@@ -49,6 +50,7 @@ def run(
         StoreError: when the output cannot be written.
     """
     from pipeline.graph.files import load_ir_model, save_ir_model
+    from pipeline.graph.joined_products import join_products
     from pipeline.graph.matmul_nbits import pack_products
     from pipeline.graph.shared_table import share_tables
 
@@ -60,6 +62,7 @@ def run(
     for table in tables:
         if table.reason:
             context.log(f"{table.lookup} keeps its own table: {table.reason}")
+    joined = join_products(model)
     save_ir_model(model, output)
     found = report.outcome.found
     return {
@@ -67,6 +70,7 @@ def run(
         "packed": report.outcome.as_json(),
         "packed_weights": report.weights,
         "values_compared": report.compared,
+        "joined": joined.as_json(),
         "tables": [table.as_json() for table in tables],
         "coverage": {"packed_products": report.outcome.fired / found if found else 0.0},
     }
@@ -74,7 +78,7 @@ def run(
 
 PACK_WEIGHTS = Stage(
     name="pack_weights",
-    version=2,
+    version=3,
     footprint=Footprint(
         base_mib=700, memory_per_weight=1.5, memory_outside=0.25, disk_per_weight=0.3
     ),
@@ -82,6 +86,11 @@ PACK_WEIGHTS = Stage(
     coverage=("packed_products",),
     run=run,
     packages=("onnx", "onnx-ir", "numpy", "ml-dtypes"),
-    preload=("pipeline.graph.files", "pipeline.graph.matmul_nbits", "pipeline.graph.shared_table"),
+    preload=(
+        "pipeline.graph.files",
+        "pipeline.graph.joined_products",
+        "pipeline.graph.matmul_nbits",
+        "pipeline.graph.shared_table",
+    ),
 )
 """Port `model` -> `model.onnx` with `com.microsoft.MatMulNBits`."""
