@@ -147,6 +147,9 @@ def _unknown_key(fault: Fault) -> str:
     key = str(fault.path[-1])
     if home := _home(key, fault):
         return f"unknown key here - it belongs in {home}"
+    if runtimes := _other_runtimes(key, fault):
+        own = schemas.flow_text(fault.parent.get("runtime"))
+        return f"a target of `runtime: {own}` has no such key; {runtimes} has it"
     keys = ", ".join(f"`{each}`" for each in schemas.properties(fault.parent_schema))
     return (
         f"unknown key; the keys here are {keys}" if keys else "unknown key; none is allowed here"
@@ -162,6 +165,19 @@ def _home(key: str, fault: Fault) -> str:
             return f"`{format_key_path((*fault.path[:-1], name))}`"
     root = schemas.locate(()).schema
     return "the recipe itself, not indented" if key in schemas.properties(root) else ""
+
+
+def _other_runtimes(key: str, fault: Fault) -> str:
+    """The runtimes whose targets have a key that this target's has not."""
+    if len(fault.path) != 3 or fault.path[0] != "targets" or not isinstance(fault.parent, dict):
+        return ""
+    targets = schemas.resolve(schemas.properties(schemas.locate(()).schema)["targets"])
+    branches = targets["items"]["discriminator"]["mapping"]
+    return " or ".join(
+        f"`runtime: {name}`"
+        for name, reference in branches.items()
+        if key in schemas.properties(schemas.resolve({"$ref": reference}))
+    )
 
 
 def _missing(fault: Fault) -> str:
