@@ -93,12 +93,12 @@ def _write(proto: onnx.ModelProto, large: dict[str, ir.TensorProtocol], file: Bi
             continue
         head = _part(message, lambda number: number < _RAW_DATA)
         tail = _part(message, lambda number: number > _RAW_DATA)
-        head += _tag(_RAW_DATA, tensor.nbytes)
+        head += field_tag(_RAW_DATA, tensor.nbytes)
         heads.append((head, tail, tensor.nbytes))
     lengths = [len(head) + size + len(tail) for head, tail, size in heads]
-    tags = [_tag(_INITIALIZER, length) for length in lengths]
+    tags = [field_tag(_INITIALIZER, length) for length in lengths]
     total = len(before) + sum(map(len, tags)) + sum(lengths) + len(after)
-    file.write(_part(proto, lambda number: number < _GRAPH) + _tag(_GRAPH, total) + before)
+    file.write(_part(proto, lambda number: number < _GRAPH) + field_tag(_GRAPH, total) + before)
     for message, tag, (head, tail, size) in zip(graph.initializer, tags, heads, strict=True):
         file.write(tag + head)
         if size:
@@ -134,7 +134,7 @@ def _part(message: Message, has: Callable[[int], bool]) -> bytes:
     return written
 
 
-def _tag(number: int, length: int) -> bytes:
+def field_tag(number: int, length: int) -> bytes:
     """What stands before a field of a length."""
     return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
 

@@ -48,13 +48,13 @@ def run(
     """
     import gc
 
-    from pipeline.graph.files import load_ir_model
+    from pipeline.graph.mapped_model import load_mapped_model
     from pipeline.graph.packing_audit import packing_differences, record_graph
 
     del output
     wanted = _packed_again(config, inputs[PLAIN_PORT], context.threads)
     gc.collect()  # a graph is full of cycles, and would keep its weights for long
-    found = record_graph(load_ir_model(inputs[MODEL_PORT] / MODEL_FILE))
+    found = record_graph(load_mapped_model(inputs[MODEL_PORT] / MODEL_FILE))
     differences = packing_differences(wanted, found)
     measures: dict[str, JSON] = {}
     for kind in ("changed_nodes", "changed_constants"):
@@ -69,13 +69,13 @@ def run(
 
 def _packed_again(config: CheckPackingConfig, directory: Path, threads: int) -> GraphRecord:
     """What `pack_weights` must have stored."""
-    from pipeline.graph.files import load_ir_model
     from pipeline.graph.joined_products import join_products
+    from pipeline.graph.mapped_model import load_mapped_model
     from pipeline.graph.matmul_nbits import pack_products
     from pipeline.graph.packing_audit import record_graph
     from pipeline.graph.shared_table import share_tables
 
-    model = load_ir_model(directory / MODEL_FILE)
+    model = load_mapped_model(directory / MODEL_FILE)
     pack_products(model, accuracy_level=config.accuracy_level, threads=threads)
     share_tables(model)
     join_products(model)

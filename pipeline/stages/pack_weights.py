@@ -49,12 +49,13 @@ def run(
         StageError: when a packed value is not, bit for bit, what it was.
         StoreError: when the output cannot be written.
     """
-    from pipeline.graph.files import load_ir_model, save_ir_model
+    from pipeline.graph.files import save_ir_model
     from pipeline.graph.joined_products import join_products
+    from pipeline.graph.mapped_model import load_mapped_model
     from pipeline.graph.matmul_nbits import pack_products
     from pipeline.graph.shared_table import share_tables
 
-    model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
+    model = load_mapped_model(inputs[MODEL_PORT] / MODEL_FILE)
     report = pack_products(model, accuracy_level=config.accuracy_level, threads=context.threads)
     for refusal in report.outcome.refused:
         context.log(f"{refusal.node} is not packed: {refusal.reason}")
@@ -89,6 +90,7 @@ PACK_WEIGHTS = Stage(
     preload=(
         "pipeline.graph.files",
         "pipeline.graph.joined_products",
+        "pipeline.graph.mapped_model",
         "pipeline.graph.matmul_nbits",
         "pipeline.graph.shared_table",
     ),

@@ -165,12 +165,13 @@ def run(
             not valid.
     """
     from pipeline.calibration.moments import Moments
-    from pipeline.graph.files import load_ir_model, save_ir_model
+    from pipeline.graph.files import save_ir_model
+    from pipeline.graph.mapped_model import load_mapped_model
     from pipeline.graph.validity import require_valid
     from pipeline.graph.vocabulary import float_share, head_facts
     from pipeline.graph.weight_only import quantize_weights
 
-    model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
+    model = load_mapped_model(inputs[MODEL_PORT] / MODEL_FILE)
     moments = Moments(inputs[MOMENTS_PORT]) if MOMENTS_PORT in inputs else None
     request = as_request(config, read_wide(inputs))
     head = head_facts(model)
