@@ -6,11 +6,18 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pipeline.bundle.chat import chat_template, render_chat
-from pipeline.bundle.generation_settings import read_generation_settings
-from pipeline.bundle.graphs import TOKENIZER_FILE, read_graphs, require_tokenizer
-from pipeline.errors import ArtifactError, RecipeError
-from pipeline.source.json_files import read_json
+from pipeline.bundle.asked_rules import not_heeded, read_rules, read_said, speech_start
+from pipeline.bundle.asked_texts import (
+    check_sources,
+    encode_prompt,
+    hear_sounds,
+    pad_sources,
+    read_tokenizer,
+)
+from pipeline.bundle.generation_settings import GENERATION_FILE, read_generation_settings
+from pipeline.bundle.graphs import read_graphs, require_tokenizer
+from pipeline.errors import RecipeError
+from pipeline.runtimes.token_rules import PLAIN, TokenRules
 from pipeline.tasks import DECODER, ENCODER
 
 if TYPE_CHECKING:
@@ -25,8 +32,6 @@ if TYPE_CHECKING:
     from pipeline.runtimes.decoder import Decoder
 
 DEFAULT_TOKENS: Final = 64
-_SOURCES: Final = ("max_source_positions", "max_position_embeddings", "n_positions")
-"""Of an encoder that reads texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,8 @@ class TextRequest:
         temperature, top_k, top_p, seed: As in `GenerationOptions`.
         beams: Above 1 for beam search, and then `length_penalty` and `early_stopping` hold.
         is_chat: Prompts are what a user says, and the artifact's chat template stands around them.
+        is_plain: The logits alone decide. Otherwise what the checkpoint's `generation_config.json` asks of
+            tokens is heeded: repetitions, forbidden and forced tokens, least lengths.
         threads: Of ONNX Runtime; None leaves it to that.
     """
 
@@ -56,6 +63,7 @@ class TextRequest:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     is_chat: bool = False
+    is_plain: bool = False
     threads: int | None = None
 
 
@@ -86,6 +94,7 @@ class WrittenTexts:
         artifact: Name and version.
         ttft_ms: From the prompts, read as tokens, to the first new ones; an encoder is part of it.
         tokens_per_s: New tokens of all texts by the time for all of them, the first included.
+        notes: What the checkpoint asks for and is not done.
     """
 
     artifact: str
@@ -94,6 +103,7 @@ class WrittenTexts:
     texts: tuple[WrittenText, ...]
     ttft_ms: float
     tokens_per_s: float
+    notes: tuple[str, ...] = ()
 
 
 def generate_texts(artifact: Path, request: TextRequest) -> WrittenTexts:
@@ -123,22 +133,46 @@ def generate_texts(artifact: Path, request: TextRequest) -> WrittenTexts:
     is_heard = source.task.modality == "audio"
     _check_request(request, is_heard=is_heard)
     require_tokenizer(target, "this")
-    settings = read_generation_settings(target)
-    tokenizer = _read_tokenizer(target)
+    settings, said = read_generation_settings(target), read_said(target)
+    setup = _Setup(
+        title=source.title,
+        target=target,
+        settings=settings,
+        said=said,
+        rules=PLAIN if request.is_plain else read_rules(said, settings.vocabulary),
+        tokenizer=read_tokenizer(target),
+        request=request,
+    )
     if is_heard:
-        return _behind_encoder(
-            source, target, settings, tokenizer, request, _hear(target, request)
-        )
-    encoded = [_encode(tokenizer, target, prompt, request) for prompt in request.prompts]
+        return _behind_encoder(setup, hear_sounds(target, request.sounds))
+    encoded = [
+        encode_prompt(setup.tokenizer, target, prompt, is_chat=request.is_chat)
+        for prompt in request.prompts
+    ]
     if target.parts:
-        _check_sources(target, encoded)
-        return _behind_encoder(
-            source, target, settings, tokenizer, request, _padded(encoded, settings.pad)
-        )
+        check_sources(target, encoded)
+        return _behind_encoder(setup, pad_sources(encoded, settings.pad))
     from pipeline.runtimes.ort_decoder import OrtDecoder
 
     with OrtDecoder(target.graph_file(), threads=request.threads) as decoder:
-        return _write(source, target, settings, tokenizer, request, encoded, lambda: decoder)
+        return _write(setup, lambda: decoder, lambda _: encoded)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """What is loaded before anything is computed.
+
+    Attributes:
+        said: The checkpoint's `generation_config.json`.
+    """
+
+    title: str
+    target: GraphTarget
+    settings: GenerationSettings
+    said: dict[str, Any]
+    rules: TokenRules
+    tokenizer: tokenizers.Tokenizer
+    request: TextRequest
 
 
 def _choose_target(source: GraphSource) -> GraphTarget:
@@ -174,158 +208,71 @@ def _check_request(request: TextRequest, *, is_heard: bool) -> None:
         )
 
 
-def _read_tokenizer(target: GraphTarget) -> tokenizers.Tokenizer:
-    import tokenizers
-
-    try:
-        made = tokenizers.Tokenizer.from_buffer((target.folder / TOKENIZER_FILE).read_bytes())
-    except ValueError as error:
-        raise ArtifactError(
-            f"{TOKENIZER_FILE} cannot be read: {error}", where=target.name
-        ) from error
-    made.no_padding()
-    made.no_truncation()
-    return made
-
-
-def _encode(
-    tokenizer: tokenizers.Tokenizer, target: GraphTarget, prompt: str, request: TextRequest
-) -> list[int]:
-    """Tokens of a prompt.
-
-    Raises:
-        RecipeError: there are none, or there is no chat template.
-    """
-    text = prompt
-    if request.is_chat:
-        if not chat_template(target.folder):
-            raise RecipeError(
-                f"target `{target.name}` has no chat template, so it cannot be talked to",
-                hint="leave --chat out: the model then continues the text as it is",
-            )
-        text = render_chat(target.folder, [{"role": "user", "content": prompt}])
-    # A template brings the special tokens along, as transformers says of its own.
-    found: list[int] = tokenizer.encode(text, add_special_tokens=not request.is_chat).ids
-    if not found:
-        raise RecipeError(
-            f"prompt {prompt!r} has no token, and the tokenizer puts none before it",
-            hint="give a text of one token or more",
-        )
-    return found
-
-
-def _check_sources(target: GraphTarget, encoded: Sequence[Sequence[int]]) -> None:
-    limits = [target.config[key] for key in _SOURCES if isinstance(target.config.get(key), int)]
-    longest = max(map(len, encoded))
-    # The one named `n_positions` is no limit of T5, whose positions are relative.
-    if limits and "relative_attention_num_buckets" not in target.config and longest > limits[0]:
-        raise RecipeError(
-            f"a text has {longest} tokens, and the encoder has {limits[0]} positions",
-            hint="give shorter texts",
-        )
-
-
-def _padded(encoded: Sequence[Sequence[int]], pad: int) -> dict[str, Array]:
-    """Sources of one batch, padded behind: int64 (texts, longest)."""
-    import numpy as np
-
-    shape = (len(encoded), max(map(len, encoded)))
-    tokens, mask = np.full(shape, pad, np.int64), np.zeros(shape, np.int64)
-    for row, one in enumerate(encoded):
-        tokens[row, : len(one)] = one
-        mask[row, : len(one)] = 1
-    return {"input_ids": tokens, "attention_mask": mask}
-
-
-def _hear(target: GraphTarget, request: TextRequest) -> dict[str, Array]:
-    """Spectrograms of the sounds, float32 (sounds, mel bins, frames)."""
-    import numpy as np
-
-    from pipeline.data.prepare.sounds import FEATURES, load_extractor, read_wav
-
-    extractor = load_extractor(target.folder)
-    rate = int(extractor.sampling_rate)
-    sounds = [read_wav(path, path.name, rate, str(path.parent)) for path in request.sounds]
-    made = [
-        extractor(sound, sampling_rate=rate, return_tensors="np")[FEATURES][0] for sound in sounds
-    ]
-    return {FEATURES: np.stack(made).astype(np.float32)}
-
-
-def _behind_encoder(
-    source: GraphSource,
-    target: GraphTarget,
-    settings: GenerationSettings,
-    tokenizer: tokenizers.Tokenizer,
-    request: TextRequest,
-    sources: dict[str, Array],
-) -> WrittenTexts:
+def _behind_encoder(setup: _Setup, sources: dict[str, Array]) -> WrittenTexts:
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
     from pipeline.runtimes.seq2seq import SourcedDecoder
 
-    assert settings.starts is not None
-    start = [settings.starts, *_forced(target)]
+    target, threads = setup.target, setup.request.threads
     count = len(next(iter(sources.values())))
     with (
-        OnnxRuntimeRunner(target.graph_file(ENCODER), threads=request.threads) as encoder,
-        OnnxRuntimeRunner(target.graph_file(DECODER), threads=request.threads) as decoder,
+        OnnxRuntimeRunner(target.graph_file(ENCODER), threads=threads) as encoder,
+        OnnxRuntimeRunner(target.graph_file(DECODER), threads=threads) as decoder,
     ):
         return _write(
-            source,
-            target,
-            settings,
-            tokenizer,
-            request,
-            [start] * count,
+            setup,
             lambda: SourcedDecoder(encoder, decoder, sources),
+            lambda bound: _starts(setup, bound, count),
         )
 
 
-def _forced(target: GraphTarget) -> list[int]:
-    """The token that every text goes on with behind the first, such as a language."""
-    said: dict[str, Any] = dict(target.config)
-    path = target.folder / "generation_config.json"
-    if path.is_file():
-        said |= read_json(path, path.name)
-    forced = said.get("forced_bos_token_id")
-    return [forced] if isinstance(forced, int) else []
+def _starts(setup: _Setup, decoder: Decoder, count: int) -> list[list[int]]:
+    """What the texts behind an encoder begin with."""
+    from pipeline.runtimes.generation import GenerationOptions, generate
+
+    start = setup.settings.starts
+    assert start is not None
+    if not setup.request.sounds or setup.request.is_plain:
+        return [[start]] * count
+
+    def detect(languages: Sequence[int]) -> list[int]:
+        others = set(range(setup.settings.vocabulary)) - set(languages)
+        options = GenerationOptions(
+            tokens=1, pad=setup.settings.pad, rules=TokenRules(suppress=tuple(others))
+        )
+        return [found for (found,) in generate(decoder, [[start]] * count, options).tokens]
+
+    found = speech_start(setup.said, start, detect)
+    return found if len(found) == count else found * count
 
 
 def _write(
-    source: GraphSource,
-    target: GraphTarget,
-    settings: GenerationSettings,
-    tokenizer: tokenizers.Tokenizer,
-    request: TextRequest,
-    prompts: list[list[int]],
+    setup: _Setup,
     bind: Callable[[], Decoder],
+    begin: Callable[[Decoder], list[list[int]]],
 ) -> WrittenTexts:
     from pipeline.runtimes.base import FeedError
 
-    tokens = _new_tokens(settings, request, max(map(len, prompts)))
+    request, stops = setup.request, frozenset(setup.settings.stops)
     stamps: list[float] = []
     started = time.perf_counter()
     try:
+        decoder = bind()
+        prompts = begin(decoder)
+        tokens = _new_tokens(setup.settings, request, max(map(len, prompts)))
         made, scores = _run(
-            bind(),
-            prompts,
-            tokens,
-            settings,
-            request,
-            lambda _: stamps.append(time.perf_counter() - started),
+            setup, decoder, prompts, tokens, lambda _: stamps.append(time.perf_counter() - started)
         )
     except FeedError as error:
         raise RecipeError(error.message, hint=error.hint) from error
-    stops = frozenset(settings.stops)
     asked = request.prompts or tuple(str(path) for path in request.sounds)
     return WrittenTexts(
-        artifact=source.title,
-        target=target.name,
-        precision=target.declaration.precision,
+        artifact=setup.title,
+        target=setup.target.name,
+        precision=setup.target.declaration.precision,
         texts=tuple(
             WrittenText(
                 prompt=prompt,
-                text=tokenizer.decode(list(new), skip_special_tokens=True),
+                text=setup.tokenizer.decode(list(new), skip_special_tokens=True),
                 tokens=new,
                 ended="stop" if new and new[-1] in stops else "length",
                 score=score,
@@ -334,41 +281,49 @@ def _write(
         ),
         ttft_ms=stamps[0] * 1e3,
         tokens_per_s=sum(map(len, made)) / stamps[-1],
+        notes=() if request.is_plain else _notes(setup.said),
     )
 
 
+def _notes(said: dict[str, Any]) -> tuple[str, ...]:
+    keys = ", ".join(f"`{key}`" for key in not_heeded(said))
+    told = f"{keys} of {GENERATION_FILE} not heeded: transformers writes other tokens"
+    return (told,) if keys else ()
+
+
 def _run(
+    setup: _Setup,
     decoder: Decoder,
     prompts: list[list[int]],
     tokens: int,
-    settings: GenerationSettings,
-    request: TextRequest,
     on_step: Callable[[int], None],
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[float | None, ...]]:
     """New tokens of each text, and the score of beam search."""
     from pipeline.runtimes.beam_search import BeamOptions, search_beams
     from pipeline.runtimes.generation import GenerationOptions, generate
 
-    stops = frozenset(settings.stops)
+    request, stops = setup.request, frozenset(setup.settings.stops)
     if request.beams != 1:
         wide = BeamOptions(
             beams=request.beams,
             tokens=tokens,
             stops=stops,
-            pad=settings.pad,
+            pad=setup.settings.pad,
             length_penalty=request.length_penalty,
             early_stopping=request.early_stopping,
+            rules=setup.rules,
         )
         best = [beams[0] for beams in search_beams(decoder, prompts, wide, on_step=on_step)]
         return tuple(beam.tokens for beam in best), tuple(beam.score for beam in best)
     options = GenerationOptions(
         tokens=tokens,
         stops=stops,
-        pad=settings.pad,
+        pad=setup.settings.pad,
         temperature=request.temperature,
         top_k=request.top_k,
         top_p=request.top_p,
         seed=request.seed,
+        rules=setup.rules,
     )
     made = generate(decoder, prompts, options, on_step=on_step).tokens
     return made, (None,) * len(made)

@@ -15,7 +15,7 @@ from pipeline.source.json_files import read_json
 if TYPE_CHECKING:
     from pipeline.bundle.graphs import GraphTarget
 
-_FILE: Final = "generation_config.json"
+GENERATION_FILE: Final = "generation_config.json"
 _POSITIONS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _OF_TARGETS: Final = ("max_target_positions", "max_position_embeddings", "n_positions")
 """Of the decoder behind an encoder."""
@@ -62,11 +62,11 @@ def read_generation_settings(target: GraphTarget) -> GenerationSettings:
         ArtifactError: a file is no JSON.
     """
     said: dict[str, Any] = {}
-    if (target.folder / _FILE).is_file():
-        said = read_json(target.folder / _FILE, f"{target.name}/{_FILE}")
+    if (target.folder / GENERATION_FILE).is_file():
+        said = read_json(target.folder / GENERATION_FILE, f"{target.name}/{GENERATION_FILE}")
     vocabulary = _vocabulary(target)
     tokens = {
-        key: _tokens(said.get(key, target.config.get(key)), key, vocabulary)
+        key: read_tokens(said.get(key, target.config.get(key)), key, vocabulary)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     }
     keys = _OF_TARGETS if target.parts else _POSITIONS
@@ -81,21 +81,21 @@ def read_generation_settings(target: GraphTarget) -> GenerationSettings:
     longest = said.get("max_length")
     # 20 is what transformers wrote there for years without anybody's wish.
     if _is_count(longest) and longest != 20 and longest > min(positions):
-        raise _contradiction(
+        raise contradiction(
             f"`max_length` is {longest}, and the model has {min(positions)} positions"
         )
     stops = tokens["eos_token_id"]
     pad = tokens["pad_token_id"] or stops
     if not pad:
         raise RecipeError(
-            f"neither {_FILE} nor config.json says `pad_token_id` or `eos_token_id`",
+            f"neither {GENERATION_FILE} nor config.json says `pad_token_id` or `eos_token_id`",
             hint="add one of them to the checkpoint, then build again",
         )
     begins = tokens["bos_token_id"]
     starts = (tokens["decoder_start_token_id"] or begins) if target.parts else ()
     if target.parts and not starts:
         raise RecipeError(
-            f"neither {_FILE} nor config.json says `decoder_start_token_id`, which a decoder's text "
+            f"neither {GENERATION_FILE} nor config.json says `decoder_start_token_id`, which a decoder's text "
             "begins with",
             hint="add it to the checkpoint, then build again",
         )
@@ -119,11 +119,11 @@ def _choosing(said: dict[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "is_sampled": bool(said.get("do_sample", False)),
-        "temperature": _number(said, "temperature", 1.0),
-        "top_k": int(_number(said, "top_k", 50)),
-        "top_p": _number(said, "top_p", 1.0),
-        "repetition_penalty": _number(said, "repetition_penalty", 1.0),
-        "beams": int(_number(said, "num_beams", 1)),
+        "temperature": read_number(said, "temperature", 1.0),
+        "top_k": int(read_number(said, "top_k", 50)),
+        "top_p": read_number(said, "top_p", 1.0),
+        "repetition_penalty": read_number(said, "repetition_penalty", 1.0),
+        "beams": int(read_number(said, "num_beams", 1)),
     }
     wrong = {
         "temperature": found["is_sampled"] and found["temperature"] <= 0,
@@ -134,31 +134,40 @@ def _choosing(said: dict[str, Any]) -> dict[str, Any]:
     }
     for key, is_wrong in wrong.items():
         if is_wrong:
-            raise _contradiction(f"`{key}` cannot be {said.get(key)}")
+            raise contradiction(f"`{key}` cannot be {said.get(key)}")
     if found["is_sampled"] and found["beams"] > 1:
-        raise _contradiction(
+        raise contradiction(
             f"`do_sample` and `num_beams: {found['beams']}` do not go together here"
         )
     return found
 
 
-def _number(said: dict[str, Any], key: str, default: float) -> float:
+def read_number(said: dict[str, Any], key: str, default: float) -> float:
+    """The number under a key, or the default where there is none.
+
+    Raises:
+        RecipeError: it is no number.
+    """
     value = said.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _contradiction(f"`{key}` is no number: {value!r}")
+        raise contradiction(f"`{key}` is no number: {value!r}")
     return value
 
 
-def _tokens(value: object, key: str, vocabulary: int) -> tuple[int, ...]:
-    """One token or several, all of which the model knows."""
+def read_tokens(value: object, key: str, vocabulary: int) -> tuple[int, ...]:
+    """One token or several, all of which the model knows; none for None.
+
+    Raises:
+        RecipeError: one is no token of the model.
+    """
     values = value if isinstance(value, list) else [] if value is None else [value]
     for token in values:
         if isinstance(token, bool) or not isinstance(token, int):
-            raise _contradiction(f"`{key}` is no token: {token!r}")
+            raise contradiction(f"`{key}` is no token: {token!r}")
         if not 0 <= token < vocabulary:
-            raise _contradiction(
+            raise contradiction(
                 f"`{key}` is {token}, and the model's tokens are 0 to {vocabulary - 1}"
             )
     return tuple(values)
@@ -175,8 +184,9 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _contradiction(message: str) -> RecipeError:
+def contradiction(message: str) -> RecipeError:
+    """The error for a `generation_config.json` that cannot be followed."""
     return RecipeError(
-        f"the checkpoint's {_FILE} contradicts: {message}",
-        hint=f"correct {_FILE} of the checkpoint, then build again",
+        f"the checkpoint's {GENERATION_FILE} contradicts: {message}",
+        hint=f"correct {GENERATION_FILE} of the checkpoint, then build again",
     )

@@ -64,9 +64,7 @@ try {
                     input_ids: tensor(prompt),
                     attention_mask: tensor(prompt.map(() => 1)),
                     max_new_tokens: question.length,
-                    do_sample: false,
-                    num_beams: 1,
-                    repetition_penalty: 1.0,
+                    ...GREEDY,
                 });
                 made[dtype].push(all.tolist()[0].map(Number).slice(prompt.length));
             }

@@ -69,6 +69,12 @@ if TYPE_CHECKING:
     "--early-stopping", is_flag=True, help="Beam search ends with as many texts as beams."
 )
 @click.option("--chat", "is_chat", is_flag=True, help="Put the chat template around each prompt.")
+@click.option(
+    "--plain",
+    "is_plain",
+    is_flag=True,
+    help="The logits alone decide: no penalty, no forbidden and no forced tokens.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of ONNX Runtime; default all cores.")
 @output_option
 @json_option
@@ -76,7 +82,9 @@ def generate_command(artifact: str, output: Path, *, is_json: bool, **options: A
     """Let ARTIFACT write: continue a text, translate one, write down a sound.
 
     It is what the artifact's own graphs make of a prompt with the reference loop on ONNX Runtime, greedily
-    unless an option says otherwise. The artifact is verified first. New text goes to standard output,
+    unless an option says otherwise. What the checkpoint's generation_config.json asks of tokens is heeded as
+    transformers does, --plain leaves it out: repetition_penalty, no_repeat_ngram_size, bad_words_ids,
+    suppress_tokens, begin_suppress_tokens, forced tokens and least lengths. The artifact is verified first. New text goes to standard output,
     one text after the other, and times to standard error.
 
     \b
@@ -109,6 +117,8 @@ def _tell(made: WrittenTexts, *, is_json: bool) -> None:
         if len(made.texts) > 1:
             say(f"{number + 1}: {printable_text(text.prompt, 200)}")
         emit("\n".join(printable_text(line, len(line) + 1) for line in text.text.split("\n")))
+    for note in made.notes:
+        say(f"note: {note}")
     count = sum(len(text.tokens) for text in made.texts)
     say(
         f"{made.artifact} {made.target}: {count} tokens, the first after {made.ttft_ms:.1f} ms, "

@@ -24,6 +24,7 @@ from pipeline.runtimes.generation import (
     pad_left,
     prefill,
 )
+from pipeline.runtimes.token_rules import PLAIN, TokenRules, require_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class BeamOptions:
             is written could win at its present length; "never" when none could at any length.
         chunk: Prompt tokens, padding included, that are read at a time; None: all.
         positions: Tokens of a text at most, as the model has positions; None: not checked.
+        rules: What is asked of tokens beside their log probabilities, before these are added up.
     """
 
     beams: int
@@ -60,6 +62,7 @@ class BeamOptions:
     early_stopping: EarlyStopping = False
     chunk: int | None = None
     positions: int | None = None
+    rules: TokenRules = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Beam:
 
     Attributes:
         tokens: The new ones.
-        score: Sum of their natural log probabilities over (how many)^length_penalty.
+        score: Sum of their natural log probabilities, as rules changed them, over
+            (how many)^length_penalty.
     """
 
     tokens: tuple[int, ...]
@@ -91,15 +95,15 @@ def search_beams(
         on_step: Called with 0 when the first tokens are known, with 1 for the second, and so on.
 
     Raises:
-        FeedError: when a prompt is empty, an option makes no sense, texts get too long, or logits are
-            no numbers.
+        FeedError: when a prompt is empty, an option makes no sense, texts get too long, logits are
+            no numbers, or rules leave no token to choose.
         StageError: when the decoder cannot be run.
     """
     _check(prompts, options)
     check_room(decoder, prompts, options.tokens)
     tokens, mask = pad_left(prompts, options.pad)
     logits, cache = prefill(decoder, tokens, mask, chunk=options.chunk)
-    texts = [_Text(options) for _ in prompts]
+    texts = [_Text(options, prompt) for prompt in prompts]
     rows_of = [
         [row] for row in range(len(prompts))
     ]  # of each text in the cache, one for each beam
@@ -139,8 +143,9 @@ class _Text:
         is_open: It is not settled yet which texts win.
     """
 
-    def __init__(self, options: BeamOptions) -> None:
+    def __init__(self, options: BeamOptions, prompt: Sequence[int]) -> None:
         self._options = options
+        self._prompt = prompt
         self._sums = np.zeros(1)
         self.written: list[tuple[int, ...]] = [()]
         self.ended: list[Beam] = []
@@ -157,7 +162,7 @@ class _Text:
             nothing is to be written any more.
         """
         options, vocabulary = self._options, logits.shape[1]
-        sums = (log_softmax(logits) + self._sums[:, None]).ravel()
+        sums = (self._scores(logits) + self._sums[:, None]).ravel()
         # So many that the beams remain even if one of them ends with each of the stops.
         count = max(2, 1 + len(options.stops)) * options.beams
         best = _largest(sums, count)
@@ -181,6 +186,24 @@ class _Text:
             self.written = []
             return []
         return parents
+
+    def _scores(self, logits: Floats) -> NDArray[np.float64]:
+        """Log probabilities of what may follow each beam, float64 (beams, vocabulary).
+
+        Raises:
+            FeedError: logits are no numbers, or nothing may follow any.
+        """
+        if not np.isfinite(logits).all():
+            raise FeedError("logits are NaN or infinite, so no token can be chosen")
+        scores, options = log_softmax(logits), self._options
+        if options.rules == PLAIN:
+            return scores
+        for row, new in enumerate(self.written):
+            scores[row] = options.rules.apply(
+                scores[row], self._prompt, new, tokens=options.tokens, stops=options.stops
+            )
+        require_any(scores, len(self.written[0]))
+        return scores
 
     def _end(self, tokens: tuple[int, ...], total: float) -> None:
         score = float(total) / len(tokens) ** self._options.length_penalty
@@ -209,14 +232,8 @@ def log_softmax(logits: Floats) -> NDArray[np.float64]:
 
 
 def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Places of the largest, the largest first and of equal ones the first.
-
-    Raises:
-        FeedError: when there are values that are no numbers.
-    """
-    if not np.isfinite(values).all():
-        raise FeedError("logits are NaN or infinite, so no token can be chosen")
-    count = min(count, values.size)
+    """Places of the largest, the largest first and of equal ones the first; none of what is forbidden."""
+    count = min(count, int(np.isfinite(values).sum()))
     least = np.partition(values, -count)[-count]
     places = np.flatnonzero(values >= least)
     found: NDArray[np.int64] = places[np.argsort(-values[places], kind="stable")][:count]

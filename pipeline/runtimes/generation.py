@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.data.decoder_inputs import positions_of
 from pipeline.runtimes.base import FeedError
 from pipeline.runtimes.decoder import Feed, require_room
+from pipeline.runtimes.token_rules import PLAIN, TokenRules, require_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ class GenerationOptions:
         seed: Of what is drawn.
         chunk: Prompt tokens, padding included, that are read at a time; None: all.
         positions: Tokens of a text at most, as the model has positions; None: not checked.
-        keeps_logits: Return the logits that each new token was taken from.
+        keeps_logits: Return the logits that each new token was taken from, as the decoder gave them.
+        rules: What is asked of tokens beside that, before anything is divided or cut.
     """
 
     tokens: int
@@ -53,6 +55,7 @@ class GenerationOptions:
     chunk: int | None = None
     positions: int | None = None
     keeps_logits: bool = False
+    rules: TokenRules = PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,8 @@ def generate(
         on_step: Called with 0 when the first new tokens are known, with 1 for the second, and so on.
 
     Raises:
-        FeedError: when a prompt is empty, an option makes no sense, or texts get too long.
+        FeedError: when a prompt is empty, an option makes no sense, texts get too long, or rules leave
+            no token to choose.
         StageError: when the decoder cannot be run.
     """
     check_request(prompts, options)
@@ -97,7 +101,10 @@ def generate(
     running = [True] * len(prompts)
     for number in range(options.tokens):
         last = logits[:, -1]
-        chosen = choose(last, options, generators)
+        scores: NDArray[np.floating] = last
+        if options.rules != PLAIN:
+            scores = _ruled(last, options, prompts, made, running)
+        chosen = choose(last, options, generators, scores)
         for row, token in enumerate(chosen.tolist()):
             if not running[row]:
                 continue
@@ -168,8 +175,29 @@ def prefill(
     return (np.concatenate(found, axis=1) if keeps_all else found[-1]), cache
 
 
+def _ruled(
+    logits: Floats,
+    options: GenerationOptions,
+    prompts: Sequence[Sequence[int]],
+    made: Sequence[Sequence[int]],
+    running: Sequence[bool],
+) -> NDArray[np.float64]:
+    """What the rules make of logits; of rows that have ended, the logits."""
+    scores: NDArray[np.float64] = logits.astype(np.float64)
+    for row, (prompt, new) in enumerate(zip(prompts, made, strict=True)):
+        if running[row]:
+            scores[row] = options.rules.apply(
+                logits[row], prompt, new, tokens=options.tokens, stops=options.stops
+            )
+            require_any(scores[row], len(new))
+    return scores
+
+
 def choose(
-    logits: Floats, options: GenerationOptions, generators: Sequence[np.random.Generator]
+    logits: Floats,
+    options: GenerationOptions,
+    generators: Sequence[np.random.Generator],
+    scores: NDArray[np.floating] | None = None,
 ) -> Tokens:
     """The next token of each row.
 
@@ -177,6 +205,7 @@ def choose(
         logits: float32 (rows, vocabulary).
         options: How.
         generators: One for each row.
+        scores: What rules made of the logits, -inf where a token is forbidden; None: the logits.
 
     Returns:
         int64 (rows,).
@@ -186,10 +215,11 @@ def choose(
     """
     if not np.isfinite(logits).all():
         raise FeedError("logits are NaN or infinite, so no token can be chosen")
+    scores = logits if scores is None else scores
     if options.temperature == 0.0:
-        greedy: Tokens = logits.argmax(axis=-1)
+        greedy: Tokens = scores.argmax(axis=-1)
         return greedy
-    shares = distribution(logits, options)
+    shares = distribution(scores, options)
     drawn = [
         generator.choice(row.size, p=row)
         for generator, row in zip(generators, shares, strict=True)
@@ -197,7 +227,7 @@ def choose(
     return np.array(drawn, np.int64)
 
 
-def distribution(logits: Floats, options: GenerationOptions) -> NDArray[np.float64]:
+def distribution(logits: NDArray[np.floating], options: GenerationOptions) -> NDArray[np.float64]:
     """What tokens are drawn from: shares, float64 (rows, vocabulary), that add up to 1."""
     scaled: NDArray[np.float64] = logits.astype(np.float64) / options.temperature
     if options.top_k is not None and options.top_k < scaled.shape[1]:
