@@ -34,6 +34,9 @@ from pipeline.stages.base import model_size_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.run.process import WorkerProcess
+    from pipeline.stages.base import Stage
+
 WALL_LIMIT: Final = 1.0
 MEMORY_LIMIT: Final = 0.5
 """Of the peer's."""
@@ -89,26 +92,23 @@ def run_stages(checkpoint: Path, root: Path, threads: int) -> None:
 
     Leaves `costs.json`: name of a stage -> seconds and peak bytes; and the last output.
     """
-    from pipeline.run.process import WorkerProcess
-    from pipeline.stages.catalogue import STAGES
-
     costs, source = {}, checkpoint
-    for name, port, options in CHAIN:
-        stage = next(stage for stage in STAGES if stage.name == name)
+    worker = new_worker(CHAIN[0][0], threads)
+    for number, (name, port, options) in enumerate(CHAIN):
         output, scratch = root / name, root / f"{name}-scratch"
         for directory in (output, scratch):
             directory.mkdir()
         job = {
             "stage": name,
-            "config": stage.config_type.model_validate(options).model_dump_json(),
+            "config": stage_named(name).config_type.model_validate(options).model_dump_json(),
             "inputs": {port: str(source)},
             "output": str(output),
             "scratch": str(scratch),
             "threads": threads,
         }
+        # A build has the next worker import what it needs while it waits.
+        following = new_worker(CHAIN[number + 1][0], threads) if CHAIN[number + 1 :] else None
         start = time.monotonic()
-        group = "torch" if "torch" in stage.packages else "graphs"
-        worker = WorkerProcess(stage.preload, threads, group)
         ending = worker.run(job, time_s=3600, memory_limit_mib=None, on_progress=lambda *_: None)
         if ending.facts is None:
             sys.exit("\n".join((*ending.last_lines, ending.message)))
@@ -116,7 +116,25 @@ def run_stages(checkpoint: Path, root: Path, threads: int) -> None:
         if source != checkpoint:
             shutil.rmtree(source)
         source = output
+        if following is not None:
+            worker = following
     (root / "costs.json").write_text(json.dumps(costs), encoding="utf-8")
+
+
+def stage_named(name: str) -> Stage[Any]:
+    """One of the stages."""
+    from pipeline.stages.catalogue import STAGES
+
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def new_worker(name: str, threads: int) -> WorkerProcess:
+    """A worker for a stage, from the nursery of its group."""
+    from pipeline.run.process import WorkerProcess
+
+    stage = stage_named(name)
+    group = "torch" if "torch" in stage.packages else "graphs"
+    return WorkerProcess(stage.preload, threads, group)
 
 
 def run_chain(checkpoint: Path, root: Path, threads: int) -> tuple[Cost, dict[str, Any], int]:

@@ -80,7 +80,7 @@ def stored_weight(source: StoredTensor, name: str | None) -> ir.TensorProtocol:
         return StoredWeight(source, name)
     return ir.ExternalTensor(
         source.file, source.offset, 4 * source.size, ir.DataType.FLOAT,
-        shape=ir.Shape(source.shape), name=name,
+        shape=ir.Shape(source.shape), name=name or "",
     )  # fmt: skip
 
 
