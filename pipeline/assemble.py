@@ -253,6 +253,19 @@ def _target_report(
     declared = next(t for t in results.plan.recipe.targets if t.name == target.name)
     parity = []
     for component, validations in target.validations.items():
+        parity += [
+            StageParity(
+                node=results.plan.nodes[each.link.node.node].name,
+                stage=each.stage,
+                component=component,
+                parity=None,
+                not_run_reason=each.reason,
+                arithmetic=each.link.arithmetic,
+                is_left_out=True,
+            )
+            for each in target.left_out
+            if each.component == component
+        ]
         for link, validation in validations:
             text = results.document(validation, "parity.json")
             parity.append(

@@ -8,12 +8,14 @@ out of memory kills whatever it likes, and a disk that runs full stops everybody
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.environment import available_memory_bytes
 from pipeline.errors import EnvironmentMissing
 from pipeline.store.faults import free_bytes
+from pipeline.targets.base import NodeRef
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,18 +23,26 @@ if TYPE_CHECKING:
 
     from pipeline.planning import Node, NodeStatus, Plan
     from pipeline.source import Source
+    from pipeline.stages.base import Footprint
 
 MIB = 1 << 20
 FLOAT32_BYTES = 4
+_NARROW_TYPES = frozenset({"BF16", "F16"})
+"""As headers of safetensors files call them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeForecast:
-    """What one node that has to run will take, in bytes."""
+    """What one node that has to run will take, in bytes.
+
+    Attributes:
+        remedy: The lines of a recipe that leave it out; empty when nothing does.
+    """
 
     name: str
     memory_bytes: int
     disk_bytes: int
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,31 +70,55 @@ class Forecast:
 
 def forecast(plan: Plan, statuses: Sequence[NodeStatus]) -> Forecast:
     """What the nodes that have no result yet will take."""
-    weights = parameter_count(plan.source) * FLOAT32_BYTES
+    size = checkpoint_size(plan.source)
     kept = _kept_output_bytes(plan)
     nodes = [
-        _node_forecast(status.node, weights, kept) for status in statuses if status.record is None
+        _node_forecast(plan, status.node, size, kept)
+        for status in statuses
+        if status.record is None
     ]
     if not nodes:
         return Forecast(nodes=(), output_bytes=0)
     delivered = [
-        plan.nodes[made.node.node].stage.footprint.disk_per_weight * weights
+        _disk_bytes(plan.nodes[made.node.node].stage.footprint, size)
         for target in plan.targets
         for group in target.chain.deliverables.values()
         for made in group
     ]
-    return Forecast(nodes=tuple(nodes), output_bytes=round(sum(delivered)))
+    return Forecast(nodes=tuple(nodes), output_bytes=sum(delivered))
 
 
-def _node_forecast(node: Node, weights: int, kept: int) -> NodeForecast:
+def _node_forecast(plan: Plan, node: Node, size: CheckpointSize, kept: int) -> NodeForecast:
     footprint = node.stage.footprint
     outputs = kept if footprint.keeps_outputs else 0
-    memory = footprint.base_mib * MIB + footprint.share_of(weights) * weights + outputs
+    model = node.inputs.get("model")
+    to_run = (
+        plan.nodes[model.node].stage.footprint.memory_to_run if isinstance(model, NodeRef) else 0.0
+    )
     return NodeForecast(
         name=node.name,
-        memory_bytes=round(memory),
-        disk_bytes=round(footprint.disk_per_weight * weights) + outputs,
+        memory_bytes=footprint.memory_bytes(size.weights, size.largest, to_run) + outputs,
+        disk_bytes=_disk_bytes(footprint, size) + outputs,
+        remedy=_remedy(plan, node),
     )
+
+
+def _disk_bytes(footprint: Footprint, size: CheckpointSize) -> int:
+    return round(footprint.disk_share_of(size.weights, is_narrow=size.is_narrow) * size.weights)
+
+
+def _remedy(plan: Plan, node: Node) -> str:
+    """What of the recipe would leave a node out, and make the report say so."""
+    for target in plan.targets:
+        for validations in target.validations.values():
+            for place, (link, validation) in enumerate(validations):
+                if validation.node == node.index and place + 1 < len(validations):
+                    stage = plan.nodes[link.node.node].stage.name
+                    return f"`gates: {{stages: {{{stage}: null}}}}`"
+        for check in target.checks:
+            if check.node.node == node.index:
+                return f"`gates: {{checks: {{{check.check}: null}}}}`"
+    return ""
 
 
 def _kept_output_bytes(plan: Plan) -> int:
@@ -106,9 +140,29 @@ def _kept_output_bytes(plan: Plan) -> int:
     return samples * sequence.opt * width * FLOAT32_BYTES
 
 
-def parameter_count(source: Source) -> int:
-    """Numbers that the checkpoint's safetensors files hold, from their headers."""
-    total = 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSize:
+    """What the headers of a checkpoint's safetensors files say.
+
+    Attributes:
+        parameters: Numbers that they hold.
+        largest: Bytes of the largest tensor, as float32.
+        is_narrow: Whether most numbers are stored in 16 bits.
+    """
+
+    parameters: int
+    largest: int
+    is_narrow: bool
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all numbers as float32."""
+        return self.parameters * FLOAT32_BYTES
+
+
+def checkpoint_size(source: Source) -> CheckpointSize:
+    """Read the headers of the checkpoint's safetensors files."""
+    total = largest = narrow = 0
     for name, file in source.files.items():
         if not name.endswith(".safetensors"):
             continue
@@ -116,12 +170,15 @@ def parameter_count(source: Source) -> int:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
         for key, entry in header.items():
-            if key != "__metadata__":
-                elements = 1
-                for size in entry["shape"]:
-                    elements *= int(size)
-                total += elements
-    return total
+            if key == "__metadata__":
+                continue
+            elements = math.prod(int(size) for size in entry["shape"])
+            total += elements
+            largest = max(largest, elements)
+            narrow += elements if entry["dtype"] in _NARROW_TYPES else 0
+    return CheckpointSize(
+        parameters=total, largest=largest * FLOAT32_BYTES, is_narrow=2 * narrow > total
+    )
 
 
 def require_room(found: Forecast, *, store: Path, output: Path) -> None:
@@ -136,8 +193,9 @@ def require_room(found: Forecast, *, store: Path, output: Path) -> None:
         raise EnvironmentMissing(
             f"`{largest.name}` will need about {largest.memory_bytes / MIB:,.0f} MiB of memory, and "
             f"{available / MIB:,.0f} MiB are available",
-            hint="use a machine with more memory, or end what else runs here; `--no-forecast` "
-            "starts anyway",
+            hint="use a machine with more memory, or end what else runs here; "
+            + (f"{_leaving_out(found, available)}; " if largest.remedy else "")
+            + "`--no-forecast` starts anyway",
         )
     needs = {store: found.store_bytes, output: found.output_bytes}
     if _device(store) == _device(output):
@@ -151,6 +209,13 @@ def require_room(found: Forecast, *, store: Path, output: Path) -> None:
                 hint="free some space, or set CONVERT_STORE or --output to a larger disk; "
                 "`--no-forecast` starts anyway",
             )
+
+
+def _leaving_out(found: Forecast, available: int) -> str:
+    """What a recipe may say of all that is too large and may be left out."""
+    large = [node for node in found.nodes if node.memory_bytes > available and node.remedy]
+    remedies = dict.fromkeys(node.remedy for node in large)
+    return f"{' and '.join(remedies)} in the recipe leaves it out, and the report says so"
 
 
 def _device(path: Path) -> int:

@@ -22,7 +22,7 @@ from pipeline.parity.gates import (
     judge_speed,
 )
 from pipeline.parity.quality.names import OF_ANSWERS
-from pipeline.parity.stage_gates import JudgedGraph, judge_stage
+from pipeline.parity.stage_gates import JudgedGraph, judge_left_out, judge_stage
 from pipeline.report.summary import delivered, node_names
 from pipeline.tasks import find_task
 
@@ -175,7 +175,7 @@ def _gate_results(
 def _stage_results(report: Report, target: TargetReport, gates: Gates) -> Iterator[GateResult]:
     """Every graph of the chain against what its arithmetic allows."""
     for link in target.parity:
-        if link.parity is None or link.arithmetic is None:
+        if link.arithmetic is None or (link.parity is None and not link.is_left_out):
             continue
         own = gates.stages.get(link.stage)
         graph = JudgedGraph(
@@ -186,6 +186,10 @@ def _stage_results(report: Report, target: TargetReport, gates: Gates) -> Iterat
             arithmetic=link.arithmetic,
             is_proxy=bool(target.proxy),
         )
+        if link.parity is None:
+            is_allowed = gates.leaves_out(link.stage)
+            yield judge_left_out(graph, link.not_run_reason, is_allowed=is_allowed)
+            continue
         floors = _floors(report, link.component)
         yield from judge_stage(graph, link.parity, floors, None if own is None else own.noise)
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.build import BuildOptions, open_store, prepare_plan
 from pipeline.errors import EnvironmentMissing
-from pipeline.forecast import Forecast, NodeForecast, forecast, parameter_count, require_room
+from pipeline.forecast import Forecast, NodeForecast, checkpoint_size, forecast, require_room
 from pipeline.planning import plan_status
 from pipeline.recipe import load_recipe_file
 from pipeline.stages.base import INLINE_LIMIT_BYTES, Footprint
@@ -35,7 +35,7 @@ def test_every_node_that_must_run_is_forecast(tmp_path: Path, sentence_encoder: 
     plan = _plan(tmp_path, sentence_encoder, store)
     found = forecast(plan, plan_status(plan, store))
     assert {node.name for node in found.nodes} == {node.name for node in plan.nodes}
-    weights = parameter_count(plan.source) * 4
+    weights = checkpoint_size(plan.source).weights
     export = next(node for node in found.nodes if node.name == "export")
     assert export.memory_bytes > weights
     assert found.store_bytes >= 3 * weights
@@ -63,7 +63,9 @@ def test_parameters_are_counted_as_the_file_has_them(
     store = open_store(BuildOptions(store=tmp_path / "store"))
     plan = _plan(tmp_path, sentence_encoder, store)
     tensors = load_file(sentence_encoder / "model.safetensors")
-    assert parameter_count(plan.source) == sum(tensor.size for tensor in tensors.values())
+    assert checkpoint_size(plan.source).parameters == sum(
+        tensor.size for tensor in tensors.values()
+    )
 
 
 def test_memory_that_is_not_there_is_refused_with_numbers(tmp_path: Path) -> None:

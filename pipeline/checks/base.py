@@ -156,12 +156,15 @@ class Check:
         plan: Which nodes it wants for a component of a target, given the limits; none when it has
             nothing to say of it.
         judge: The numbers against the limits. Pure; imports nothing heavy.
+        is_run: Whether it runs the graph that it looks at. Then it is left out with the comparison of
+            that graph (`gates.stages`).
     """
 
     name: str
     stage: AnyStage
     plan: Callable[[Subject, Any], Iterable[PlannedCheck]]
     judge: Callable[[Measured, Any], tuple[GateResult, ...]]
+    is_run: bool = False
 
 
 AnyLimits: TypeAlias = Any

@@ -317,4 +317,4 @@ def _floor(measured: Measured, output: str, tensor: str) -> float:
     return max(SMALLEST_FLOOR, floor_value(floor))
 
 
-GENERATION = Check(name=NAME, stage=CHECK_GENERATION, plan=_plan, judge=_judge)
+GENERATION = Check(name=NAME, stage=CHECK_GENERATION, plan=_plan, judge=_judge, is_run=True)

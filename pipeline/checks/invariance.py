@@ -168,4 +168,4 @@ def _derived(measured: Measured, arithmetic: Arithmetic, output: str) -> float:
     return BOTH_ROUND * TOLERANCES[arithmetic].limit(floor_value)
 
 
-INVARIANCE = Check(name=NAME, stage=STAGE, plan=_plan, judge=_judge)
+INVARIANCE = Check(name=NAME, stage=STAGE, plan=_plan, judge=_judge, is_run=True)

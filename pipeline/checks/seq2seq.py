@@ -69,4 +69,4 @@ def _judge(measured: Measured, limits: Seq2SeqLimits) -> tuple[GateResult, ...]:
     return tuple(result.model_copy(update={"gate": NAME}) for result in results)
 
 
-SEQ2SEQ = Check(name=NAME, stage=CHECK_SEQ2SEQ, plan=_plan, judge=_judge)
+SEQ2SEQ = Check(name=NAME, stage=CHECK_SEQ2SEQ, plan=_plan, judge=_judge, is_run=True)

@@ -73,6 +73,7 @@ def plan_command(
             emit(f"{loaded.recipe.name}: {values_text(loaded.values)}")
         _print_targets(loaded)
         _print_nodes(plan, statuses, makers, must_explain=explain)
+        _print_left_out(plan)
         if len(planned) > 1:
             emit()
     all_statuses = [status for _, _, statuses in planned for status in statuses]
@@ -118,6 +119,13 @@ def _print_nodes(
             emit(f"      but `{maker}` makes it before")
 
 
+def _print_left_out(plan: Plan) -> None:
+    """What a recipe says is not to be looked at, which nobody should miss."""
+    for target in plan.targets:
+        for each in target.left_out:
+            emit(f"not run: `{each.stage}` of `{target.name}`: {each.reason}")
+
+
 def _state(status: NodeStatus) -> str:
     return "run" if status.record is None else "hit"
 
@@ -131,6 +139,19 @@ def _document(planned: Sequence[Planned]) -> dict[str, object]:
                 "targets": _targets_json(loaded),
             }
             for loaded, _, _ in planned
+        ],
+        "left_out": [
+            {
+                "recipe": plan.recipe.name,
+                "target": target.name,
+                "component": each.component,
+                "stage": each.stage,
+                "checks": list(each.checks),
+                "reason": each.reason,
+            }
+            for _, plan, _ in planned
+            for target in plan.targets
+            for each in target.left_out
         ],
         "nodes": [
             _node_json(status, plan.recipe.name)

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
 import numpy as np
-from onnx import numpy_helper
+import onnx_ir as ir
 
-from pipeline.graph.files import load_model
+from pipeline.graph.files import load_ir_model
+from pipeline.graph.large_weights import LARGE_BYTES, has_outside_weights, release_weight
+from pipeline.runtimes.mapped_pages import few_pages
+from pipeline.stages.base import EXTERNAL_DATA_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -66,31 +69,70 @@ def audit_export(path: Path, checkpoint: Path) -> ExportAudit:
     Raises:
         ArtifactError: when the graph cannot be read.
     """
-    model = load_model(path)
-    tensors = dict(_tensors(checkpoint))
-    known = {_fingerprint(array) for array in tensors.values()}
-    compared, changed, strangers = 0, [], []
-    for stored in model.graph.initializer:
-        if "." not in stored.name or stored.data_type != stored.FLOAT:
-            continue
-        array = numpy_helper.to_array(stored)
-        if _fingerprint(array) in known:
-            compared += 1
-            continue
-        other = _named(stored.name, array.shape, tensors)
-        if other is None:
-            strangers.append(stored.name)
-            continue
-        count = sum(
-            int(np.count_nonzero(a != b.astype(np.float32))) for a, b in _blocks(array, other)
-        )
-        detail = f"{count:,} of {array.size:,} numbers of `{stored.name}` are not the checkpoint's"
-        changed.append((stored.name, detail))
+    files = [path.parent / EXTERNAL_DATA_FILE, *checkpoint.rglob("*.safetensors")]
+    with few_pages(files):
+        model = load_ir_model(path)
+        tensors = dict(_tensors(checkpoint))
+        known = {_fingerprint(array) for array in tensors.values()}
+        found = [_audit(name, array, known, tensors) for name, array in _parameters(model)]
     return ExportAudit(
-        opset=next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0),
-        compared=compared,
-        changed=tuple(changed),
-        without_counterpart=tuple(strangers),
+        opset=model.opset_imports.get("", 0),
+        compared=sum(each.is_known for each in found),
+        changed=tuple((each.name, each.detail) for each in found if each.detail),
+        without_counterpart=tuple(
+            each.name for each in found if not each.is_known and not each.detail
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What is known of one parameter; `detail` says how it is wrong."""
+
+    name: str
+    is_known: bool = False
+    detail: str = ""
+
+
+def _parameters(model: ir.Model) -> Iterator[tuple[str, Sequence[NDArray[Any]]]]:
+    """Name, and the numbers of one float parameter at a time, in each order they may lie in.
+
+    Weights that lie outside of the file are transposed when they are written, and then have the name
+    of the result (`pipeline.graph.large_weights.turn_weights`).
+    """
+    is_outside = has_outside_weights(model)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        may_be_turned = is_outside and len(tensor.shape) == 2 and tensor.nbytes >= LARGE_BYTES
+        if "." not in name and not may_be_turned:
+            continue
+        array = tensor.numpy()
+        yield name, (array, array.T) if may_be_turned else (array,)
+        del array
+        release_weight(tensor)
+
+
+def _audit(
+    name: str,
+    orders: Sequence[NDArray[Any]],
+    known: Collection[bytes],
+    tensors: Mapping[str, NDArray[Any]],
+) -> _Found:
+    if any(_fingerprint(array) in known for array in orders):
+        return _Found(name=name, is_known=True)
+    pairs = ((array, _named(name, array.shape, tensors)) for array in orders)
+    counts = [
+        sum(int(np.count_nonzero(a != b.astype(np.float32))) for a, b in _blocks(array, other))
+        for array, other in pairs
+        if other is not None
+    ]
+    if not counts:
+        return _Found(name=name)
+    return _Found(
+        name=name,
+        detail=f"{min(counts):,} of {orders[0].size:,} numbers of `{name}` are not the checkpoint's",
     )
 
 

@@ -90,6 +90,20 @@ def judge_stage(
     return tuple(results)
 
 
+def judge_left_out(graph: JudgedGraph, reason: str, *, is_allowed: bool) -> GateResult:
+    """A graph that was not run: no pass, and accepted only where the recipe says so.
+
+    Args:
+        graph: Which one.
+        reason: What the build says of it.
+        is_allowed: Whether the recipe that is judged by leaves it out too.
+    """
+    why = "" if is_allowed else f"; now `gates.{GATE}` does not leave `{graph.stage}` out"
+    return _result(graph, "noise", None, "of the noise floor", "").model_copy(
+        update={"verdict": "not_run", "reason": f"{reason}{why}", "is_allowed": is_allowed}
+    )
+
+
 def _result(
     graph: JudgedGraph, metric: str, measured: float | None, limit: str, reason: str
 ) -> GateResult:

@@ -214,6 +214,26 @@ def check_coverage(
         )
 
 
+def check_left_out(
+    target: str, chain: TargetChain, drafts: Sequence[Draft], recipe: Recipe, where: Where
+) -> None:
+    """Refuse to leave the comparison of what is delivered out."""
+    gates = recipe.gates.of(target)
+    for links in chain.models.values():
+        stage = drafts[links[-1].node.node].stage.name
+        if not gates.leaves_out(stage):
+            continue
+        own = recipe.gates.targets.get(target)
+        is_own = own is not None and own.stages is not None
+        place = ("gates", "targets", target) if is_own else ("gates",)
+        raise RecipeError(
+            f"`{stage}` makes what `{target}` delivers: its comparison with the checkpoint is never "
+            "left out",
+            where=where(*place, "stages", stage),
+            hint="null is for graphs on the way to it: leave this line out",
+        )
+
+
 def check_static_caches(recipe: Recipe, where: Where) -> None:
     """Refuse a cache of a fixed length that what is timed does not fit into."""
     for place, target in enumerate(recipe.targets):

@@ -9,6 +9,7 @@ from pipeline.data.fields import pick_fields
 from pipeline.planning.builder import Builder, named_nodes
 from pipeline.planning.checking import (
     check_coverage,
+    check_left_out,
     check_limits,
     check_measured,
     check_preprocessor,
@@ -117,6 +118,7 @@ def build_plan(
             check_runtime(target.runtime, task)
             chain = target.chain(builder)
         check_measured(recipe, task, target.name, chain, where)
+        check_left_out(target.name, chain, builder.drafts, recipe, where)
         targets.append(plan_target(target.name, chain, builder, recipe, task, measures))
     check_static_caches(recipe, where)
     check_cuda_graphs(recipe, where)

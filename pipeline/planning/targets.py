@@ -10,7 +10,7 @@ from pipeline.checks.catalogue import CHECKS
 from pipeline.environment import cores
 from pipeline.planning.checking import benchmark_shapes
 from pipeline.planning.torch_runs import torch_has_cuda
-from pipeline.planning.types import TargetCheck, TargetPlan
+from pipeline.planning.types import LeftOut, TargetCheck, TargetPlan
 from pipeline.stages.benchmark import (
     BENCHMARK,
     BENCHMARK_ENGINE,
@@ -24,11 +24,11 @@ from pipeline.targets.base import ModelLink, NodeRef, Ref, SourceRef
 from pipeline.tasks import BATCH_AXIS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
     from pipeline.checks.limits import CheckLimits
     from pipeline.planning.builder import Builder
-    from pipeline.recipe.types import Recipe
+    from pipeline.recipe.types import Gates, Recipe
     from pipeline.stages.base import AnyStage, StageConfig
     from pipeline.targets.base import DeviceRun, TargetChain
     from pipeline.tasks import Task
@@ -50,12 +50,15 @@ def with_diagnosis(
     """The target with the checks that explain its failure."""
     builder.prefix = target.name
     limits = recipe.gates.of(target.name).checks
-    checks = [
-        check
-        for component in target.chain.models
-        for check in _plan_checks(component, target.chain, builder, task, limits, measures)
-    ]
-    return replace(target, checks=tuple(checks))
+    checks: list[TargetCheck] = []
+    left_out: list[LeftOut] = []
+    for component in target.chain.models:
+        found, others = _plan_checks(
+            component, target.chain, builder, task, limits, measures, target.left_out
+        )
+        checks += found
+        left_out += others
+    return replace(target, checks=tuple(checks), left_out=tuple(left_out))
 
 
 def plan_target(
@@ -71,9 +74,13 @@ def plan_target(
     validations = {}
     benchmarks = {}
     checks: list[TargetCheck] = []
+    left_out: list[LeftOut] = []
     for component, links in chain.models.items():
         found = []
+        missing = _left_out(component, links, builder, gates)
         for link in links:
+            if any(each.link is link for each in missing):
+                continue
             config = ValidateConfig(
                 task=task.name,
                 optimizations=link.optimizations,
@@ -96,7 +103,11 @@ def plan_target(
         if device := chain.device_runs.get(component):
             found.append(_on_device(component, device, builder, recipe, measures))
         validations[component] = tuple(found)
-        checks += _plan_checks(component, chain, builder, task, gates.checks, measures)
+        planned, missing = _plan_checks(
+            component, chain, builder, task, gates.checks, measures, missing
+        )
+        checks += planned
+        left_out += missing
         options = recipe.benchmark
         runtime = "tensorrt" if device and device.provider is None else chain.runtime
         if runtime is not None and options is not None:
@@ -131,6 +142,19 @@ def plan_target(
         validations=validations,
         benchmarks=benchmarks,
         checks=tuple(checks),
+        left_out=tuple(left_out),
+    )
+
+
+def _left_out(
+    component: str, links: Sequence[ModelLink], builder: Builder, gates: Gates
+) -> tuple[LeftOut, ...]:
+    """Graphs whose comparison the recipe leaves out; never the last (`checking.check_left_out`)."""
+    names = [builder.drafts[link.node.node].stage.name for link in links]
+    return tuple(
+        LeftOut(component=component, link=link, stage=stage)
+        for link, stage in zip(links, names, strict=True)
+        if gates.leaves_out(stage)
     )
 
 
@@ -187,7 +211,9 @@ def _plan_checks(
     task: Task,
     limits: CheckLimits,
     measures: Measures,
-) -> Iterator[TargetCheck]:
+    left_out: Sequence[LeftOut],
+) -> tuple[list[TargetCheck], tuple[LeftOut, ...]]:
+    """The checks of a component, and the graphs that are left out with the checks that want them."""
     links = chain.models[component]
     drafts = [builder.drafts[link.node.node] for link in links]
     subject = Subject(
@@ -211,9 +237,14 @@ def _plan_checks(
         sources=builder.evaluation_samples() if task.parts else None,
         device=chain.device_runs.get(component),
     )
+    checks = []
+    skipped: dict[NodeRef, list[str]] = {each.link.node: [] for each in left_out}
     for check in CHECKS:
         own = getattr(limits, check.name)
         for wanted in check.plan(subject, own) if own is not None else ():
+            if check.is_run and wanted.link.node in skipped:
+                skipped[wanted.link.node].append(check.name)
+                continue
             node = builder.add(
                 check.stage,
                 wanted.config,
@@ -221,6 +252,10 @@ def _plan_checks(
                 component=component,
                 label=wanted.link.stage,
             )
-            yield TargetCheck(
-                check=check.name, component=component, of=wanted.link.node, node=node
+            checks.append(
+                TargetCheck(check=check.name, component=component, of=wanted.link.node, node=node)
             )
+    mine = (each for each in left_out if each.component == component)
+    return checks, tuple(
+        replace(each, checks=tuple(dict.fromkeys(skipped[each.link.node]))) for each in mine
+    )

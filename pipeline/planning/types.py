@@ -88,6 +88,32 @@ class TargetCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A graph of a chain that is not run, because `gates.stages` has null for its stage.
+
+    Attributes:
+        component: The model component.
+        link: The graph.
+        stage: The stage that makes it.
+        checks: Names of the checks that are not done of it either.
+    """
+
+    component: str
+    link: ModelLink
+    stage: str
+    checks: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why, and what else, in one sentence."""
+        also = f", and with it {' and '.join(f'`{name}`' for name in self.checks)}"
+        return (
+            f"`gates.stages.{self.stage}: null` leaves its comparison with the checkpoint out"
+            + (also if self.checks else "")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetPlan:
     """What a target needs of the plan.
 
@@ -96,6 +122,7 @@ class TargetPlan:
         validations: Component -> (model link, node that compares it), in the order of the chain.
         benchmark: Component -> node that times it; empty when the target cannot run here.
         checks: What else is looked at.
+        left_out: Graphs that are not run, as the recipe says.
     """
 
     name: str
@@ -103,6 +130,7 @@ class TargetPlan:
     validations: Mapping[str, tuple[tuple[ModelLink, NodeRef], ...]]
     benchmarks: Mapping[str, NodeRef]
     checks: tuple[TargetCheck, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

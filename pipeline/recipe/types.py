@@ -315,8 +315,10 @@ class TargetGates(Strict):
     parity: ParityGates | None = Field(default=None, description="distance to the reference")
     quality: QualityGates | None = Field(default=None, description="right answers")
     speed: SpeedGate | None = Field(default=None, description="against torch, on this machine")
-    stages: dict[FactName, StageTolerance] | None = Field(
-        default=None, description="stage -> limit of its graphs in place of the derived one"
+    stages: dict[FactName, StageTolerance | None] | None = Field(
+        default=None,
+        description="stage -> limit of its graphs in place of the derived one; null leaves their "
+        "comparison out",
     )
     checks: CheckLimits | None = Field(
         default=None,
@@ -338,10 +340,10 @@ class Gates(Strict):
         default_factory=dict,
         description="limits on what the stages report, e.g. quantized_weights, fused_attention",
     )
-    stages: dict[FactName, StageTolerance] = Field(
+    stages: dict[FactName, StageTolerance | None] = Field(
         default_factory=dict,
         description="stage -> limit of its graphs in place of the one that is derived from the "
-        "checkpoint's noise floor",
+        "checkpoint's noise floor; null: its graphs are not run and compared, and the report says so",
         examples=[{"fuse": {"noise": 1e-4}}],
     )
     checks: CheckLimits = Field(
@@ -371,6 +373,10 @@ class Gates(Strict):
             else own.model_copy(update={"checks": overlaid(checks, own.checks)})
             for name, own in targets.items()
         }
+
+    def leaves_out(self, stage: str) -> bool:
+        """Whether graphs of a stage are not run and compared."""
+        return stage in self.stages and self.stages[stage] is None
 
     def of(self, target: str) -> Gates:
         """What one target must hold."""

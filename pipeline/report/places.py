@@ -46,6 +46,8 @@ def gate_key_path(report: Report, gate: GateResult) -> tuple[str | int, ...]:
     prefix: tuple[str, ...] = ("gates",)
     if isinstance(own, dict) and own.get(section) is not None:
         prefix = ("gates", "targets", gate.target)
+    if gate.verdict == "not_run" and section == "stages":
+        return (*prefix, section, gate.node.partition("@")[0])
     if gate.verdict == "not_run":
         return ("gates", "allow_not_run")
     if section == "speed":

@@ -64,6 +64,7 @@ class StageParity(Frozen):
         arithmetic: What the graph computes with, which says how far it may be from the checkpoint;
             None in reports that were written before it was recorded.
         failure: Why the graph, which was made, could not be run and compared; empty when it was.
+        is_left_out: The recipe says that it is not to be run and compared.
     """
 
     node: str
@@ -73,6 +74,7 @@ class StageParity(Frozen):
     not_run_reason: str = ""
     arithmetic: Arithmetic | None = None
     failure: str = ""
+    is_left_out: bool = False
 
 
 class CheckEntry(Frozen):

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-MOST_BYTES: Final = 1 << 30
+MOST_BYTES: Final = 1 << 29
 """Of mapped files, above which pages are given back."""
 
-_INTERVAL_S: Final = 0.05
+_INTERVAL_S: Final = 0.02
 _MAPS: Final = Path("/proc/self/maps")
 _PAGES: Final = Path("/proc/self/statm")
 _SHARED: Final = 2

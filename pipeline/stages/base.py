@@ -30,6 +30,11 @@ NARROW_LIMIT_BYTES = 8_000_000_000
 """Of weights as float32; above, those of a checkpoint in 16 bits stay in 16 bits between stages, see
 `pipeline.graph.narrow_weights`."""
 
+MAPPED_MIB = 1024
+"""Of files that are mapped while a graph is run, at most, see `pipeline.runtimes.mapped_pages`."""
+
+_MIB = 1 << 20
+
 ENGINE_FILE = "model.engine"
 """Name of the engine in the output directory of every stage that makes one."""
 
@@ -93,6 +98,13 @@ class Footprint:
         memory_outside: The same above `INLINE_LIMIT_BYTES`, where weights are mapped and not read;
             None when it makes no difference.
         disk_per_weight: Bytes of output for each byte of the checkpoint.
+        keeps_weights: Its output holds the checkpoint's own weights, which stay in 16 bits above
+            `NARROW_LIMIT_BYTES` where the checkpoint has them so: it takes half of the disk then.
+        memory_per_largest: Bytes of peak memory for each byte of the largest weight, where weights are
+            mapped and not read.
+        runs_model: It runs, or reads, the mapped graph of its port `model` a weight at a time.
+        memory_to_run: Bytes of peak memory that whoever runs its output takes for each byte of the
+            checkpoint, where weights are mapped; 0 where they are used as they are.
         keeps_outputs: It also holds, and writes, the model's outputs for every sample.
     """
 
@@ -100,6 +112,10 @@ class Footprint:
     memory_per_weight: float = 0.0
     memory_outside: float | None = None
     disk_per_weight: float = 0.0
+    keeps_weights: bool = False
+    memory_per_largest: float = 0.0
+    runs_model: bool = False
+    memory_to_run: float = 0.0
     keeps_outputs: bool = False
 
     def share_of(self, weights: int) -> float:
@@ -107,6 +123,32 @@ class Footprint:
         if self.memory_outside is not None and weights > INLINE_LIMIT_BYTES:
             return self.memory_outside
         return self.memory_per_weight
+
+    def memory_bytes(self, weights: int, largest: int, to_run: float = 0.0) -> int:
+        """Peak memory, without outputs that are kept.
+
+        Args:
+            weights: Bytes of the checkpoint, as float32.
+            largest: Likewise of its largest weight.
+            to_run: `memory_to_run` of the stage that made the graph it runs.
+        """
+        memory = self.base_mib * _MIB + self.share_of(weights) * weights
+        if self.memory_outside is not None and weights > INLINE_LIMIT_BYTES:
+            memory += self.memory_per_largest * largest
+            if self.runs_model:
+                memory += MAPPED_MIB * _MIB + to_run * weights
+        return round(memory)
+
+    def disk_share_of(self, weights: int, *, is_narrow: bool) -> float:
+        """Bytes of output for each byte of a checkpoint of so many bytes.
+
+        Args:
+            weights: Of the checkpoint, as float32.
+            is_narrow: Whether it has them in 16 bits.
+        """
+        if self.keeps_weights and is_narrow and weights > NARROW_LIMIT_BYTES:
+            return self.disk_per_weight / 2
+        return self.disk_per_weight
 
 
 C = TypeVar("C", bound=StageConfig)

@@ -60,8 +60,14 @@ def run(
 
 CHECK_EXPORT = Stage(
     name="check_export",
-    version=1,
-    footprint=Footprint(base_mib=80, memory_per_weight=2.1),
+    version=2,
+    footprint=Footprint(
+        base_mib=80,
+        memory_per_weight=2.1,
+        memory_outside=0.0,
+        memory_per_largest=4.0,
+        runs_model=True,
+    ),
     config_type=CheckExportConfig,
     run=run,
     packages=(

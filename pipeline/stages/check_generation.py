@@ -265,7 +265,13 @@ def _greedy(
 CHECK_GENERATION = Stage(
     name="check_generation",
     version=1,
-    footprint=Footprint(base_mib=450, memory_per_weight=3.5, keeps_outputs=False),
+    footprint=Footprint(
+        base_mib=450,
+        memory_per_weight=3.5,
+        memory_outside=0.0,
+        memory_per_largest=4.0,
+        runs_model=True,
+    ),
     config_type=CheckGenerationConfig,
     run=run,
     packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers"),

@@ -179,7 +179,11 @@ EXPORT = Stage(
     name="export",
     version=4,
     footprint=Footprint(
-        base_mib=600, memory_per_weight=4.1, memory_outside=0.1, disk_per_weight=1.0
+        base_mib=600,
+        memory_per_weight=4.1,
+        memory_outside=0.1,
+        disk_per_weight=1.0,
+        keeps_weights=True,
     ),
     config_type=ExportConfig,
     run=_run,

@@ -60,7 +60,11 @@ FUSE = Stage(
     name="fuse",
     version=3,
     footprint=Footprint(
-        base_mib=110, memory_per_weight=4.1, memory_outside=0.02, disk_per_weight=1.0
+        base_mib=110,
+        memory_per_weight=4.1,
+        memory_outside=0.02,
+        disk_per_weight=1.0,
+        keeps_weights=True,
     ),
     config_type=FuseConfig,
     coverage=("fused_attention",),

@@ -247,7 +247,9 @@ def _distances(
 NOISE_FLOOR = Stage(
     name="noise_floor",
     version=2,
-    footprint=Footprint(base_mib=450, memory_per_weight=3.1, memory_outside=0.1),
+    footprint=Footprint(
+        base_mib=450, memory_per_weight=3.1, memory_outside=0.0, memory_per_largest=4.0
+    ),
     config_type=NoiseFloorConfig,
     run=run,
     packages=("numpy", "torch", "transformers"),

@@ -81,7 +81,11 @@ PACK_WEIGHTS = Stage(
     name="pack_weights",
     version=3,
     footprint=Footprint(
-        base_mib=700, memory_per_weight=1.5, memory_outside=0.25, disk_per_weight=0.3
+        base_mib=700,
+        memory_per_weight=1.5,
+        memory_outside=0.25,
+        disk_per_weight=0.3,
+        memory_to_run=0.16,
     ),
     config_type=PackWeightsConfig,
     coverage=("packed_products",),

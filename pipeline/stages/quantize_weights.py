@@ -243,7 +243,11 @@ QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
     version=6,
     footprint=Footprint(
-        base_mib=400, memory_per_weight=2.0, memory_outside=0.3, disk_per_weight=0.3
+        base_mib=400,
+        memory_per_weight=2.0,
+        memory_outside=0.3,
+        disk_per_weight=0.3,
+        memory_to_run=0.35,
     ),
     config_type=QuantizeWeightsConfig,
     coverage=("quantized_weights", "quantized_matmuls", "size_ratio", "float_bytes"),

@@ -136,7 +136,11 @@ REFERENCE = Stage(
     name="reference",
     version=2,
     footprint=Footprint(
-        base_mib=450, memory_per_weight=1.05, memory_outside=0.06, keeps_outputs=True
+        base_mib=450,
+        memory_per_weight=1.05,
+        memory_outside=0.0,
+        memory_per_largest=2.0,
+        keeps_outputs=True,
     ),
     config_type=ReferenceConfig,
     run=run,

@@ -78,7 +78,11 @@ SIMPLIFY = Stage(
     name="simplify",
     version=2,
     footprint=Footprint(
-        base_mib=300, memory_per_weight=6.2, memory_outside=0.15, disk_per_weight=1.0
+        base_mib=300,
+        memory_per_weight=6.2,
+        memory_outside=0.15,
+        disk_per_weight=1.0,
+        keeps_weights=True,
     ),
     config_type=SimplifyConfig,
     run=_run,

@@ -94,7 +94,13 @@ def _weights(model: Path) -> list[JSON]:
 VALIDATE = Stage(
     name="validate",
     version=5,
-    footprint=Footprint(base_mib=150, memory_per_weight=2.8),
+    footprint=Footprint(
+        base_mib=150,
+        memory_per_weight=2.8,
+        memory_outside=0.0,
+        memory_per_largest=2.0,
+        runs_model=True,
+    ),
     config_type=ValidateConfig,
     run=run,
     packages=("ml-dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime"),
