@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from pydantic import ValidationError
+from threadpoolctl import threadpool_limits
 
+from pipeline.calibration.moment_sums import MomentSums, bytes_of_sums
 from pipeline.calibration.statistics import mask_of, real_values
 from pipeline.data.batching import iter_batches
 from pipeline.errors import QuantizationError
 from pipeline.records import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -165,17 +167,20 @@ def observe_moments(
     found: list[TensorMoments] = []
     for number, (start, end) in enumerate(passes):
         part = tensors[start:end]
-        sums = [
-            _Sums(sizes[start + place], has_products=has_products) for place in range(len(part))
-        ]
-        names = [tensor.name for tensor in part]
-        computed = [name for name in names if name not in inputs]
-        for done, values in enumerate(_runs(runner, samples, inputs, computed, threads), 1):
-            for name, each in zip(names, sums, strict=True):
-                each.add(values[name], name, done - 1)
-            progress(number * len(samples) + done, len(passes) * len(samples))
-        for place, (tensor, each) in enumerate(zip(part, sums, strict=True), start):
-            each.write(directory, place)
+        sums = {
+            tensor.name: MomentSums(size, has_products=has_products)
+            for tensor, size in zip(part, sizes[start:end], strict=True)
+        }
+        before = number * len(samples)
+        _add_all(
+            sums,
+            _runs(runner, samples, inputs, [name for name in sums if name not in inputs], threads),
+            threads,
+            lambda done, before=before: progress(before + done, len(passes) * len(samples)),
+        )
+        for place, tensor in enumerate(part, start):
+            each = sums.pop(tensor.name)
+            _write(each, directory, place, has_products=has_products)
             found.append(TensorMoments(names=tensor.names, inputs=each.inputs, count=each.count))
     index = MomentsIndex(samples=len(samples), has_products=has_products, tensors=tuple(found))
     text = f"{index.model_dump_json(indent=1)}\n"
@@ -183,35 +188,36 @@ def observe_moments(
     return index
 
 
-class _Sums:
-    """Of one tensor."""
+def _add_all(
+    sums: Mapping[str, MomentSums],
+    runs: Iterator[dict[str, Array]],
+    threads: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Add the values of every run; each tensor's in their order."""
 
-    def __init__(self, inputs: int, *, has_products: bool) -> None:
-        self.inputs, self.count = inputs, 0
-        self._magnitudes = np.zeros(inputs, np.float64)
-        self._products = np.zeros((inputs, inputs), np.float32) if has_products else None
-
-    def add(self, values: Array, name: str, sample: int) -> None:
-        rows = values.reshape(-1, self.inputs).astype(np.float32, copy=False)
-        if not np.isfinite(rows).all():
+    def add(name: str, values: Array, sample: int) -> None:
+        rows = values.reshape(-1, sums[name].inputs).astype(np.float32, copy=False)
+        if not sums[name].add(rows):
             raise QuantizationError(
                 f"tensor `{name}` has numbers that are NaN or infinite, with calibration sample "
                 f"{sample}",
                 hint="leave this sample out, or use precision fp32 for this model",
             )
-        self.count += len(rows)
-        self._magnitudes += np.abs(rows).sum(axis=0, dtype=np.float64)
-        if self._products is not None:
-            self._products += rows.T @ rows
 
-    def write(self, directory: Path, place: int) -> None:
-        if not self.count:
-            raise QuantizationError("no calibration sample has a token that is no padding")
-        magnitudes = (self._magnitudes / self.count).astype(np.float32)
-        np.save(directory / _magnitudes_file(place), magnitudes)
-        if self._products is not None:
-            self._products /= np.float32(self.count)
-            np.save(directory / _products_file(place), self._products)
+    # Tensors are shared out; threads of BLAS besides would only be in each other's way, and the last bits
+    # of a sum hang on their number.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        for sample, values in enumerate(runs):
+            for future in [pool.submit(add, name, values[name], sample) for name in sums]:
+                future.result()
+            progress(sample + 1)
+
+
+def _write(sums: MomentSums, directory: Path, place: int, *, has_products: bool) -> None:
+    np.save(directory / _magnitudes_file(place), sums.magnitudes())
+    if has_products:
+        np.save(directory / _products_file(place), sums.products())
 
 
 def _sizes(
@@ -235,7 +241,7 @@ def _passes(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
     """(Start, end) of the tensors of each pass."""
     start, held = 0, 0
     for place, size in enumerate(sizes):
-        needed = 4 * size * size
+        needed = bytes_of_sums(size)
         if place > start and held + needed > limit:
             yield start, place
             start, held = place, 0

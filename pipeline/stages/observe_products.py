@@ -79,7 +79,7 @@ def run(
 
 OBSERVE_PRODUCTS = Stage(
     name="observe_products",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=1200, memory_per_weight=2.0, disk_per_weight=1.0),
     config_type=ObserveProductsConfig,
     run=run,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from pipeline.calibration.moment_sums import MomentSums
 from pipeline.calibration.moments import Moments
 from pipeline.data.sample_set import load_samples
 from pipeline.errors import QuantizationError
@@ -107,3 +108,31 @@ def test_what_rows_are_chosen_from_is_found_under_its_own_name_too(tmp_path: Pat
     path = write(tmp_path / "model", parse(text, numbers | weights))
     names = {tensor.name: tensor.names for tensor in product_inputs(path)}
     assert names == {"last": ("last", "normed"), "other": ("other",)}
+
+
+@pytest.mark.parametrize("inputs", [1, 256, 600])
+def test_sums_do_not_hang_on_how_rows_come(inputs: int) -> None:
+    """Parts of rows and panels of several sizes; a product is symmetric to the last bit."""
+    rows = random(700, inputs, seed=4)
+    found = []
+    for cuts in ([], [1, 3, 300, 301], [256, 512]):
+        sums = MomentSums(inputs, has_products=True)
+        assert all(sums.add(part) for part in np.split(rows, cuts))
+        assert sums.count == len(rows)
+        found.append(sums.products())
+        np.testing.assert_allclose(sums.magnitudes(), np.abs(rows).mean(axis=0), rtol=1e-6)
+    assert (found[0] == found[0].T).all()
+    assert all((found[0] == other).all() for other in found)
+    wanted = rows.T.astype(np.float64) @ rows / len(rows)
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_no_numbers_count_for_nothing(bad: float) -> None:
+    sums = MomentSums(3, has_products=True)
+    rows = np.ones((2, 3), np.float32)
+    assert sums.add(rows)
+    assert not sums.add(np.array([[1, bad, 1]], np.float32))
+    assert (sums.products() == 1).all()
+    with pytest.raises(QuantizationError, match="that is no padding"):
+        MomentSums(3, has_products=True).products()
