@@ -120,7 +120,9 @@ def test_sums_do_not_hang_on_how_rows_come(inputs: int) -> None:
         assert all(sums.add(part) for part in np.split(rows, cuts))
         assert sums.count == len(rows)
         found.append(sums.products())
-        np.testing.assert_allclose(sums.magnitudes(), np.abs(rows).mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(
+            sums.magnitudes(), np.abs(rows).mean(axis=0, dtype=np.float64), rtol=1e-6
+        )
     assert (found[0] == found[0].T).all()
     assert all((found[0] == other).all() for other in found)
     wanted = rows.T.astype(np.float64) @ rows / len(rows)
