@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,6 @@ from tests.decoders import POSITIONS
 from tests.pairs import RATE, SPEECH, TEXTS, build_pair, write_tone
 from tests.recipes import FP32
 from tests.stages.context import RecordingContext
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PROMPTS = ("one two three", "x")
 
@@ -100,6 +98,65 @@ def test_what_cannot_be_written_is_refused(
         generate_texts(decoder_artifact, TextRequest(**options))
 
 
+def _asking(artifact: Path, folder: Path, **said: Any) -> Path:
+    """The artifact, whose checkpoint asks for this too."""
+
+    def write(made: Path, _document: dict[str, Any]) -> None:
+        path = made / "cpu-fp32/generation_config.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(known | said))
+
+    return remake(artifact, folder, write)
+
+
+def test_what_the_checkpoint_asks_of_tokens_is_heeded(
+    decoder_artifact: Path, tmp_path: Path
+) -> None:
+    plain = generate_texts(decoder_artifact, TextRequest(prompts=PROMPTS, tokens=12))
+    first = sorted({text.tokens[0] for text in plain.texts})
+    said = {
+        "repetition_penalty": 1.7,
+        "no_repeat_ngram_size": 2,
+        "begin_suppress_tokens": first,
+        "min_new_tokens": 12,
+    }
+    asking = _asking(decoder_artifact, tmp_path / "asking", **said, guidance_scale=1.5)
+    done = run_convert(
+        *("generate", asking, "--tokens", "12", "--json"),
+        *(word for prompt in PROMPTS for word in ("--prompt", prompt)),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for text, prompt in zip(found["texts"], PROMPTS, strict=True):
+        assert text["text"] == _theirs(
+            "AutoModelForCausalLM", decoder_artifact, prompt, max_new_tokens=12, **said
+        )
+    assert [text["text"] for text in found["texts"]] != [text.text for text in plain.texts]
+    assert "`guidance_scale`" in found["notes"][0]
+    asked = TextRequest(prompts=PROMPTS, tokens=12, is_plain=True)
+    assert generate_texts(asking, asked).texts == plain.texts
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"repetition_penalty": 0}, "`repetition_penalty` cannot be 0"),
+        ({"no_repeat_ngram_size": "two"}, "`no_repeat_ngram_size` is no number"),
+        ({"suppress_tokens": 7}, "`suppress_tokens` is no list of tokens: 7"),
+        ({"bad_words_ids": [7]}, "`bad_words_ids` is no list of lists"),
+        ({"forced_eos_token_id": 9999}, "`forced_eos_token_id` is 9999, and the model's tokens"),
+        ({"suppress_tokens": list(range(300))}, "generation_config.json forbids every one"),
+    ],
+)
+def test_what_cannot_be_asked_of_tokens_is_refused(
+    decoder_artifact: Path, tmp_path: Path, said: dict[str, Any], message: str
+) -> None:
+    asking = _asking(decoder_artifact, tmp_path / "asking", **said)
+    with pytest.raises(RecipeError, match=message):
+        generate_texts(asking, TextRequest(prompts=PROMPTS, tokens=4))
+
+
 def test_artifacts_that_write_no_texts_are_refused(
     artifact: Path, decoder_artifact: Path, tmp_path: Path
 ) -> None:
@@ -173,3 +230,71 @@ def test_a_sound_is_written_down(tmp_path: Path) -> None:
     assert alone.tokens == found.texts[1].tokens
     with pytest.raises(RecipeError, match="the model listens"):
         generate_texts(made, TextRequest(prompts=PROMPTS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_summary_is_written_by_the_rules_of_its_checkpoint(tmp_path: Path, beams: int) -> None:
+    """What `facebook/bart-large-cnn` asks for."""
+    made = _pair_artifact(tmp_path / "bart", "bart", TEXTS)
+    said = {
+        "forced_bos_token_id": 65,
+        "forced_eos_token_id": 257,
+        "no_repeat_ngram_size": 3,
+        "min_length": 6,
+    }
+    asking = _asking(made, tmp_path / "asking", **said)
+    asked = TextRequest(prompts=PROMPTS, tokens=9, beams=beams)
+    for text in generate_texts(asking, asked).texts:
+        assert text.tokens[0] == 65
+        assert text.text == _theirs(
+            "AutoModelForSeq2SeqLM", made, text.prompt, max_new_tokens=9, num_beams=beams, **said
+        )
+
+
+SPOKEN = {
+    "lang_to_id": {"<|en|>": 1, "<|de|>": 2, "<|fr|>": 3},
+    "task_to_id": {"transcribe": 4, "translate": 5},
+    "no_timestamps_token_id": 6,
+    "suppress_tokens": [1, 2, 3, 4, 5, 6, 40, 41, 42],
+    "begin_suppress_tokens": [50, 51],
+    "is_multilingual": True,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"forced_decoder_ids": [[1, None], [2, 4]]},
+        {"language": "german", "task": "translate"},
+        {"language": "<|fr|>"},
+        {},
+    ],
+)
+def test_a_sound_begins_with_its_language_and_the_task(
+    tmp_path: Path, said: dict[str, Any]
+) -> None:
+    import torch
+    import transformers
+
+    made = _pair_artifact(tmp_path, "whisper", SPEECH)
+    checkpoint = Path(_checkpoint(made))
+    path = checkpoint / "generation_config.json"
+    known = json.loads(path.read_text())
+    # Of a file that says this, transformers takes no names that it does not know.
+    known.pop("_from_model_config")
+    path.write_text(json.dumps(known | SPOKEN | said))
+    asking = _asking(made, tmp_path / "asking", **SPOKEN, **said)
+    sound = write_tone(tmp_path / "one.wav", pitch=330.0, seconds=0.4, rate=RATE)
+    (text,) = generate_texts(asking, TextRequest(sounds=(sound,), tokens=8)).texts
+
+    from pipeline.data.prepare.sounds import read_wav
+
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)
+    samples = read_wav(sound, sound.name, RATE, str(tmp_path))
+    features = extractor(samples, sampling_rate=RATE, return_tensors="pt").input_features
+    with torch.no_grad():
+        found = model.generate(features, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert list(text.tokens) == found[: len(text.tokens)]
