@@ -63,7 +63,7 @@ def _findings(
         elif first is not None:
             mine = [gate for gate in failed if gate.node == first.node]
             yield _accusation(target, first, mine, _layers_of(target, first, facts))
-        elif any(gate.gate in END_TO_END for gate in failed):
+        elif any(_is_of_the_end(gate) for gate in failed):
             largest = _largest_step(target)
             if largest is not None:
                 yield _suspicion(target, largest, failed, _layers_of(target, largest, facts))
@@ -90,6 +90,11 @@ def _broken(target: str, gates: Sequence[GateResult]) -> list[GateResult]:
         for gate in gates
         if gate.target == target and not gate.is_allowed and gate.gate not in OF_SPEED
     ]
+
+
+def _is_of_the_end(gate: GateResult) -> bool:
+    """A figure that the samples do not give is no fault of any graph."""
+    return gate.gate in END_TO_END and not (gate.gate == "quality" and gate.measured is None)
 
 
 def _accusation(
@@ -140,7 +145,8 @@ def _suspicion(
         where += f"({_departure(departing, layers.limit)})"
     else:
         where = layers.most("; the layers that add most are ")
-    names = {gate.gate: None for gate in failed if gate.gate in END_TO_END}
+    ends = [gate for gate in failed if _is_of_the_end(gate)]
+    names = {gate.gate: None for gate in ends}
     return Finding(
         target=target.name,
         node=link.node,
@@ -149,7 +155,7 @@ def _suspicion(
         sentence=f"no stage does worse than its arithmetic allows; `{link.node}` adds most of the "
         f"difference{where}; found by the gate{'s' if len(names) > 1 else ''} "
         + " and ".join(f"`{name}`" for name in names),
-        gates=tuple(gate.metric for gate in failed if gate.gate in END_TO_END),
+        gates=tuple(gate.metric for gate in ends),
     )
 
 

@@ -8,7 +8,7 @@ from pipeline.attribution import findings, worth_diagnosing
 from pipeline.parity.types import GateResult
 from pipeline.report.schema import StageParity, TargetReport
 from pipeline.report.verdicts import unexplained
-from tests.report.example import example_report
+from tests.report.example import example_report, parity
 
 
 def _link(stage: str, failure: str = "") -> StageParity:
@@ -96,3 +96,11 @@ def test_layers_are_only_asked_about_numbers(gates: list[GateResult], names: set
     assert worth_diagnosing(report) == names
     told = {gate.gate for gate in unexplained(report)}
     assert told == {gate.gate for gate in gates} & {"generation_speed"}
+
+
+def test_a_figure_that_was_not_computed_accuses_no_graph() -> None:
+    link = _link("fuse").model_copy(update={"parity": parity(0.01)})
+    low = _gate("").model_copy(update={"gate": "quality", "metric": "accuracy.score"})
+    assert len(findings([_target(link)], [low], {})) == 1
+    lacking = low.model_copy(update={"measured": None})
+    assert findings([_target(link)], [lacking], {}) == ()

@@ -18,6 +18,7 @@ from pipeline.planning import KEY_TAG, Plan, build_plan, explain, node_preimage,
 from pipeline.recipe import load_recipe_file
 from pipeline.source import resolve_source
 from pipeline.store import StageRecord
+from tests.checkpoints import build_text_classifier
 from tests.recipes import FP32, INT8, RTX, write_recipe
 
 
@@ -183,6 +184,22 @@ def test_more_tokens_than_positions_are_refused(tmp_path: Path, sentence_encoder
     }
     with pytest.raises(RecipeError, match="100000 tokens are asked for, and the checkpoint has"):
         _plan(tmp_path, sentence_encoder, shapes=shapes)
+
+
+def test_a_figure_that_no_sample_can_give_is_refused(tmp_path: Path) -> None:
+    checkpoint = build_text_classifier(tmp_path / "checkpoint", labels=3)
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a", "label": 0}\n')
+    metrics = {"top5_accuracy": {"score": {"min": 0.5}}}
+    with pytest.raises(RecipeError, match="it says nothing of 3 classes") as caught:
+        _plan(
+            tmp_path,
+            checkpoint,
+            model={"source": str(checkpoint), "task": "text-classification"},
+            data={"evaluation": {"source": str(data), "samples": "all", "label": "label"}},
+            gates={"parity": {"relative_l2": {"max": 1}}, "quality": {"metrics": metrics}},
+        )
+    assert "gates.quality.metrics.top5_accuracy" in caught.value.where
 
 
 def test_a_task_that_does_not_fit_is_refused(tmp_path: Path, sentence_encoder: Path) -> None:

@@ -128,6 +128,6 @@ def _check_count(seen: int, count: int | None) -> None:
         raise StageError("there are no rows", hint="give data with rows")
     if count is not None and seen < count:
         raise StageError(
-            f"there are {seen} rows, {count} are asked for",
+            f"there {'is 1 row' if seen == 1 else f'are {seen} rows'}, {count} are asked for",
             hint=f"write `samples: {seen}` or `samples: all`",
         )

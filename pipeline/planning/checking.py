@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from pipeline.errors import RecipeError
-from pipeline.parity.quality.names import metric_names
+from pipeline.parity.quality.names import metric_names, why_impossible
 from pipeline.planning.builder import Draft, extents_of
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
 from pipeline.source.decoder_start import check_decoder_start
@@ -116,8 +116,8 @@ def check_shapes(recipe: Recipe, task: Task, source: Source, where: Where) -> No
                 )
 
 
-def check_quality(recipe: Recipe, task: Task, where: Where) -> None:
-    """Refuse quality gates on figures that the task, or the data, cannot have."""
+def check_quality(recipe: Recipe, task: Task, source: Source, where: Where) -> None:
+    """Refuse quality gates on figures that the task, the checkpoint or the data cannot have."""
     sections: list[tuple[tuple[str, ...], QualityGates]] = []
     if recipe.gates.quality is not None:
         sections.append((("gates", "quality"), recipe.gates.quality))
@@ -136,6 +136,12 @@ def check_quality(recipe: Recipe, task: Task, where: Where) -> None:
                     + (f" - did you mean `{near[0]}`?" if near else ""),
                     where=where(*place, "metrics", metric),
                     hint=f"its figures are: {', '.join(known)}" if known else "",
+                )
+            if reason := why_impossible(metric, source.config):
+                raise RecipeError(
+                    f"`{metric}` cannot be computed: {reason}",
+                    where=where(*place, "metrics", metric),
+                    hint="leave the limit out",
                 )
         has_own = quality.score is not None or quality.drop is not None
         if has_own and task.answer is None:

@@ -73,7 +73,7 @@ def build_plan(
         check_keeps_cache(source.config, task)
         check_preprocessor(source, task)
     check_shapes(recipe, task, source, where)
-    check_quality(recipe, task, where)
+    check_quality(recipe, task, source, where)
     check_serving(recipe, source, candidates or {}, where)
     for use, spec in recipe.data.specs().items():
         with about(where, "data", use):

@@ -67,7 +67,7 @@ def test_what_would_mend_a_failed_stage_is_said_even_to_the_quiet(
     write_recipe(tmp_path / "recipe.yaml", sentence_encoder, data=data)
     done = run_convert("recipe.yaml", option, cwd=tmp_path)
     assert done.returncode == 3
-    assert "there are 1 rows, 2 are asked for" in done.stderr
+    assert "there is 1 row, 2 are asked for" in done.stderr
     assert "hint: write `samples: 1` or `samples: all`" in done.stderr
 
 

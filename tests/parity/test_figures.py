@@ -14,7 +14,7 @@ from pipeline.parity.gates import judge_quality
 from pipeline.parity.quality.catalogue import meters_of
 from pipeline.parity.quality.intervals import bootstrap_interval, newcombe_interval
 from pipeline.parity.quality.meters import EntityF1, MacroF1, RightAnswers, SpanOverlap, TopAnswers
-from pipeline.parity.quality.names import metric_names
+from pipeline.parity.quality.names import metric_names, why_impossible
 from pipeline.parity.quality.similarity import midranks
 from pipeline.parity.types import Parity, Quality
 from pipeline.recipe.types import Bound, FigureGates, QualityGates
@@ -214,3 +214,21 @@ def test_limits_on_further_figures_fail_worse_targets() -> None:
     verdict, reason = _judge(_parity(lost=3, samples=200), **gates)
     assert verdict == "failed"
     assert reason == "`f1_macro` could not be computed from these samples, only: accuracy"
+
+
+@pytest.mark.parametrize(
+    ("metric", "names", "words"),
+    [
+        ("top5_accuracy", ["a", "b", "c", "d", "e"], "says nothing of 5 classes"),
+        ("top5_accuracy", ["a", "b", "c", "d", "e", "f"], ""),
+        ("f1_entity", ["noun", "verb"], "as `B-PER` does"),
+        ("f1_entity", ["O", "B-PER", "I-PER"], ""),
+        ("f1_macro", ["a", "b"], ""),
+    ],
+)
+def test_figures_that_no_sample_could_give(metric: str, names: list[str], words: str) -> None:
+    config = {"id2label": {str(place): name for place, name in enumerate(names)}}
+    reason = why_impossible(metric, config)
+    assert words in reason
+    assert bool(words) == bool(reason)
+    assert why_impossible(metric, {}) == ""  # a checkpoint need not name its classes

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.data.sample_set import NO_LABEL
 from pipeline.parity.quality.answers import best_span, right_answers
 from pipeline.parity.quality.intervals import bootstrap_interval, newcombe_interval
+from pipeline.parity.quality.names import TOP
 from pipeline.parity.types import Quality
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = NDArray[Any]
 Outputs: TypeAlias = "Mapping[str, Array]"
-
-TOP = 5
 
 
 class Meter(Protocol):

@@ -23,6 +23,9 @@ OF_EMBEDDINGS: Final = ("spearman", "recall_at_1", "recall_at_10")
 EMBEDDINGS: Final = ("sentence_embedding", "last_hidden_state")
 """Outputs that are embeddings, the better one first."""
 
+TOP: Final = 5
+"""Of so many classes or fewer the right one is always among the likeliest."""
+
 
 def metric_names(task: Task) -> tuple[str, ...]:
     """Names of the figures that a task may have; which of them it has the data decide."""
@@ -30,3 +33,20 @@ def metric_names(task: Task) -> tuple[str, ...]:
         return OF_ANSWERS[task.answer]
     outputs = {spec.name for spec in task.outputs}
     return OF_EMBEDDINGS if outputs & set(EMBEDDINGS) else ()
+
+
+def why_impossible(metric: str, config: Mapping[str, object]) -> str:
+    """Why no sample could give a figure of the task; empty when some may.
+
+    Args:
+        metric: One of `metric_names(task)`.
+        config: The checkpoint's `config.json`, which may name its classes.
+    """
+    names = config.get("id2label")
+    if not isinstance(names, dict):
+        return ""
+    if metric == "top5_accuracy" and len(names) <= TOP:
+        return f"it says nothing of {len(names)} classes"
+    if metric == "f1_entity" and not any(str(name).startswith("B-") for name in names.values()):
+        return "no class of the checkpoint begins an entity, as `B-PER` does"
+    return ""
