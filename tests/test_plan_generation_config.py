@@ -45,6 +45,11 @@ def plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> None:
         ({"bos_token_id": "<s>"}, "`bos_token_id` is no token: '<s>'"),
         ({"num_beams": 0}, "`num_beams` is to be more than 0, found 0"),
         ({"do_sample": True, "temperature": 0.0}, "`temperature` is to be more than 0"),
+        ({"forced_bos_token_id": 999}, "`forced_bos_token_id` is 999, and the model's tokens are"),
+        ({"no_repeat_ngram_size": "3"}, "`no_repeat_ngram_size` is to be 0 or more, found '3'"),
+        ({"suppress_tokens": 5}, "`suppress_tokens` is to be a list, found 5"),
+        ({"max_length": 65}, "`max_length` is 65, and the model has 64 positions"),
+        ({"max_length": 30, "min_length": 31}, "`min_length` is 31, and `max_length` 30"),
     ],
 )
 def test_a_generation_config_that_contradicts_its_model_is_refused(
@@ -65,7 +70,13 @@ def test_one_that_is_torn_is_damaged(tmp_path: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{}, {"eos_token_id": [0, 1], "pad_token_id": -1, "num_beams": 4}]
+    "said",
+    [
+        {},
+        {"eos_token_id": [0, 1], "pad_token_id": -1, "num_beams": 4, "max_length": 64},
+        # Of a vocabulary that is larger than the model's, as it stands in files of Whisper.
+        {"suppress_tokens": [1, 50_000], "min_length": 0, "forced_bos_token_id": None},
+    ],
 )
 def test_what_real_checkpoints_say_is_taken(
     tmp_path: Path, checkpoint: Path, said: dict[str, Any]
@@ -85,3 +96,32 @@ def test_a_text_longer_than_the_shapes_is_refused(tmp_path: Path, checkpoint: Pa
     with pytest.raises(RecipeError, match="continues texts by 100000 tokens") as caught:
         plan(tmp_path, checkpoint, gates=gates)
     assert "shapes.sequence.max" in caught.value.hint
+
+
+def test_a_static_cache_shorter_than_the_checkpoint_promises_is_refused(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    (checkpoint / "generation_config.json").write_text('{"max_length": 48}')
+    long, short = ({**FP32, "static_cache": {"length": length}} for length in (48, 47))
+    plan(tmp_path, checkpoint, targets=[long])
+    with pytest.raises(RecipeError, match="47 tokens is shorter than the texts of 48") as caught:
+        plan(tmp_path, checkpoint, targets=[short])
+    assert "targets[0]" in caught.value.where
+    assert "`max_length`" in caught.value.hint
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_times_beyond_the_positions_of_the_model_are_refused(
+    tmp_path: Path, checkpoint: Path, is_own: bool
+) -> None:
+    """Prompts of 8 tokens, and 64 positions."""
+    checks = {"generation_speed": {"tokens": 57}}
+    own = {"targets": {FP32["name"]: {"checks": checks}}} if is_own else {"checks": checks}
+    gates = {"parity": {"cosine_similarity": {"min": 0.9}}, "speed": None, **own}
+    with pytest.raises(RecipeError, match="times texts of 65 tokens") as caught:
+        plan(tmp_path, checkpoint, gates=gates)
+    assert caught.value.where.endswith("generation_speed.tokens")
+    assert ("gates.targets.cpu-fp32" in caught.value.where) == is_own
+    assert "56 or less" in caught.value.hint
+    checks["generation_speed"]["tokens"] = 56
+    plan(tmp_path, checkpoint, gates=gates)

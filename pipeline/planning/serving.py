@@ -9,6 +9,7 @@ from pipeline.checks.openvino_serving import DRAFT_NAME, NAME
 from pipeline.environment import find_package
 from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.stages.benchmark_openvino import QUESTION
+from pipeline.tasks import find_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +35,7 @@ def check_serving(
         EnvironmentMissing: LoadGen is asked for and is not installed.
     """
     _check_generator(recipe, where)
+    _check_timed(recipe, source, where)
     limits = recipe.gates.checks.openvino_serving
     sequence = recipe.shapes.sequence
     if limits is None or sequence is None:
@@ -55,6 +57,32 @@ def check_serving(
             )
     if DRAFT_NAME in candidates:
         _check_draft(candidates[DRAFT_NAME], source, max(n for n, _ in wanted.values()), where)
+
+
+def _check_timed(recipe: Recipe, source: Source, where: Where) -> None:
+    """Refuse to time texts that a decoder has no positions for; it would read past its table of them."""
+    sequence, positions = recipe.shapes.sequence, source.max_positions
+    if sequence is None or positions is None:
+        return
+    # Behind an encoder the prompt is the encoder's, and the decoder begins with one token.
+    prompt = 1 if find_task(recipe.model.task).parts else sequence.opt
+    for target in recipe.targets:
+        speed = recipe.gates.of(target.name).checks.generation_speed
+        if speed is None or prompt + speed.tokens <= positions:
+            continue
+        own = recipe.gates.targets.get(target.name)
+        is_own = (
+            own is not None and own.checks is not None and own.checks.generation_speed is not None
+        )
+        place = ("gates", "targets", target.name) if is_own else ("gates",)
+        raise RecipeError(
+            f"`generation_speed` times texts of {prompt + speed.tokens} tokens ({prompt} before the "
+            f"{speed.tokens} new ones), and the checkpoint has {positions} positions",
+            where=where(*place, "checks", "generation_speed", "tokens"),
+            hint=f"set `tokens` to {positions - prompt} or less"
+            if positions - prompt > 1
+            else "set `shapes.sequence.opt` lower",
+        )
 
 
 def _check_generator(recipe: Recipe, where: Where) -> None:

@@ -13,10 +13,21 @@ if TYPE_CHECKING:
 
     from pipeline.source.types import Source
 
-TOKENS: Final = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
+TOKENS: Final = (
+    *("bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
+)
 """Not `pad_token_id`: many checkpoints have one that no embedding belongs to, and mask it."""
 
 POSITIVE: Final = ("num_beams", "max_length", "max_new_tokens", "repetition_penalty")
+COUNTS: Final = ("no_repeat_ngram_size", "min_length", "min_new_tokens")
+LISTS: Final = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+
+USUAL_LENGTH: Final = 20
+"""What transformers wrote as `max_length` for years without anybody's wish."""
+
+_POSITIONS: Final = ("max_target_positions", "max_position_embeddings", "n_positions", "n_ctx")
+"""In `config.json`, how many tokens a decoder can place; the first that is there."""
 
 
 def check_generation_config(source: Source) -> None:
@@ -30,6 +41,7 @@ def check_generation_config(source: Source) -> None:
         return
     said = read_json(source.files[GENERATION_FILE].path, GENERATION_FILE)
     problems = [*_wrong_tokens(said, source.config), *_wrong_numbers(said)]
+    problems += _too_long(said, source.config)
     if problems:
         raise RecipeError(
             f"the checkpoint's {GENERATION_FILE} contradicts its model: {'; '.join(problems)}",
@@ -60,3 +72,42 @@ def _wrong_numbers(said: Mapping[str, object]) -> Iterator[str]:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             yield f"`{key}` is to be more than 0, found {value!r}"
+    for key in COUNTS:
+        count = said.get(key)
+        if count is not None and (type(count) is not int or count < 0):
+            yield f"`{key}` is to be 0 or more, found {count!r}"
+    for key in LISTS:
+        listed = said.get(key)
+        if listed is not None and not isinstance(listed, list):
+            yield f"`{key}` is to be a list, found {listed!r}"
+
+
+def _too_long(said: Mapping[str, object], config: Mapping[str, object]) -> Iterator[str]:
+    """A length that the model has no positions for, or that no text can reach."""
+    longest, least = stated_length(said), said.get("min_length")
+    positions = next(
+        (value for key in _POSITIONS if isinstance(value := config.get(key), int)), None
+    )
+    # The positions of T5 are relative, whatever it is called with.
+    is_bound = positions is not None and "relative_attention_num_buckets" not in config
+    if is_bound and positions is not None and longest is not None and longest > positions:
+        yield f"`max_length` is {longest}, and the model has {positions} positions"
+    if longest is not None and type(least) is int and least > longest:
+        yield f"`min_length` is {least}, and `max_length` {longest}"
+
+
+def stated_length(said: Mapping[str, object]) -> int | None:
+    """`max_length`, prompt included, where somebody chose it."""
+    found = said.get("max_length")
+    return found if type(found) is int and found != USUAL_LENGTH else None
+
+
+def read_stated_length(source: Source) -> int | None:
+    """`stated_length` of a checkpoint; None without the file.
+
+    Raises:
+        ArtifactError: it is no JSON object.
+    """
+    if GENERATION_FILE not in source.files:
+        return None
+    return stated_length(read_json(source.files[GENERATION_FILE].path, GENERATION_FILE))

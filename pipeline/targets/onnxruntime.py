@@ -14,6 +14,7 @@ from pipeline.runtimes.ort_providers import (
     ProviderPlan,
     require_provider,
 )
+from pipeline.source.generation_config import read_stated_length
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.choose_bits import MixedOptions  # noqa: TC001  (pydantic reads it)
@@ -299,6 +300,14 @@ def _check_static_cache(length: int, provider: Provider, builder: ChainBuilder) 
             f"a static cache of {length} tokens is longer than the {positions} positions of the "
             "checkpoint",
             hint=f"set `static_cache.length` to {positions} or less",
+        )
+    stated = read_stated_length(builder.source)
+    if stated is not None and length < stated:
+        raise RecipeError(
+            f"a static cache of {length} tokens is shorter than the texts of {stated} tokens that the "
+            "checkpoint's generation_config.json allows (`max_length`)",
+            hint=f"set `static_cache.length` to {stated} or more, or lower `max_length` in a copy of "
+            "the checkpoint",
         )
 
 
