@@ -69,7 +69,7 @@ def read_generation_settings(target: GraphTarget) -> GenerationSettings:
         key: read_tokens(said.get(key, target.config.get(key)), key, vocabulary)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     }
-    keys = _OF_TARGETS if target.parts else _POSITIONS
+    keys: tuple[str, ...] = _OF_TARGETS if target.parts else _POSITIONS
     if "relative_attention_num_buckets" in target.config:
         keys = ()
     positions = [target.config[key] for key in keys if _is_count(target.config.get(key))]
