@@ -77,9 +77,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             hint="an artifact is a directory such as artifacts/<name>/<version>; a damaged one is "
             "built again",
         ) from error
-    if not isinstance(document, dict) or document.get("schema_version") != MANIFEST_SCHEMA_VERSION:
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{MANIFEST_FILE} is no mapping", where=str(directory))
+    found = document.get("schema_version")
+    if found != MANIFEST_SCHEMA_VERSION:
         raise ArtifactError(
-            f"{MANIFEST_FILE} is of an unknown schema version", where=str(directory)
+            f"{MANIFEST_FILE} is of schema version {found!r}, and {MANIFEST_SCHEMA_VERSION} is read here",
+            where=str(directory),
+            hint="a newer version of convert may have written it; a damaged artifact is built again",
         )
     return document
 

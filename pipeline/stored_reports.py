@@ -82,7 +82,8 @@ def locate_report(name: str, output: Path) -> ReportPlace:
             f"`{path.name}` is not the report of this artifact",
             hint=f"convert judge {path.parent / REPORT_FILE}",
         )
-    return ReportPlace(path=path, artifact=path.parent)
+    artifact = path.parent.resolve()  # `latest` is a link, and a link holds no files to verify
+    return ReportPlace(path=artifact / REPORT_FILE, artifact=artifact)
 
 
 @contextlib.contextmanager

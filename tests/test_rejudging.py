@@ -213,6 +213,12 @@ def test_a_damaged_artifact_is_not_judged(copied: Path) -> None:
         assert caught.value.hint == f"convert verify {copied}"
 
 
+def test_the_report_behind_latest_is_that_of_its_artifact(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(copied)
+    found = find_report(str(tmp_path / "latest" / "report.json"), tmp_path)
+    assert found.report == load_report(copied / "report.json")
+
+
 def test_a_file_is_read_again_only_when_it_may_have_changed(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,15 @@ def test_an_artifact_with_a_damaged_manifest_exits_with_3(tmp_path: Path) -> Non
     assert "`source`" in done.stderr
 
 
+def test_a_manifest_of_another_version_is_named_with_its_number(tmp_path: Path) -> None:
+    edit_manifest(publish(tmp_path / "artifacts"), schema_version=99)
+    for command in ("inspect", "verify"):
+        done = run_convert(command, "tiny", cwd=tmp_path)
+        assert done.returncode == 3
+        assert "schema version 99, and 1 is read here" in done.stderr
+        assert "newer version of convert" in done.stderr
+
+
 def test_a_model_has_its_interface_operators_and_precision(tmp_path: Path) -> None:
     path = write(tmp_path / "m", embedding_model())
     done = run_convert("inspect", path, "--layers", cwd=tmp_path)
