@@ -56,13 +56,21 @@ PEER_REQUIREMENTS = (
     "torch==2.13.0",
 )
 
+PEER_FORMAT: dict[str, Any] = {"block_size": 32, "method": "rtn"}
+"""How GenAI's builder rounds by default, as our stage is asked for it."""
+
+OUR_FORMAT: dict[str, Any] = {"block_size": 64, "method": "clip", "symmetric": False}
+"""Fewer bytes a weight, and a smaller loss."""
+
 
 def parse_arguments() -> argparse.Namespace:
     """What to measure, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--size", choices=sorted(SIZES), default="0.5b")
-    parser.add_argument("--block-size", type=int, default=64, help="of `ours`")
+    parser.add_argument(
+        "--block-size", type=int, default=OUR_FORMAT["block_size"], help="of `ours`"
+    )
     parser.add_argument("--prompt", type=int, default=32, help="tokens")
     parser.add_argument("--new", type=int, default=64, help="tokens")
     parser.add_argument("--rounds", type=int, default=7, help="after one that does not count")
@@ -94,10 +102,6 @@ class _Context:
         del done, total, unit
 
 
-PEER_FORMAT: dict[str, Any] = {"block_size": 32, "method": "rtn"}
-"""How GenAI's builder rounds by default, as our stage is asked for it."""
-
-
 def convert(checkpoint: Path, work: Path, weights: Mapping[str, Any]) -> Path:
     """Our packed 4-bit graph of a checkpoint; a stage in a process of its own each.
 
@@ -115,6 +119,7 @@ def convert(checkpoint: Path, work: Path, weights: Mapping[str, Any]) -> Path:
     config = QuantizeWeightsConfig.model_validate(weights)
     # The version: what another one made is not taken for ours.
     name = f"{config.method}_{config.block_size}{'' if config.symmetric else '_zero_points'}"
+    name += f"_{config.embeddings}" if config.embeddings != "float" else ""
     packed = f"packed_{PACK_WEIGHTS.version}_{name}"
     steps: tuple[tuple[AnyStage, StageConfig, str], ...] = (
         (EXPORT, ExportConfig(task="text-generation", component="model"), "export"),
@@ -249,8 +254,7 @@ def measure(arguments: argparse.Namespace) -> float:
     checkpoint = work / "checkpoint"
     if not (checkpoint / "tokenizer_config.json").exists():
         write_large_llama(checkpoint, SIZES[arguments.size])
-    wanted = {"block_size": arguments.block_size, "method": "clip", "symmetric": False}
-    ours = convert(checkpoint, work, wanted)
+    ours = convert(checkpoint, work, OUR_FORMAT | {"block_size": arguments.block_size})
     alike = convert(checkpoint, work, PEER_FORMAT)
     python, peer = make_peer(checkpoint, work)
     sizes = [arguments.prompt, arguments.new, SIZES[arguments.size].vocabulary, arguments.threads]
