@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 STORED: Final[dict[Bits, np.dtype[Any]]] = {4: np.dtype(ml_dtypes.int4), 8: np.dtype(np.int8)}
 
-_ELEMENTS: Final = 1 << 18
-"""That are worked on at a time, so that memory does not depend on the size of a weight."""
+_ELEMENTS: Final = 1 << 16
+"""That are worked on at a time: memory does not depend on the size of a weight, and caches hold them."""
 
 _OUTPUTS: Final = 512
 """Whose inputs are rounded one by one together: enough for steps to be long, 14 bytes for each number."""

@@ -14,12 +14,14 @@ moments of x, for at most `_OUTPUTS` outputs of each product.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from threadpoolctl import threadpool_limits
 
 from pipeline.graph.blockwise import quantize_blocks
 from pipeline.graph.fusions.matching import (
@@ -44,6 +46,9 @@ _POWERS: Final = tuple(number / 20 for number in range(20))
 
 _OUTPUTS: Final = 256
 """Of a product, spread over all of them, that the search looks at."""
+
+_PANEL: Final = 256
+"""Columns of the moments that are multiplied at a time."""
 
 _LARGEST: Final = 2.0**10
 """Of s and 1/s: far from the ends of float16 with what weights and activations are."""
@@ -96,7 +101,7 @@ class _Place:
 
 
 def scale_channels(
-    model: ir.Model, moments: Moments, request: ScalingRequest
+    model: ir.Model, moments: Moments, request: ScalingRequest, *, threads: int = 1
 ) -> tuple[ScaledChannels, ...]:
     """Scale what can be scaled, in place.
 
@@ -104,6 +109,7 @@ def scale_channels(
         model: float32; its constants become initializers.
         moments: Of this very graph.
         request: How weights will be rounded.
+        threads: How many scalings are tried at a time; the result is the same.
 
     Raises:
         QuantizationError: when moments cannot be read.
@@ -111,7 +117,7 @@ def scale_channels(
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     done = []
     for place in list(_places(model.graph, moments)):
-        found = _best(place, moments, request)
+        found = _best(place, moments, request, threads)
         if found is None:
             continue
         factors, scaled = found
@@ -209,26 +215,29 @@ def _is_vector(value: ir.Value | None, channels: int) -> bool:
 
 
 def _best(
-    place: _Place, moments: Moments, request: ScalingRequest
+    place: _Place, moments: Moments, request: ScalingRequest, threads: int
 ) -> tuple[NDArray[np.float32], ScaledChannels] | None:
     """The factors that lose least; None when no scaling is better than none."""
     magnitudes = moments.magnitudes(place.moments).astype(np.float64)
     products = moments.products(place.moments)
     weights = [_sampled(layer) for layer in place.readers]
-    least = before = _loss(weights, np.ones(len(magnitudes), np.float32), products, request)
-    best: tuple[NDArray[np.float32], float] | None = None
-    tried: set[bytes] = set()
+    tried = {0.0: np.ones(len(magnitudes), np.float32)}
     for power in _POWERS:
         factors = power_of_two_factors(magnitudes, power)
-        if factors.tobytes() in tried or factors.min() == factors.max():
-            continue
-        tried.add(factors.tobytes())
-        loss = _loss(weights, factors, products, request)
-        if loss < least:
-            least, best = loss, (factors, power)
-    if best is None:
+        is_new = not any(np.array_equal(factors, other) for other in tried.values())
+        if is_new and factors.min() != factors.max():
+            tried[power] = factors
+    # Scalings are shared out; threads of BLAS besides would only be in each other's way, and the last
+    # bits of a sum hang on their number.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        losses = list(
+            pool.map(lambda factors: _loss(weights, factors, products, request), tried.values())
+        )
+    before = losses[0]
+    least, power = min(zip(losses, tried, strict=True))
+    if least >= before:
         return None
-    factors, power = best
+    factors = tried[power]
     return factors, ScaledChannels(
         source=node_name(place.source),
         products=tuple(layer.name for layer in place.readers),
@@ -276,7 +285,20 @@ def _loss(
         )
         steps = np.repeat(made.scale, size, axis=1)
         lost = made.values.astype(np.float32) * steps / factors - weight
-        total += float(((lost @ products) * lost).sum(dtype=np.float64))
+        total += _mean_squares(lost, products)
+    return total
+
+
+def _mean_squares(lost: NDArray[np.float32], products: NDArray[np.float32]) -> float:
+    """Sum of `d H d^T` over rows d; of H, which is symmetric, what lies above its diagonal serves twice."""
+    total = 0.0
+    for start in range(0, len(products), _PANEL):
+        panel = slice(start, start + _PANEL)
+        together = lost[:, :start] @ products[:start, panel]
+        together *= 2
+        together += lost[:, panel] @ products[panel, panel]
+        together *= lost[:, panel]
+        total += float(together.sum(dtype=np.float64))
     return total
 
 

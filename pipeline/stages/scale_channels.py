@@ -51,7 +51,8 @@ def run(
     source = inputs[MODEL_PORT] / MODEL_FILE
     model = load_ir_model(source)
     moments = Moments(inputs[MOMENTS_PORT])
-    scaled = scale_channels(model, moments, ScalingRequest(**config.model_dump()))
+    request = ScalingRequest(**config.model_dump())
+    scaled = scale_channels(model, moments, request, threads=context.threads)
     context.progress(1, 2, "steps")
     path = save_ir_model(model, output)
     require_valid(path)
@@ -76,7 +77,7 @@ def run(
 
 SCALE_CHANNELS = Stage(
     name="scale_channels",
-    version=2,
+    version=3,
     footprint=Footprint(base_mib=200, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=ScaleChannelsConfig,
     run=run,

@@ -71,9 +71,10 @@ def whole_steps(blocks: Blocks, bits: Bits) -> NDArray[np.float32]:
 
 def integers_of(blocks: Blocks, scale: Scales, bits: Bits) -> NDArray[np.float32]:
     """The nearest integers, as floats."""
-    steps = np.rint(blocks / scale.astype(np.float32)[..., None])
-    result: NDArray[np.float32] = np.clip(steps, -LARGEST[bits], LARGEST[bits])
-    return result
+    # In place: most of the time would go into new memory otherwise.
+    result: NDArray[np.float32] = blocks / scale.astype(np.float32)[..., None]
+    np.rint(result, out=result)
+    return np.clip(result, -LARGEST[bits], LARGEST[bits], out=result)
 
 
 def squares(errors: Blocks, blocks: Blocks) -> NDArray[np.float32]:
@@ -109,5 +110,7 @@ def loss_of(
     loss: Callable[[Blocks, Blocks], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
     """What a scale costs each block, (outputs, blocks)."""
-    restored = integers_of(blocks, scale, bits) * scale.astype(np.float32)[..., None]
-    return loss(blocks - restored, blocks)
+    errors = integers_of(blocks, scale, bits)
+    errors *= scale.astype(np.float32)[..., None]
+    np.subtract(blocks, errors, out=errors)
+    return loss(errors, blocks)
