@@ -105,10 +105,10 @@ def test_a_build_reports_what_it_left_out_and_another_judge_does_not_accept_it(
     recipe = load_recipe_file(_write(tmp_path, checkpoint, gates, benchmark=None))
     result = build(recipe, BuildOptions(output=tmp_path / "out", store=tmp_path / "store"))
     assert result.verdict == "passed", result.reasons
-    report = load_report(result.directory)
+    report = load_report(result.directory / "report.json")
     unrun = {gate.node: gate for gate in report.gates if gate.verdict == "not_run"}
     assert set(unrun) == {"export", "quantize_weights"}
-    assert all(gate.is_allowed and "is left out" not in gate.reason for gate in unrun.values())
+    assert all(gate.is_allowed for gate in unrun.values())
     for name in ("report.md", "report.html"):
         text = (result.directory / name).read_text(encoding="utf-8")
         assert "gates.stages.export: null" in text, name
