@@ -284,7 +284,12 @@ def _summary(task: Task, prepared: Sequence[Prepared], seen: int, chosen: int) -
 
 def _as_usage(error: StageError, data: DataSource) -> RecipeError:
     """Data that was named on the command line and cannot be used is a mistake of usage."""
-    where = f"{data.spec.source}: {error.where}" if error.where else data.spec.source
+    named = data.spec.source
+    where = f"{named}: {error.where}" if error.where else named
+    if error.where.startswith(
+        f"{Path(named).name}:"
+    ):  # `folder/file.csv:12`, and not the file twice
+        where = f"{named}{error.where.removeprefix(Path(named).name)}"
     return RecipeError(error.message, where=where, hint=error.hint)
 
 

@@ -313,6 +313,14 @@ def test_bad_data_is_refused(draft: Drafter, classifier: Path, rows: str, words:
     assert not [path for path in Path().iterdir() if path.name.startswith(".")]
 
 
+def test_a_row_that_is_wrong_is_named_once(draft: Drafter, classifier: Path) -> None:
+    Path("folder").mkdir()
+    Path("folder/rows.jsonl").write_text('{"text": "a"}\n{"text": ""}\n')
+    with pytest.raises(RecipeError, match="is empty") as caught:
+        draft(classifier, data="folder/rows.jsonl")
+    assert caught.value.where == "folder/rows.jsonl:2"
+
+
 def test_data_of_the_other_kind_is_refused(draft: Drafter, classifier: Path, images: Path) -> None:
     write_images(Path("pictures"))
     write_reviews(Path("reviews.jsonl"))
