@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.report import figures
-from pipeline.report.writing import writing_speeds
+from pipeline.report.writing import writing_nearness, writing_speeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,6 +63,7 @@ class TargetSummary:
         files_bytes: Size of all files delivered.
         slowest: The shape with the smallest speedup, which is the one that gates judge.
         writing: How fast it writes, where that was timed; empty elsewhere.
+        nearness: Its perplexity beside the checkpoint's; empty where it writes no text.
         notes: Sentences on what is no pass although nothing failed.
     """
 
@@ -72,6 +73,7 @@ class TargetSummary:
     files_bytes: int | None
     slowest: ShapeResult | None
     writing: str
+    nearness: str
     notes: tuple[str, ...]
 
 
@@ -148,13 +150,14 @@ def place(shape: ShapeResult) -> str:
 
 def summarise(report: Report) -> tuple[TargetSummary, ...]:
     """Every target in one line, in the order of the recipe."""
-    writing = writing_speeds(report)
+    speeds, nearness = writing_speeds(report), writing_nearness(report)
     return tuple(
-        _summary(report, target, writing.get(target.name, "")) for target in report.targets
+        _summary(report, target, speeds.get(target.name, ""), nearness.get(target.name, ""))
+        for target in report.targets
     )
 
 
-def _summary(report: Report, target: TargetReport, writing: str) -> TargetSummary:
+def _summary(report: Report, target: TargetReport, writing: str, nearness: str) -> TargetSummary:
     shapes = target.benchmark.shapes if target.benchmark else ()
     return TargetSummary(
         target=target,
@@ -163,6 +166,7 @@ def _summary(report: Report, target: TargetReport, writing: str) -> TargetSummar
         files_bytes=sum(file.size_bytes for file in target.files) if target.files else None,
         slowest=min(shapes, key=lambda shape: shape.speedup) if shapes else None,
         writing=writing,
+        nearness=nearness,
         notes=_notes(report, target),
     )
 

@@ -104,6 +104,7 @@ def _target_lines(
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         lines.append("  " + "   ".join(padded).rstrip())
         lines += quality.get(row.target.name, [])
+        lines += [f"      {row.nearness}"] if row.nearness else []
         lines += [f"      {note}" for note in row.notes]
     return lines
 

@@ -1,4 +1,4 @@
-"""How fast decoders write: what the check `generation_speed` measured, as tables for people.
+"""What decoders write beside their checkpoint, and how fast, as tables for people.
 
 Facts may hold anything: a key that is missing reads as no figure.
 """
@@ -12,11 +12,13 @@ from pipeline.report import figures
 from pipeline.report.facts import Facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from pipeline.report.schema import Report
 
-CHECK: Final = "generation_speed"
+SPEED: Final = "generation_speed"
+NEARNESS: Final = ("generation", "seq2seq")
+"""Checks of what is written; of decoders, and of those behind encoders."""
 
 _Cell = tuple[str, "Callable[[Facts], str]"]
 
@@ -50,16 +52,17 @@ class Writing:
 
 def writing_of(report: Report) -> Writing | None:
     """What was measured of all targets; None when nothing was. The report as `printable` gives it."""
-    found = tuple(_measured(report))
-    if not found:
+    near, found = tuple(_measured(report, NEARNESS)), tuple(_measured(report, (SPEED,)))
+    if not found and not near:
         return None
     tables = (
+        _table("Real text, token by token, beside the checkpoint", near, "", _NEARNESS),
         _table("Writing", found, "times", _TIMES),
         _table("Requests at random times", found, "server", _SERVER),
         _table("The texts in order of length", found, "batching", _BATCHING),
         _table("A new process, and what this machine can do at best", found, "", _PROCESS),
     )
-    formulas = {
+    formulas = (_FORMULAS if near else {}) | {
         name: text
         for _, facts in found
         for name, text in facts.child("formulas").values.items()
@@ -74,7 +77,7 @@ def writing_of(report: Report) -> Writing | None:
 def writing_speeds(report: Report) -> dict[str, str]:
     """Target -> tokens a second behind the first, of each batch that was timed."""
     found: dict[str, str] = {}
-    for targets, facts in _measured(report):
+    for targets, facts in _measured(report, (SPEED,)):
         told = ", ".join(
             f"{speed:,.{0 if speed >= 100 else 1}f} at batch {batch:g}"
             for each in facts.records("times")
@@ -86,17 +89,35 @@ def writing_speeds(report: Report) -> dict[str, str]:
     return found
 
 
-def _measured(report: Report) -> Iterator[tuple[str, Facts]]:
-    """Names of the targets that share a graph, and its facts."""
+def writing_nearness(report: Report) -> dict[str, str]:
+    """Target -> perplexity beside that of the checkpoint."""
+    found: dict[str, str] = {}
+    for targets, facts in _measured(report, NEARNESS):
+        perplexity, divergence = facts.child("perplexity"), facts.child("divergence")
+        if perplexity.number("ratio") is None:
+            continue
+        text = (
+            f"perplexity {figures.figure(perplexity.number('candidate'))}, the checkpoint "
+            f"{figures.figure(perplexity.number('reference'))}: {_ratio(facts)}; the same likeliest "
+            f"token at {figures.score(divergence.number('top1'))} of "
+            f"{figures.plural(int(divergence.number('positions') or 0), 'position')}"
+        )
+        found |= dict.fromkeys(targets.split(", "), text)
+    return found
+
+
+def _measured(report: Report, checks: Collection[str]) -> Iterator[tuple[str, Facts]]:
+    """Names of the targets that share a delivered graph, and what such a check says of it."""
     targets: dict[str, list[str]] = {}
     for target in report.targets:
-        for entry in target.checks:
-            if entry.check == CHECK:
-                targets.setdefault(entry.node, []).append(target.name)
+        # The first graph of a chain is looked at too, and comes before that which is delivered.
+        last = [entry.node for entry in target.checks if entry.check in checks][-1:]
+        for node in last:
+            targets.setdefault(node, []).append(target.name)
     nodes = {node.name: node for node in report.nodes}
     for name, sharing in targets.items():
         if name in nodes and nodes[name].facts:
-            yield ", ".join(dict.fromkeys(sharing)), Facts(nodes[name].facts)
+            yield ", ".join(sharing), Facts(nodes[name].facts)
 
 
 def _table(
@@ -165,14 +186,42 @@ def _decimal(key: str, unit: str = "") -> Callable[[Facts], str]:
     return show
 
 
-def _gain(facts: Facts) -> str:
-    """The ratio with its interval."""
-    told = figures.ratio(facts.number("sorted_over_unsorted"))
+def _ends(facts: Facts) -> tuple[float | None, float | None] | None:
     ends = facts.values.get("interval")
     if not isinstance(ends, list | tuple) or len(ends) != 2:
-        return told
+        return None
     low, high = (Facts({"": end}).number("") for end in ends)
-    return f"{told} ({figures.ratio(low)} to {figures.ratio(high)})"
+    return low, high
+
+
+def _gain(facts: Facts) -> str:
+    """The ratio with its interval."""
+    told, ends = figures.ratio(facts.number("sorted_over_unsorted")), _ends(facts)
+    return (
+        told if ends is None else f"{told} ({figures.ratio(ends[0])} to {figures.ratio(ends[1])})"
+    )
+
+
+def _ratio(facts: Facts) -> str:
+    """Perplexity over the checkpoint's; its third decimal counts."""
+    perplexity = facts.child("perplexity")
+    told, ends = _times(perplexity.number("ratio")), _ends(perplexity)
+    return told if ends is None else f"{told} ({_times(ends[0])} to {_times(ends[1])})"
+
+
+def _times(value: float | None) -> str:
+    return figures.NONE if value is None else f"{value:.4f}{figures.TIMES}"
+
+
+def _inside(key: str, form: Callable[[str], Callable[[Facts], str]]) -> Callable[[Facts], str]:
+    """What stands one level deeper."""
+    outer, _, inner = key.partition(".")
+    show = form(inner)
+    return lambda facts: show(facts.child(outer))
+
+
+def _score(key: str) -> Callable[[Facts], str]:
+    return lambda facts: figures.score(facts.number(key))
 
 
 def _said(facts: Facts) -> str:
@@ -181,6 +230,23 @@ def _said(facts: Facts) -> str:
     return ", ".join(f"{key} {said.cell(key)}" for key in said.values)
 
 
+_NEARNESS: Final[tuple[_Cell, ...]] = (
+    ("Perplexity>", _inside("perplexity.candidate", _figure)),
+    ("Checkpoint's>", _inside("perplexity.reference", _figure)),
+    ("Ratio>", _ratio),
+    ("KL mean>", _inside("divergence.kl_mean", _figure)),
+    ("KL largest>", _inside("divergence.kl_max", _figure)),
+    ("Top 1>", _inside("divergence.top1", _score)),
+    ("Top 5>", _inside("divergence.top5", _score)),
+    ("Positions>", _inside("divergence.positions", _figure)),
+)
+_FORMULAS: Final[dict[str, str]] = {
+    "perplexity": "exp of the mean of -log p of each next token of the evaluation texts",
+    "perplexity, ratio": "exp of the mean difference of -log p; the interval is that of 95 %, by text",
+    "kl": "sum of p (log p - log q) over the vocabulary at one position, nats; p is the checkpoint's",
+    "top 1": "share of positions at which the likeliest token is the checkpoint's",
+    "top 5": "share of the checkpoint's five likeliest tokens that are among the five likeliest",
+}
 _TIMES: Final[tuple[_Cell, ...]] = (
     ("Texts>", _figure("batch")),
     ("Prompt>", _figure("prompt")),

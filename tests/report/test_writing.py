@@ -44,12 +44,27 @@ FACTS: dict[str, Any] = {
 }
 
 
-def timed(facts: dict[str, Any]) -> Report:
-    """The example, whose two targets for CPUs share a graph that was timed."""
+NEAR: dict[str, Any] = {
+    "perplexity": {
+        "candidate": 5.4776,
+        "reference": 5.4334,
+        "ratio": 1.00813,
+        "interval": [1.00388, 1.01224],
+    },
+    "divergence": {
+        "kl_mean": 0.0077,
+        "kl_max": 0.22,
+        "top1": 0.94684,
+        "top5": 1.0,
+        "positions": 3104,
+    },
+}
+
+
+def timed(facts: dict[str, Any], check: str = "generation_speed") -> Report:
+    """The example, whose two targets for CPUs share a graph that was looked at."""
     report = example_report("passed").model_copy(deep=True)
-    entry = CheckEntry(
-        check="generation_speed", node=NODE, of="fuse", stage="x", component="model"
-    )
+    entry = CheckEntry(check=check, node=NODE, of="fuse", stage="x", component="model")
     for target in report.targets[:2]:
         object.__setattr__(target, "checks", (*target.checks, entry))
         object.__setattr__(target, "benchmark", None)
@@ -109,6 +124,7 @@ def test_every_form_of_the_report_shows_them() -> None:
 @pytest.mark.parametrize(
     "facts",
     [
+        {"perplexity": {"ratio": "x", "interval": [1]}, "divergence": 7},
         {"times": "none"},
         {"times": [{"batch": "x", "decode_tokens_per_s": float("nan")}], "formulas": [1]},
         {"batching": [{"interval": [1]}, {"interval": 3}], "server": {"a": 1}},
@@ -116,10 +132,41 @@ def test_every_form_of_the_report_shows_them() -> None:
     ],
 )
 def test_facts_of_any_shape_are_rendered(facts: dict[str, Any]) -> None:
-    report = timed(facts)
-    assert render_html(report)
-    assert render_markdown(report)
-    assert "tokens/s" not in render_terminal_summary(report)
+    for check in ("generation_speed", "generation"):
+        report = timed(facts, check)
+        assert render_html(report)
+        assert render_markdown(report)
+        assert "tokens/s" not in render_terminal_summary(report)
+
+
+@pytest.mark.parametrize("check", ["generation", "seq2seq"])
+def test_texts_beside_the_checkpoints_are_in_every_form(check: str) -> None:
+    report = timed(NEAR, check)
+    found = writing_of(printable(report))
+    assert found is not None
+    (table,) = found.tables
+    (row,) = table.rows
+    ratio = "1.0081x (1.0039x to 1.0122x)".replace("x", TIMES_SIGN)
+    assert row == (
+        *("cpu-fp32, cpu-int8", "5.478", "5.433", ratio),
+        *("0.0077", "0.22", "94.68 %", "100.00 %", "3,104"),
+    )
+    assert {"perplexity", "kl"} <= {name for name, _ in found.formulas}
+    for text in (render_markdown(report), render_html(report), render_terminal_summary(report)):
+        assert ratio in text
+
+
+def test_of_several_graphs_that_is_shown_which_is_delivered() -> None:
+    """The export is looked at first."""
+    report = timed(NEAR, "generation")
+    first = report.nodes[0].model_copy(update={"name": "first", "facts": {}})
+    entry = CheckEntry(check="generation", node="first", of="export", stage="x", component="model")
+    for target in report.targets[:2]:
+        object.__setattr__(target, "checks", (entry, *target.checks))
+    report = report.model_copy(update={"nodes": (first, *report.nodes)})
+    found = writing_of(printable(report))
+    assert found is not None
+    assert len(found.tables[0].rows) == 1
 
 
 def test_nothing_measured_is_no_section() -> None:
