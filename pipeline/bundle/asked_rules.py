@@ -5,6 +5,7 @@ Where that file is missing `config.json` is asked, as `transformers` 5.23 does.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.bundle.generation_settings import (
@@ -13,7 +14,7 @@ from pipeline.bundle.generation_settings import (
     read_number,
     read_tokens,
 )
-from pipeline.runtimes.token_rules import TokenRules
+from pipeline.runtimes.token_rules import PLAIN, TokenRules
 from pipeline.source.json_files import read_json
 
 if TYPE_CHECKING:
@@ -77,6 +78,22 @@ def read_rules(said: dict[str, Any], vocabulary: int) -> TokenRules:
         # Tokens that the model does not have are not written anyway.
         suppress=_numbers(said, "suppress_tokens"),
         begin_suppress=_numbers(said, "begin_suppress_tokens"),
+    )
+
+
+def rule_names(rules: TokenRules) -> tuple[str, ...]:
+    """Names in `generation_config.json` of the rules that ask for something."""
+    names = {
+        "bad_words": "bad_words_ids",
+        "forced_bos": "forced_bos_token_id",
+        "forced_eos": "forced_eos_token_id",
+        "suppress": "suppress_tokens",
+        "begin_suppress": "begin_suppress_tokens",
+    }
+    return tuple(
+        names.get(field.name, field.name)
+        for field in fields(rules)
+        if getattr(rules, field.name) != getattr(PLAIN, field.name)
     )
 
 

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.bundle.asked_rules import not_heeded, read_rules, read_said, rule_names
 from pipeline.bundle.consumer import has_package, try_in_consumer
 from pipeline.bundle.genai_speech import speech_notes, write_speech
 from pipeline.bundle.generation_settings import read_generation_settings
@@ -220,6 +221,12 @@ def _notes(target: GraphTarget, settings: GenerationSettings) -> list[str]:
         notes.append(
             "the checkpoint names no `eos_token_id`: texts end at their largest length only"
         )
+    said = read_said(target)
+    asked = (*rule_names(read_rules(said, settings.vocabulary)), *not_heeded(said))
+    # The one rule that its own configuration has a word for.
+    lost = [f"`{name}`" for name in asked if name != "repetition_penalty"]
+    if lost:
+        notes.append(f"GenAI does not heed {', '.join(lost)} of generation_config.json")
     if not settings.has_chat:
         notes.append("there is no chat template, so Tokenizer.apply_chat_template cannot be used")
     return notes

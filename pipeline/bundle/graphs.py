@@ -150,7 +150,8 @@ def read_graphs(
     task = find_task(recipe.model.task)
     if task.parts and no_pairs:
         raise RecipeError(
-            f"`{facts.name}/{facts.version}` is an encoder with a decoder: {no_pairs}"
+            f"`{facts.name}/{facts.version}` is an encoder with a decoder: {no_pairs}",
+            hint="export-optimum and export-transformersjs write it",
         )
     known = {target.name: target for target in recipe.targets}
     for name in targets:

@@ -105,7 +105,12 @@ def tell_export(made: Export[Any], *, serve: str = "", is_json: bool) -> None:
         }
         emit(json.dumps(document, indent=2))
         return
-    for line in columns(list(model.values()) for model in models):
+    # A number alone says nothing: `4 bits`, `29 weights`.
+    rows = [
+        [f"{value} {name}" if value.isdigit() else value for name, value in model.items()]
+        for model in models
+    ]
+    for line in columns(rows):
         emit(line)
     for note in made.notes:
         say(f"note: {one_line(note)}")

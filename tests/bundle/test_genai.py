@@ -141,6 +141,17 @@ def _with_generation(**values: Any) -> Any:
     return change
 
 
+def test_rules_that_genai_does_not_follow_are_told(decoder_artifact: Path, tmp_path: Path) -> None:
+    asks = _with_generation(no_repeat_ngram_size=3, repetition_penalty=1.2, guidance_scale=2.0)
+    made = export_genai(
+        remake(decoder_artifact, tmp_path / "asking", asks),
+        tmp_path / "made",
+        targets=["cpu-fp32"],
+    )
+    (note,) = made.notes
+    assert "does not heed `no_repeat_ngram_size`, `guidance_scale` of generation_config" in note
+
+
 def _for_tensorrt(_: Path, document: dict[str, Any]) -> None:
     document["recipe"]["targets"][0]["provider"] = "tensorrt"
 

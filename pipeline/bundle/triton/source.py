@@ -157,7 +157,9 @@ def read_artifact(directory: Path, targets: Sequence[str] = ()) -> ArtifactSourc
         raise RecipeError(
             f"models of task `{task.name}` cannot be served by this: Triton would run one step, and "
             "keeps no cache between requests",
-            hint="`convert export-genai`, `export-openvino` and `export-vllm` hand decoders over to "
+            hint="`convert export-optimum` and `export-transformersjs` hand it over to what runs it"
+            if task.parts
+            else "`convert export-genai`, `export-openvino` and `export-vllm` hand decoders over to "
             "what serves them",
         )
     wanted = [known[name] for name in targets] or list(recipe.targets)
