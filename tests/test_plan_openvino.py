@@ -14,7 +14,7 @@ from pipeline.bundle.consumer import has_package
 from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.recipe import load_recipe_file
 from tests.decoders import build_tiny_llama
-from tests.recipes import write_recipe
+from tests.recipes import FP32, write_recipe
 from tests.trained.lm import byte_tokenizer
 
 if TYPE_CHECKING:
@@ -140,3 +140,24 @@ def test_loadgen_must_be_installed_where_it_is_asked_for(tmp_path: Path, checkpo
         _plan(tmp_path, checkpoint, {}, generation_speed={"server": server})
     assert "recipe.yaml:" in caught.value.where
     assert "convert-pipeline[loadgen]" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"openvino_serving": {"prefix": 4000}}, "a prefix of 4000 tokens"),
+        ({"openvino_serving": {"draft": "./other"}}, "one draft is for all targets"),
+    ],
+)
+def test_limits_of_one_target_are_looked_at_too(
+    tmp_path: Path, checkpoint: Path, own: dict[str, Any], words: str
+) -> None:
+    gates = {
+        "parity": {"cosine_similarity": {"min": 0.8}},
+        "targets": {FP32["name"]: {"checks": own}},
+    }
+    model = {"source": str(checkpoint), "task": "text-generation"}
+    path = write_recipe(tmp_path / "recipe.yaml", checkpoint, model=model, gates=gates)
+    with pytest.raises(RecipeError, match=words) as caught:
+        prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=tmp_path / "store")))
+    assert f"gates.targets.{FP32['name']}.checks.openvino_serving" in caught.value.where

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.candidates import Candidate
+    from pipeline.checks.limits import CheckLimits
     from pipeline.planning.types import Where
     from pipeline.recipe.types import Recipe
     from pipeline.source import Source
@@ -34,13 +35,40 @@ def check_serving(
         RecipeError: naming what does not fit.
         EnvironmentMissing: LoadGen is asked for and is not installed.
     """
-    _check_generator(recipe, where)
     _check_timed(recipe, source, where)
-    limits = recipe.gates.checks.openvino_serving
-    sequence = recipe.shapes.sequence
+    shared = recipe.gates.checks
+    _check_generator(("gates", "checks"), shared, where)
+    _check_texts(("gates", "checks"), shared, recipe, source, candidates, where)
+    for name, own in recipe.gates.targets.items():
+        if own.checks is None:
+            continue
+        place = ("gates", "targets", name, "checks")
+        _check_generator(place, own.checks, where)
+        _check_texts(place, own.checks, recipe, source, candidates, where)
+        serving = own.checks.openvino_serving
+        all_have = shared.openvino_serving.draft if shared.openvino_serving else None
+        if serving is not None and serving.draft not in {None, all_have}:
+            raise RecipeError(
+                "one draft is for all targets",
+                where=where(*place, NAME, "draft"),
+                hint="name it in `gates.checks.openvino_serving`; `openvino_serving: null` leaves the check "
+                "out of a target",
+            )
+
+
+def _check_texts(
+    home: tuple[str, ...],
+    checks: CheckLimits,
+    recipe: Recipe,
+    source: Source,
+    candidates: Mapping[str, Candidate],
+    where: Where,
+) -> None:
+    """Refuse texts that the model, or the draft, has no positions for."""
+    limits, sequence = checks.openvino_serving, recipe.shapes.sequence
     if limits is None or sequence is None:
         return
-    place = ("gates", "checks", NAME)
+    place = (*home, NAME)
     prefix = limits.prefix_of(sequence.max)
     wanted = {
         "tokens": (sequence.opt + limits.tokens, f"prompts of {sequence.opt} tokens and"),
@@ -55,8 +83,9 @@ def check_serving(
                 where=where(*place, key),
                 hint=f"set `{key}` lower",
             )
-    if DRAFT_NAME in candidates:
-        _check_draft(candidates[DRAFT_NAME], source, max(n for n, _ in wanted.values()), where)
+    if DRAFT_NAME in candidates and limits.draft is not None:
+        longest = max(n for n, _ in wanted.values())
+        _check_draft(candidates[DRAFT_NAME], source, longest, where(*place, "draft"))
 
 
 def _check_timed(recipe: Recipe, source: Source, where: Where) -> None:
@@ -71,9 +100,8 @@ def _check_timed(recipe: Recipe, source: Source, where: Where) -> None:
         if speed is None or prompt + speed.tokens <= positions:
             continue
         own = recipe.gates.targets.get(target.name)
-        is_own = (
-            own is not None and own.checks is not None and own.checks.generation_speed is not None
-        )
+        shared = recipe.gates.checks.generation_speed
+        is_own = own is not None and own.checks is not None and speed != shared
         place = ("gates", "targets", target.name) if is_own else ("gates",)
         raise RecipeError(
             f"`generation_speed` times texts of {prompt + speed.tokens} tokens ({prompt} before the "
@@ -85,19 +113,18 @@ def _check_timed(recipe: Recipe, source: Source, where: Where) -> None:
         )
 
 
-def _check_generator(recipe: Recipe, where: Where) -> None:
-    speed = recipe.gates.checks.generation_speed
+def _check_generator(home: tuple[str, ...], checks: CheckLimits, where: Where) -> None:
+    speed = checks.generation_speed
     asks_loadgen = speed is not None and speed.server and speed.server.generator == "loadgen"
     if asks_loadgen and find_package(LOADGEN) is None:
         raise EnvironmentMissing(
             f"`generator: loadgen` needs `{LOADGEN}`, which is not installed",
-            where=where("gates", "checks", "generation_speed", "server", "generator"),
+            where=where(*home, "generation_speed", "server", "generator"),
             hint="pip install 'convert-pipeline[loadgen]', or take `generator: own`",
         )
 
 
-def _check_draft(draft: Candidate, source: Source, longest: int, where: Where) -> None:
-    place = where("gates", "checks", NAME, "draft")
+def _check_draft(draft: Candidate, source: Source, longest: int, place: str) -> None:
     inputs = {tensor.name for tensor in draft.facts.inputs}
     if not any(name.startswith("past_key_values.") for name in inputs):
         raise RecipeError(
