@@ -171,13 +171,10 @@ def observe_moments(
             tensor.name: MomentSums(size, has_products=has_products)
             for tensor, size in zip(part, sizes[start:end], strict=True)
         }
-        before = number * len(samples)
-        _add_all(
-            sums,
-            _runs(runner, samples, inputs, [name for name in sums if name not in inputs], threads),
-            threads,
-            lambda done, before=before: progress(before + done, len(passes) * len(samples)),
-        )
+        computed = [name for name in sums if name not in inputs]
+        runs = _runs(runner, samples, inputs, computed, threads)
+        for done in _added(sums, runs, threads):
+            progress(number * len(samples) + done, len(passes) * len(samples))
         for place, tensor in enumerate(part, start):
             each = sums.pop(tensor.name)
             _write(each, directory, place, has_products=has_products)
@@ -188,13 +185,10 @@ def observe_moments(
     return index
 
 
-def _add_all(
-    sums: Mapping[str, MomentSums],
-    runs: Iterator[dict[str, Array]],
-    threads: int,
-    progress: Callable[[int], None],
-) -> None:
-    """Add the values of every run; each tensor's in their order."""
+def _added(
+    sums: Mapping[str, MomentSums], runs: Iterator[dict[str, Array]], threads: int
+) -> Iterator[int]:
+    """Add the values of every run, each tensor's in their order; yields how many are added."""
 
     def add(name: str, values: Array, sample: int) -> None:
         rows = values.reshape(-1, sums[name].inputs).astype(np.float32, copy=False)
@@ -211,7 +205,7 @@ def _add_all(
         for sample, values in enumerate(runs):
             for future in [pool.submit(add, name, values[name], sample) for name in sums]:
                 future.result()
-            progress(sample + 1)
+            yield sample + 1
 
 
 def _write(sums: MomentSums, directory: Path, place: int, *, has_products: bool) -> None:
