@@ -110,9 +110,11 @@ def _of(
 
 def _held(kind: str, gates: list[PlacedGate]) -> HeldGates:
     shares = [
-        each.gate.measured / limit
+        share
         for each in gates
-        if each.gate.measured is not None and (limit := limit_of(each.gate))
+        if each.gate.measured is not None
+        and (limit := limit_of(each.gate))
+        and (share := _taken(each.gate.metric, each.gate.measured, limit)) is not None
     ]
     return HeldGates(
         kind=kind,
@@ -120,3 +122,10 @@ def _held(kind: str, gates: list[PlacedGate]) -> HeldGates:
         limited=sum(each.gate.limit != ONLY_MEASURED for each in gates),
         closest=max(shares, default=None),
     )
+
+
+def _taken(metric: str, measured: float, limit: float) -> float | None:
+    """The share of a limit that is taken; a perplexity over the checkpoint's begins at 1."""
+    if not metric.endswith(".perplexity"):
+        return measured / limit
+    return max(measured - 1.0, 0.0) / (limit - 1.0) if limit > 1.0 else None

@@ -146,7 +146,7 @@ def _warnings(report: Report) -> Section | None:
 
 def _targets(report: Report) -> Section | None:
     rows = [_target_row(row) for row in summarise(report)]
-    columns = ("Target", "Verdict", "Precision", "Size>", "Worst cosine>", "Speedup>", "Notes")
+    columns = ("Target", "Verdict", "Precision", "Size>", "Worst cosine>", "Speed>", "Notes")
     return table("Targets", columns, rows)
 
 

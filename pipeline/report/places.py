@@ -48,7 +48,7 @@ def gate_key_path(report: Report, gate: GateResult) -> tuple[str | int, ...]:
         prefix = ("gates", "targets", gate.target)
     if gate.verdict == "not_run" and section == "stages":
         return (*prefix, section, gate.node.partition("@")[0])
-    if gate.verdict == "not_run":
+    if gate.verdict == "not_run" and section in RECIPE_SECTIONS:
         return ("gates", "allow_not_run")
     if section == "speed":
         return (*prefix, section, "min_speedup_over_reference")

@@ -169,6 +169,7 @@ class TargetReport(Frozen):
             their names.
         weights: What the last model of each component is made of; empty when no stage said it.
         checks: What else was looked at.
+        left_out_checks: Names of checks that the recipe leaves out and that would have looked at it.
     """
 
     name: str
@@ -183,6 +184,7 @@ class TargetReport(Frozen):
     nodes: tuple[str, ...] = ()
     weights: tuple[WeightPart, ...] = ()
     checks: tuple[CheckEntry, ...] = ()
+    left_out_checks: tuple[str, ...] = ()
 
 
 class TorchRun(Frozen):

@@ -31,7 +31,7 @@ MAX_LISTED = 6
 MAX_OF_CAUSE = 2
 """Broken gates below a finding that no gate accuses."""
 
-MAX_LINE = 200
+MAX_LINE = 280
 """Characters."""
 
 MAX_FINDING = 400

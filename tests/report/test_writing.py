@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.report import render_html, render_terminal_summary
 from pipeline.report.figures import TIMES as TIMES_SIGN
+from pipeline.report.gate_groups import gate_groups
 from pipeline.report.markdown import render_markdown
 from pipeline.report.printable import printable
 from pipeline.report.schema import CheckEntry, Report
@@ -173,3 +174,18 @@ def test_nothing_measured_is_no_section() -> None:
     assert writing_of(printable(example_report("passed"))) is None
     assert 'id="writing"' not in render_html(example_report("passed"))
     assert 'id="writing"' not in render_html(timed({}))
+
+
+def test_what_a_perplexity_takes_of_its_limit_is_counted_from_one() -> None:
+    report = example_report("passed")
+    gate = report.gates[0].model_copy(
+        update={
+            "gate": "generation",
+            "metric": "fuse.perplexity",
+            "measured": 1.01,
+            "limit": "<= 1.05",
+            "verdict": "passed",
+        }
+    )
+    (held,) = gate_groups(report.model_copy(update={"gates": (gate,)})).held
+    assert held.closest == pytest.approx(0.2)
