@@ -19,6 +19,7 @@ from pipeline.environment import code_digest, cores, installed_onnxruntime
 from pipeline.errors import ArtifactError, PipelineError
 from pipeline.hashing import tagged_digest
 from pipeline.planning import build_plan, plan_status
+from pipeline.planning.foreseen import foreseen
 from pipeline.publish import (
     AlreadyPublished,
     artifact_directory,
@@ -124,7 +125,7 @@ def prepare_plan(
         loaded: The recipe with its positions.
         store: Where results are, and what is known of files.
         must_rehash: Ignore the memory of source digests.
-        note: Is told, a line at a time, what is fetched.
+        note: Is told, a line at a time, what is fetched, and what will fail whatever is computed.
 
     Raises:
         RecipeError: what the recipe asks for is impossible.
@@ -150,6 +151,8 @@ def _prepare_plan(
     memory = DigestMemory(store.root / "digests.json", is_fresh=must_rehash)
     plan = resolve_plan(loaded, memory, note=note)
     memory.save()  # a recipe that is refused leaves nothing behind
+    for sentence in foreseen(plan):
+        note(f"note: {sentence}")
     return plan
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.build import BuildOptions, open_store, prepare_plan
 from pipeline.data_source import resolve_data
 from pipeline.digest_memory import DigestMemory
+from pipeline.environment import nvidia_driver_version
 from pipeline.errors import (
     ArtifactError,
     DigestMismatch,
@@ -22,7 +24,7 @@ from pipeline.planning import Plan, build_plan
 from pipeline.recipe import load_recipe_file
 from pipeline.resolving import resolve_plan
 from pipeline.source import resolve_source
-from tests.recipes import RTX, write_recipe
+from tests.recipes import FP32, RTX, write_recipe
 
 BUILTIN = {"source": "builtin:stdlib-docstrings", "samples": 4}
 STATIC = {"mode": "static"}
@@ -267,7 +269,9 @@ def test_full_tensorrt_needs_its_package_and_then_a_gpu(
 def test_full_tensorrt_has_no_list_of_compute_capabilities(
     tmp_path: Path, sentence_encoder: Path
 ) -> None:
-    with pytest.raises(RecipeError, match="compute_capability: unknown key"):
+    with pytest.raises(
+        RecipeError, match="compute_capability: a target of `runtime: tensorrt` has no such key"
+    ):
         _plan(tmp_path, sentence_encoder, **FULL, compute_capability=["sm89"])
 
 
@@ -362,3 +366,37 @@ def test_a_recipe_in_a_report_is_read_again_as_it_was(
     )
     written = loaded.recipe.model_dump_json()
     assert type(loaded.recipe).model_validate_json(written) == loaded.recipe
+
+
+@pytest.mark.skipif(bool(nvidia_driver_version()), reason="with a driver it may run here")
+@pytest.mark.parametrize(
+    ("allowed", "words"),
+    [
+        (
+            [],
+            "device_parity and speed cannot be judged here, as this machine has no NVIDIA driver",
+        ),
+        (["device_parity"], "`rtx-fp16` will fail in the end: speed cannot be judged here"),
+        (["device_parity", "speed"], ""),
+    ],
+)
+def test_gates_that_cannot_be_run_and_must_be_are_told_at_once(
+    tmp_path: Path, sentence_encoder: Path, allowed: list[str], words: str
+) -> None:
+    gates = {
+        "parity": {"cosine_similarity": {"min": 0.9}},
+        "speed": {"min_speedup_over_reference": 1.0},
+        "allow_not_run": allowed,
+    }
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        sentence_encoder,
+        targets=[FP32, RTX],
+        gates=gates,
+        benchmark={"launches": 3},
+    )
+    notes: list[str] = []
+    store = open_store(BuildOptions(store=tmp_path / "store"))
+    prepare_plan(load_recipe_file(recipe), store, note=notes.append)
+    assert len(notes) == bool(words)
+    assert words in "".join(notes)
