@@ -311,6 +311,7 @@ def _target_report(
             )
             for check in target.checks
         ),
+        left_out_checks=target.left_out_checks,
     )
 
 

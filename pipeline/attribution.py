@@ -54,7 +54,7 @@ def _findings(
 ) -> Iterator[Finding]:
     for target in targets:
         failed = _broken(target.name, gates)
-        accused = {gate.node for gate in failed if gate.node}
+        accused = {gate.node for gate in failed if gate.node and gate.verdict != "not_run"}
         first = next(
             (link for link in target.parity if link.failure or link.node in accused), None
         )

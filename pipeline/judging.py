@@ -23,13 +23,14 @@ from pipeline.parity.gates import (
 )
 from pipeline.parity.quality.names import OF_ANSWERS
 from pipeline.parity.stage_gates import JudgedGraph, judge_left_out, judge_stage
+from pipeline.parity.types import GateResult
 from pipeline.report.summary import delivered, node_names
 from pipeline.tasks import find_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from pipeline.parity.types import GateResult, NoiseFloor
+    from pipeline.parity.types import NoiseFloor
     from pipeline.recipe.types import Gates
     from pipeline.report.schema import NodeReport, Report, TargetReport
 
@@ -203,6 +204,7 @@ def _check_results(
 ) -> Iterator[GateResult]:
     """What each check found; one that could not be run has failed as a stage."""
     arithmetic = {link.node: link.arithmetic for link in target.parity}
+    yield from _left_out_checks(target, gates)
     for entry in target.checks:
         check, limits = find_check(entry.check), getattr(gates.checks, entry.check, None)
         node = nodes[entry.node]
@@ -219,6 +221,27 @@ def _check_results(
             floors=_floors(report, entry.component),
         )
         yield from check.judge(measured, limits)
+
+
+def _left_out_checks(target: TargetReport, gates: Gates) -> Iterator[GateResult]:
+    """Checks that the build did not do: no pass, and accepted where the recipe leaves them out too."""
+    for name in target.left_out_checks:
+        check = find_check(name)
+        if check is None or check.explains:
+            continue
+        is_allowed = getattr(gates.checks, name) is None
+        why = "" if is_allowed else "; now it does not"
+        yield GateResult(
+            gate=name,
+            target=target.name,
+            metric=name,
+            measured=None,
+            limit="what it asks",
+            verdict="not_run",
+            reason=f"`gates.checks.{name}: null` leaves it out{why}",
+            is_allowed=is_allowed,
+            is_proxy=bool(target.proxy),
+        )
 
 
 def _has_failed_benchmark(report: Report, target: TargetReport) -> bool:

@@ -77,6 +77,10 @@ def test_the_plan_says_what_is_left_out(tmp_path: Path, checkpoint: Path) -> Non
         "not run: `export` of `cpu-int4`: `gates.stages.export: null` leaves its comparison with the "
         "checkpoint out, and with it `generation`" in text
     )
+    assert "not run: check `companions`" not in text
+    recipe = _write(tmp_path, checkpoint, LEFT_OUT | {"checks": {"packing": None}})
+    text = run_convert("plan", str(recipe), cwd=tmp_path).stdout
+    assert "not run: check `packing` of `cpu-int4`: `gates.checks.packing: null`" in text
     found = json.loads(run_convert("plan", str(recipe), "--json", cwd=tmp_path).stdout)
     assert [each["stage"] for each in found["left_out"]] == ["export", "quantize_weights"]
 
@@ -101,20 +105,24 @@ def test_what_is_delivered_is_always_compared(
 def test_a_build_reports_what_it_left_out_and_another_judge_does_not_accept_it(
     tmp_path: Path, checkpoint: Path
 ) -> None:
-    gates = LEFT_OUT | {"checks": {"layers": None}}
+    # Of these two, one only explains failures.
+    gates = LEFT_OUT | {"checks": {"layers": None, "packing": None}}
     recipe = load_recipe_file(_write(tmp_path, checkpoint, gates, benchmark=None))
     result = build(recipe, BuildOptions(output=tmp_path / "out", store=tmp_path / "store"))
     assert result.verdict == "passed", result.reasons
     report = load_report(result.directory / "report.json")
-    unrun = {gate.node: gate for gate in report.gates if gate.verdict == "not_run"}
-    assert set(unrun) == {"export", "quantize_weights"}
-    assert all(gate.is_allowed for gate in unrun.values())
+    unrun = [gate for gate in report.gates if gate.verdict == "not_run"]
+    assert [gate.metric for gate in unrun] == ["export.noise", "quantize_weights.noise", "packing"]
+    assert all(gate.is_allowed for gate in unrun)
     for name in ("report.md", "report.html"):
         text = (result.directory / name).read_text(encoding="utf-8")
         assert "gates.stages.export: null" in text, name
+        assert "gates.checks.packing: null" in text, name
     anew = judged(report, Gates.model_validate(PARITY), declared={})
     assert anew.verdict == "failed"
     assert any("does not leave `export` out" in reason for reason in anew.reasons)
+    assert any("null` leaves it out; now it does not" in reason for reason in anew.reasons)
+    assert not anew.findings  # nothing accuses what nobody looked at
 
 
 def test_what_does_not_fit_is_named_with_the_lines_that_leave_it_out(

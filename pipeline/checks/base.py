@@ -158,6 +158,7 @@ class Check:
         judge: The numbers against the limits. Pure; imports nothing heavy.
         is_run: Whether it runs the graph that it looks at. Then it is left out with the comparison of
             that graph (`gates.stages`).
+        explains: It only explains failures: left out, it leaves no question open.
     """
 
     name: str
@@ -165,6 +166,7 @@ class Check:
     plan: Callable[[Subject, Any], Iterable[PlannedCheck]]
     judge: Callable[[Measured, Any], tuple[GateResult, ...]]
     is_run: bool = False
+    explains: bool = False
 
 
 AnyLimits: TypeAlias = Any

@@ -98,4 +98,6 @@ def _judge(measured: Measured, limits: LayerLimits) -> tuple[GateResult, ...]:
     return ()
 
 
-LAYERS = Check(name=NAME, stage=COMPARE_LAYERS, plan=_plan, judge=_judge, is_run=True)
+LAYERS = Check(
+    name=NAME, stage=COMPARE_LAYERS, plan=_plan, judge=_judge, is_run=True, explains=True
+)

@@ -63,4 +63,4 @@ def _judge(measured: Measured, limits: SensitivityLimits) -> tuple[GateResult, .
     return ()
 
 
-SENSITIVITY_CHECK = Check(name=NAME, stage=SENSITIVITY, plan=_plan, judge=_judge)
+SENSITIVITY_CHECK = Check(name=NAME, stage=SENSITIVITY, plan=_plan, judge=_judge, explains=True)

@@ -124,6 +124,10 @@ def _print_left_out(plan: Plan) -> None:
     for target in plan.targets:
         for each in target.left_out:
             emit(f"not run: `{each.stage}` of `{target.name}`: {each.reason}")
+        for name in target.left_out_checks:
+            emit(
+                f"not run: check `{name}` of `{target.name}`: `gates.checks.{name}: null` leaves it out"
+            )
 
 
 def _state(status: NodeStatus) -> str:
@@ -152,6 +156,12 @@ def _document(planned: Sequence[Planned]) -> dict[str, object]:
             for _, plan, _ in planned
             for target in plan.targets
             for each in target.left_out
+        ],
+        "left_out_checks": [
+            {"recipe": plan.recipe.name, "target": target.name, "check": name}
+            for _, plan, _ in planned
+            for target in plan.targets
+            for name in target.left_out_checks
         ],
         "nodes": [
             _node_json(status, plan.recipe.name)

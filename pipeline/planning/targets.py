@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from pipeline.checks.base import Link, Subject
 from pipeline.checks.catalogue import CHECKS
@@ -44,21 +44,41 @@ class Measures:
     is_diagnosing: bool = False
 
 
+@dataclass(slots=True, kw_only=True)
+class _Looks:
+    """What is looked at besides comparisons, and what the recipe leaves out."""
+
+    checks: list[TargetCheck] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    omitted: list[str] = field(default_factory=list)
+
+    def add(self, other: _Looks) -> None:
+        """Those of another component."""
+        self.checks += other.checks
+        self.left_out += other.left_out
+        self.omitted += other.omitted
+
+    def fields(self) -> dict[str, Any]:
+        """As a `TargetPlan` has them."""
+        return {
+            "checks": tuple(self.checks),
+            "left_out": tuple(self.left_out),
+            "left_out_checks": tuple(dict.fromkeys(self.omitted)),
+        }
+
+
 def with_diagnosis(
     target: TargetPlan, builder: Builder, recipe: Recipe, task: Task, measures: Measures
 ) -> TargetPlan:
     """The target with the checks that explain its failure."""
     builder.prefix = target.name
     limits = recipe.gates.of(target.name).checks
-    checks: list[TargetCheck] = []
-    left_out: list[LeftOut] = []
+    looks = _Looks()
     for component in target.chain.models:
-        found, others = _plan_checks(
-            component, target.chain, builder, task, limits, measures, target.left_out
+        looks.add(
+            _plan_checks(component, target.chain, builder, task, limits, measures, target.left_out)
         )
-        checks += found
-        left_out += others
-    return replace(target, checks=tuple(checks), left_out=tuple(left_out))
+    return replace(target, **looks.fields())
 
 
 def plan_target(
@@ -73,8 +93,7 @@ def plan_target(
     gates = recipe.gates.of(name)
     validations = {}
     benchmarks = {}
-    checks: list[TargetCheck] = []
-    left_out: list[LeftOut] = []
+    looks = _Looks()
     for component, links in chain.models.items():
         found = []
         missing = _left_out(component, links, builder, gates)
@@ -103,11 +122,7 @@ def plan_target(
         if device := chain.device_runs.get(component):
             found.append(_on_device(component, device, builder, recipe, measures))
         validations[component] = tuple(found)
-        planned, missing = _plan_checks(
-            component, chain, builder, task, gates.checks, measures, missing
-        )
-        checks += planned
-        left_out += missing
+        looks.add(_plan_checks(component, chain, builder, task, gates.checks, measures, missing))
         options = recipe.benchmark
         runtime = "tensorrt" if device and device.provider is None else chain.runtime
         if runtime is not None and options is not None:
@@ -141,8 +156,7 @@ def plan_target(
         chain=chain,
         validations=validations,
         benchmarks=benchmarks,
-        checks=tuple(checks),
-        left_out=tuple(left_out),
+        **looks.fields(),
     )
 
 
@@ -212,8 +226,8 @@ def _plan_checks(
     limits: CheckLimits,
     measures: Measures,
     left_out: Sequence[LeftOut],
-) -> tuple[list[TargetCheck], tuple[LeftOut, ...]]:
-    """The checks of a component, and the graphs that are left out with the checks that want them."""
+) -> _Looks:
+    """The checks of a component, and what is left out."""
     links = chain.models[component]
     drafts = [builder.drafts[link.node.node] for link in links]
     subject = Subject(
@@ -237,10 +251,13 @@ def _plan_checks(
         sources=builder.evaluation_samples() if task.parts else None,
         device=chain.device_runs.get(component),
     )
-    checks = []
+    looks = _Looks()
     skipped: dict[NodeRef, list[str]] = {each.link.node: [] for each in left_out}
     for check in CHECKS:
         own = getattr(limits, check.name)
+        usual = type(limits).model_fields[check.name].default
+        if own is None and usual is not None and any(check.plan(subject, usual)):
+            looks.omitted.append(check.name)
         for wanted in check.plan(subject, own) if own is not None else ():
             if check.is_run and wanted.link.node in skipped:
                 skipped[wanted.link.node].append(check.name)
@@ -252,10 +269,12 @@ def _plan_checks(
                 component=component,
                 label=wanted.link.stage,
             )
-            checks.append(
+            looks.checks.append(
                 TargetCheck(check=check.name, component=component, of=wanted.link.node, node=node)
             )
-    mine = (each for each in left_out if each.component == component)
-    return checks, tuple(
-        replace(each, checks=tuple(dict.fromkeys(skipped[each.link.node]))) for each in mine
-    )
+    looks.left_out = [
+        replace(each, checks=tuple(dict.fromkeys(skipped[each.link.node])))
+        for each in left_out
+        if each.component == component
+    ]
+    return looks

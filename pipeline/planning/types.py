@@ -123,6 +123,7 @@ class TargetPlan:
         benchmark: Component -> node that times it; empty when the target cannot run here.
         checks: What else is looked at.
         left_out: Graphs that are not run, as the recipe says.
+        left_out_checks: Names of checks that are not done, as the recipe says.
     """
 
     name: str
@@ -131,6 +132,7 @@ class TargetPlan:
     benchmarks: Mapping[str, NodeRef]
     checks: tuple[TargetCheck, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    left_out_checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
