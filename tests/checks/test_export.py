@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.large_llama import SIZES, write_large_llama
 from pipeline.checks.base import Measured
 from pipeline.checks.export import EXPORT_CHECK, ExportLimits
+from pipeline.graph.files import load_graph_only, save_ir_model
+from pipeline.graph.stored_weights import use_stored_weights
+from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 from pipeline.stages.check_export import CHECK_EXPORT, CheckExportConfig
 from pipeline.stages.export import EXPORT, ExportConfig
 from tests.mutants.bench import Context
@@ -80,6 +84,37 @@ def test_one_number_that_differs_is_found(
     assert result.layer == name
     assert "1 of " in result.reason
     assert not _failed(facts, ExportLimits(changed_parameters=None))
+
+
+def test_weights_outside_are_compared_turned_and_in_16_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head of a large decoder is written transposed, under another name, and as it is stored."""
+    monkeypatch.setattr("pipeline.stages.export.INLINE_LIMIT_BYTES", 0)
+    monkeypatch.setitem(save_ir_model.__kwdefaults__, "inline_limit_bytes", 0)
+    monkeypatch.setitem(use_stored_weights.__kwdefaults__, "limit", 0)
+    source = write_large_llama(tmp_path / "llama", SIZES["tiny"], dtype="bfloat16")
+    model = tmp_path / "model"
+    model.mkdir()
+    config = ExportConfig(task="text-generation", component="model")
+    EXPORT.run(config, {"checkpoint": source}, model, Context(tmp_path))
+    graph = load_graph_only(model / MODEL_FILE).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    (head,) = (t for t in stored.values() if list(t.dims) == [64, 320])
+    assert "." not in head.name
+    assert head.data_type == head.BFLOAT16
+    facts = _measure(model, source, tmp_path)
+    assert facts["parameters"]["compared"] >= 2
+    assert not _failed(facts, ExportLimits())
+    place = next(int(entry.value) for entry in head.external_data if entry.key == "offset")
+    with (model / EXTERNAL_DATA_FILE).open("r+b") as file:
+        file.seek(place)
+        (first,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([first ^ 1]))
+    (result,) = _failed(_measure(model, source, tmp_path), ExportLimits())
+    assert result.metric == "export.changed_parameters"
+    assert "1 of 20,480 numbers" in result.reason
 
 
 def test_another_opset_than_was_asked_for_is_found(
