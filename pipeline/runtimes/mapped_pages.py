@@ -21,7 +21,7 @@ MOST_BYTES: Final = 1 << 29
 """Of mapped files, above which pages are given back."""
 
 _INTERVAL_S: Final = 0.02
-_MAPS: Final = Path("/proc/self/maps")
+_MAPS: Final = Path("/proc/self/smaps")
 _PAGES: Final = Path("/proc/self/statm")
 _SHARED: Final = 2
 """Place of the resident pages of files among the numbers of `_PAGES` (`man 5 proc_pid_statm`)."""
@@ -31,7 +31,7 @@ _SHARED: Final = 2
 def few_pages(files: Collection[Path], *, most_bytes: int = MOST_BYTES) -> Iterator[None]:
     """While this lasts, pages of these files are given back whenever too many are in memory.
 
-    Only what is mapped for reading is touched. Without `/proc` nothing is done.
+    Only what nobody has written to is touched. Without `/proc` nothing is done.
 
     Args:
         files: Which may be mapped, now or later; those that are not there are left out.
@@ -58,17 +58,30 @@ def few_pages(files: Collection[Path], *, most_bytes: int = MOST_BYTES) -> Itera
 
 
 def give_back(files: Collection[str]) -> int:
-    """Give all pages of some files back, by real path; bytes that were mapped of them."""
+    """Give all pages of some files back, by real path; bytes that were mapped of them.
+
+    What was written to holds numbers that the file does not, and stays. Libraries map weights so that
+    they may be written to (ONNX Runtime 1.31 does), whether they are or not: the kernel knows.
+    """
     libc, total = ctypes.CDLL(None), 0
-    for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
-        parts = line.split(maxsplit=5)
-        # What may be written to could hold numbers that the file does not.
-        if len(parts) != 6 or parts[5] not in files or "w" in parts[1]:
-            continue
-        begin, end = (int(part, 16) for part in parts[0].split("-"))
+    for begin, end in _untouched(files):
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
         total += end - begin
     return total
+
+
+def _untouched(files: Collection[str]) -> Iterator[tuple[int, int]]:
+    """Where these files are mapped and no page is anybody's own (`man 5 proc_pid_smaps`)."""
+    place: tuple[int, int] | None = None
+    for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            parts = rest.split(maxsplit=4)
+            is_wanted = len(parts) == 5 and parts[4] in files
+            begin, _, end = name.partition("-")
+            place = (int(begin, 16), int(end, 16)) if is_wanted else None
+        elif name == "Anonymous:" and place is not None and rest.split()[0] == "0":
+            yield place
 
 
 def _resident_bytes() -> int:

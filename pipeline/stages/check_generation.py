@@ -264,7 +264,7 @@ def _greedy(
 
 CHECK_GENERATION = Stage(
     name="check_generation",
-    version=1,
+    version=2,
     footprint=Footprint(
         base_mib=450,
         memory_per_weight=3.5,

@@ -83,7 +83,7 @@ PACK_WEIGHTS = Stage(
     footprint=Footprint(
         base_mib=700,
         memory_per_weight=1.5,
-        memory_outside=0.25,
+        memory_outside=0.1,
         disk_per_weight=0.3,
         memory_to_run=0.16,
     ),

@@ -245,7 +245,8 @@ QUANTIZE_WEIGHTS = Stage(
     footprint=Footprint(
         base_mib=400,
         memory_per_weight=2.0,
-        memory_outside=0.3,
+        memory_outside=0.16,
+        memory_per_largest=2.2,
         disk_per_weight=0.3,
         memory_to_run=0.35,
     ),

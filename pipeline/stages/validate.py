@@ -93,7 +93,7 @@ def _weights(model: Path) -> list[JSON]:
 
 VALIDATE = Stage(
     name="validate",
-    version=5,
+    version=6,
     footprint=Footprint(
         base_mib=150,
         memory_per_weight=2.8,

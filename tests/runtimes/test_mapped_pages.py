@@ -95,6 +95,23 @@ def test_pages_of_a_file_are_given_back_and_nothing_else(tmp_path: Path) -> None
     assert _resident(read) == 0
     assert int(read.sum()) == 1 << 22
     assert int(written.sum()) == 2 << 22
+    del written
+    may_be_written = np.memmap(file, np.uint8, mode="c")
+    assert int(may_be_written.sum()) == 1 << 22
+    assert give_back({str(file.resolve())}) == 2 << 22
+    assert _resident(may_be_written) == 0
+
+
+def test_what_onnx_runtime_maps_is_given_back(tmp_path: Path) -> None:
+    weights = {name: random(SIZE, SIZE, seed=n) for n, name in enumerate(("first", "second"))}
+    model = load_ir_model(write(tmp_path / "inline", parse(GRAPH, weights)))
+    save_ir_model(model, tmp_path, inline_limit_bytes=0)
+    data = tmp_path / EXTERNAL_DATA_FILE
+    runner = OnnxRuntimeRunner(tmp_path / MODEL_FILE, optimizations="all", threads=1)
+    with runner.leaving_weights() as loaded:
+        expected = loaded.run({"x": random(3, SIZE)})["y"]
+        assert give_back({str(data.resolve())}) >= 2 * 4 * SIZE * SIZE
+        np.testing.assert_array_equal(loaded.run({"x": random(3, SIZE)})["y"], expected)
 
 
 def test_pages_are_given_back_while_somebody_else_works(tmp_path: Path) -> None:
