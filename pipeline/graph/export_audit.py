@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline.graph.files import load_ir_model
-from pipeline.graph.large_weights import LARGE_BYTES, has_outside_weights, release_weight
+from pipeline.graph.large_weights import LARGE_BYTES, has_outside_weights, release_weight, turned
 from pipeline.runtimes.mapped_pages import few_pages
 from pipeline.stages.base import EXTERNAL_DATA_FILE
 
@@ -109,7 +109,10 @@ def _parameters(model: ir.Model) -> Iterator[tuple[str, Sequence[NDArray[Any]]]]
         if "." not in name and not may_be_turned:
             continue
         array = tensor.numpy()
-        yield name, (array, array.T) if may_be_turned else (array,)
+        if "." not in name:
+            yield name, (turned(array.T), array)
+        else:
+            yield name, (array, array.T) if may_be_turned else (array,)
         del array
         release_weight(tensor)
 
