@@ -220,6 +220,8 @@ def choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, ..
         check_keeps_cache(source.config, task)
     elif fitting:
         task = fitting[0]
+        if not task.head_suffixes:
+            _require_no_lost_decoder(source, task)
     else:
         classes = source.config.get("architectures")
         names = ", ".join(map(str, classes)) if isinstance(classes, list) and classes else ""
@@ -231,6 +233,21 @@ def choose_task(source: Source, asked: str | None) -> tuple[Task, tuple[Task, ..
             "encoder, and most need a head of their own, such as ...ForSequenceClassification",
         )
     return task, tuple(other for other in fitting if other.name != task.name)
+
+
+def _require_no_lost_decoder(source: Source, left: Task) -> None:
+    """Refuse to take a model that writes text for one that gives features, unless that is asked for.
+
+    Raises:
+        RecipeError: it was saved to write text, and cannot be converted for that.
+    """
+    for task in fitting_tasks(source.config):
+        if task.has_cache and task.head_suffixes:
+            try:
+                check_keeps_cache(source.config, task)
+            except RecipeError as err:
+                hint = f"`--task {left.name}` converts the model without its head"
+                raise RecipeError(err.message, where="MODEL", hint=f"{err.hint}; {hint}") from err
 
 
 def _require_pairs(task: Task, options: DraftOptions) -> None:

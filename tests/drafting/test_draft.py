@@ -255,6 +255,19 @@ def test_when_no_task_fits_the_class_is_named(draft: Drafter, classifier: Path) 
         draft("./odd")
 
 
+def test_a_decoder_that_cannot_be_is_not_taken_for_an_encoder(
+    draft: Drafter, classifier: Path
+) -> None:
+    shutil.copytree(classifier, "states")
+    config = json.loads(Path("states/config.json").read_text())
+    config |= {"architectures": ["MambaForCausalLM"], "model_type": "mamba"}
+    Path("states/config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match="keep a state") as caught:
+        draft("./states")
+    assert "--task feature-extraction" in caught.value.hint
+    assert draft("./states", task="feature-extraction").other_tasks == ()
+
+
 def test_a_sentence_encoder_saved_with_a_head_is_a_sentence_encoder(
     draft: Drafter, sentence_encoder: Path
 ) -> None:
