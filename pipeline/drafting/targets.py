@@ -97,7 +97,7 @@ def candidates(
                 "name": "cpu-int4",
                 "runtime": "onnxruntime",
                 "precision": "int4",
-                "quantization": {"mode": "weight_only"},
+                "quantization": {"mode": "weight_only", "block_size": 64, "symmetric": False},
             },
             purpose="the smallest weights, which is what decoding waits for",
             parity=parity_limits(task, "int4"),
