@@ -95,7 +95,10 @@ def test_no_recipe_is_drafted_for_it(tmp_path: Path) -> None:
     )
     with pytest.raises(RecipeError, match="linear_attention"):
         choose_task(source, "text-generation")
-    task, others = choose_task(source, None)
+    with pytest.raises(RecipeError, match="linear_attention") as caught:
+        choose_task(source, None)
+    assert "--task feature-extraction" in caught.value.hint
+    task, others = choose_task(source, "feature-extraction")
     assert "text-generation" not in {each.name for each in (task, *others)}
 
 
