@@ -176,6 +176,10 @@ class WorkerProcess:
         for reader in self._readers:
             reader.join(timeout=5)  # a process that left the group holds a pipe open
         self._close_control()
+        done_kib = self._last_event.get("peak_kib", 0)  # only a worker that is done says it
+        if memory_limit_mib and done_kib >> 10 > memory_limit_mib and not self._stop_reason[0]:
+            # It was over between two looks, and has ended since: whether it passes is no matter of luck.
+            self._stop_reason = _over_memory(done_kib >> 10, memory_limit_mib, limit_keys[1])
         return self._ending(ended, wall_time_s, memory_limit_mib)
 
     def _wait(
@@ -196,10 +200,7 @@ class WorkerProcess:
             pid = self._child.pid() if memory_limit_mib else None
             resident_mib = _group_resident_mib(pid) if pid else 0
             if memory_limit_mib and resident_mib > memory_limit_mib:
-                self._stop_reason = (
-                    f"it used {resident_mib:,} MiB, more than its limit of {memory_limit_mib:,} MiB",
-                    f"raise `{memory_key}`, or make `shapes` smaller",
-                )
+                self._stop_reason = _over_memory(resident_mib, memory_limit_mib, memory_key)
                 self.kill()
             elif time.monotonic() > deadline:
                 self._stop_reason = (
@@ -213,8 +214,9 @@ class WorkerProcess:
     def _ending(self, ended: Exit, wall_time_s: float, memory_limit_mib: int | None) -> Ending:
         code = ended.code
         event = self._last_event
-        facts = event.get("facts") if event.get("event") == "done" and code == 0 else None
         message, hint = self._stop_reason
+        is_done = event.get("event") == "done" and code == 0 and not message
+        facts = event.get("facts") if is_done else None
         where, signal_name, exit_code = "", "", 3
         if code < 0:
             signal_name = signal.Signals(-code).name
@@ -252,6 +254,14 @@ class WorkerProcess:
     def _close_control(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._control.close()
+
+
+def _over_memory(used_mib: int, limit_mib: int, key: str) -> tuple[str, str]:
+    """Why a stage failed that used too much, and what to do."""
+    return (
+        f"it used {used_mib:,} MiB, more than its limit of {limit_mib:,} MiB",
+        f"raise `{key}`, or make `shapes` smaller",
+    )
 
 
 def _signal_hint(name: str, peak_mib: int, limit_mib: int | None) -> str:

@@ -145,6 +145,18 @@ def test_a_stage_past_its_memory_is_stopped(tmp_path: Path, sentence_encoder: Pa
     assert "limits.memory_mib" in failure.hint
 
 
+def test_a_stage_that_was_past_its_memory_between_two_looks_has_failed(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run.process._group_resident_mib", lambda _: 0)
+    run = _Run(tmp_path, sentence_encoder, limits={"memory_mib": 150})
+    outcomes = run.execute()
+    failure = outcomes["export"].failure
+    assert failure is not None
+    assert "more than its limit of 150 MiB" in failure.message
+    assert failure.hint.startswith("raise `limits.memory_mib`")
+
+
 def test_a_stage_with_limits_of_its_own_is_stopped_by_them(
     tmp_path: Path, sentence_encoder: Path
 ) -> None:
