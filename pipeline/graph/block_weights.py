@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline.errors import ArtifactError
-from pipeline.graph.joined_products import parts_of
+from pipeline.graph.joined_products import joined_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +135,7 @@ def _packed_weights(node: ir.Node, path: Path) -> Iterator[BlockWeight]:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(outputs, -1)
     integers = (packed[:, :inputs] - (1 << (bits - 1))).astype(np.int8)
     scales = scale.const_value.numpy().astype(np.float32).reshape(outputs, -1)
-    parts, start = parts_of(node), 0
+    parts, start = joined_parts(node), 0
     for name, count in parts:
         rows = slice(start, start + count)
         start += count

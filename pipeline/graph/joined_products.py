@@ -89,7 +89,7 @@ def join_products(model: ir.Model) -> Outcome:
     return outcome
 
 
-def parts_of(node: ir.Node) -> tuple[tuple[str, int], ...]:
+def joined_parts(node: ir.Node) -> tuple[tuple[str, int], ...]:
     """Name of the result and number of outputs of each product that is in one; itself when it is alone."""
     output = node.outputs[0]
     whole = ((str(output.name), int_attribute(node, "N", 0)),)
