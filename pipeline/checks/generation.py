@@ -61,6 +61,7 @@ SENTENCES: Final[Mapping[str, str]] = {
     "token_by_token": "read token by token",
     "chunked": "read in chunks",
     "left_padded": "read beside others with padding in front",
+    "batched": "read beside others of one length",
     "padded_sources": "read beside others with longer sources",
     "reordered": "read behind a cache whose rows were exchanged",
     "longest": "at the end of the longest text",
@@ -127,6 +128,7 @@ def _plan(subject: Subject, limits: GenerationLimits) -> Iterator[PlannedCheck]:
                 optimizations=link.model.optimizations,
                 longest=max(2, longest),
                 tokens=limits.tokens,
+                outputs=link.model.outputs,
             ),
             inputs={
                 MODEL_PORT: link.node,
@@ -147,6 +149,8 @@ def _results(measured: Measured, limits: GenerationLimits) -> Iterator[GateResul
         yield measured.result(NAME, "problems", float(len(facts["problems"])), "<= 0", problem)
     for fact in facts["cases"]:
         yield _judge_case(measured, limits, fact)
+    for absent in facts.get("not_run", ()):
+        yield _not_asked(measured, absent)
     if facts["divergence"] is not None:
         yield from _judge_divergence(measured, limits, facts["divergence"])
     if facts["perplexity"] is not None:
@@ -155,6 +159,13 @@ def _results(measured: Measured, limits: GenerationLimits) -> Iterator[GateResul
         rows = [row for row in facts["greedy"] if row["against"] == against]
         if rows:
             yield _judge_greedy(measured, limits, against, rows)
+
+
+def _not_asked(measured: Measured, absent: Mapping[str, str]) -> GateResult:
+    """What makes no sense for this graph: no pass, and nothing to hold against it."""
+    metric = f"logits.{absent['case']}.itself"
+    result = measured.result(NAME, metric, None, "where it can be asked", "")
+    return result.model_copy(update={"verdict": "not_run", "reason": absent["reason"]})
 
 
 def _judge_case(

@@ -253,6 +253,7 @@ def _choose(
                 fed=fed_inputs(task, source),
                 has_sentence=has_sentence(source),
                 renames=renames,
+                config=source.config,
             )
         except RecipeError as error:
             refusals.append(error)

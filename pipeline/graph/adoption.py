@@ -15,6 +15,15 @@ from onnx import TensorProto, helper
 
 from pipeline.candidates.names import quoted
 from pipeline.errors import ArtifactError
+from pipeline.graph.adoption_caches import (
+    PAST_AXES,
+    PRESENT_AXES,
+    past_input,
+    past_node,
+    present_node,
+    present_output,
+    unused_input,
+)
 from pipeline.graph.adoption_shims import (
     FED_TYPES,
     feed_nodes,
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pipeline.candidates.interface import AdoptedInput, AdoptedOutput, Interface
+    from pipeline.candidates.records import AdoptedInput, AdoptedOutput, Interface
 
 _EXTERNAL_KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
 """All keys of an external tensor's entry. Source: onnx/docs/ExternalData.md, onnx 1.23."""
@@ -129,6 +138,12 @@ def adopt_model(model: onnx.ModelProto, interface: Interface) -> None:
     for output in interface.outputs:
         outputs.append(_outer_output(output, known[inner_name(output.name)]))
         after += read_nodes(output, interface)
+    for cache in interface.caches:
+        inputs.append(past_input(cache))
+        outputs.append(present_output(cache))
+        before.append(past_node(cache))
+        after.append(present_node(cache))
+    inputs += [unused_input(name) for name in interface.unused]
     initializers = {tensor.name for tensor in graph.initializer}
     kept = [value for value in graph.input if value.name in initializers]
     nodes = [*before, *graph.node, *after]
@@ -146,7 +161,11 @@ def _rename(graph: onnx.GraphProto, interface: Interface) -> None:
     inputs = {each.given: inner_name(each.name) for each in interface.inputs}
     inputs |= {each.given: inner_name(each.given) for each in interface.supplied}
     outputs = {each.given: inner_name(each.name) for each in interface.outputs}
+    inputs |= {each.given: inner_name(each.name) for each in interface.caches}
+    outputs |= {each.given_present: inner_name(each.present) for each in interface.caches}
     ours = [each.name for each in interface.inputs] + [each.name for each in interface.outputs]
+    ours += [name for each in interface.caches for name in (each.name, each.present)]
+    ours += interface.unused
     # A value inside that happens to have one of our names makes room.
     names = {name: inner_name(f"own.{name}") for name in ours} | outputs | inputs
     for value in graph.output:  # an input that is given out as it is
@@ -178,10 +197,12 @@ def _rename_axes(graph: onnx.GraphProto, interface: Interface) -> None:
     values = {value.name: value for value in (*graph.input, *graph.output)}
     adopted = [(each.name, each.axes) for each in interface.inputs]
     adopted += [(each.name, each.axes) for each in interface.outputs]
+    for each in interface.caches:
+        adopted += [(each.name, PAST_AXES), (each.present, PRESENT_AXES)]
     for own, axes in adopted:
         dims = values[inner_name(own)].type.tensor_type.shape.dim
         for dim, axis in zip(dims, axes, strict=False):
-            if dim.dim_param and axis not in interface.fixed:
+            if dim.dim_param and axis and axis not in interface.fixed:
                 names.setdefault(dim.dim_param, axis)
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:

@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto, helper
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pipeline.candidates.interface import (
+    from pipeline.candidates.records import (
         AdoptedInput,
         AdoptedOutput,
         Interface,
@@ -57,10 +57,14 @@ def feed_nodes(adopted: AdoptedInput, fixed: Mapping[str, int], rank: int) -> It
 
 
 def supply_nodes(supplied: SuppliedInput) -> Iterator[NodeProto]:
-    """An input that no sample has, of the shape of `input_ids`: (batch, sequence)."""
+    """An input that no sample has: of the shape of `input_ids`, (batch, sequence), or a single zero."""
     target = inner_name(supplied.given)
     base = f"{target}.supplied"
     dtype = TensorProto.DataType.Value(supplied.dtype.upper())
+    if supplied.rule == "zero":
+        value = helper.make_tensor("zero", dtype, [1] * supplied.rank, [0])
+        yield helper.make_node("Constant", [], [target], value=value)
+        return
     yield helper.make_node("Shape", [inner_name(_IDS)], [f"{base}.shape"])
     if supplied.rule == "zeros":
         zero = helper.make_tensor("zero", dtype, [1], [0])

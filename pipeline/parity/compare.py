@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.data.decoder_inputs import is_present
+from pipeline.data.decoder_inputs import is_cache, is_present
 from pipeline.parity.metrics import DistanceSums, sum_distances
 from pipeline.parity.types import OutputParity, Parity, SampleMetrics
 from pipeline.tasks import SEQUENCE_AXIS, TOTAL_AXIS
@@ -59,8 +59,11 @@ def check_signature(
         outputs: The graph's outputs.
         sample_inputs: Inputs that the samples can feed, as all samples have them.
         reference_inputs: Inputs that the reference was fed: each one must reach the candidate too.
-        reference_outputs: Outputs that the candidate must have.
+        reference_outputs: Outputs that the candidate must have. Without keys and values among them, it
+            need not take any either.
     """
+    wanted = tuple(reference_outputs)
+    keeps_cache = any(map(is_present, wanted))
     blocking = [
         f"input `{spec.name}` is unknown: the samples have {_listing(sample_inputs)}"
         for spec in inputs
@@ -73,12 +76,12 @@ def check_signature(
     missing = [
         f"input `{name}` is missing: the checkpoint takes it, the graph takes {_listing(present)}"
         for name in reference_inputs
-        if name not in present
+        if name not in present and (keeps_cache or not is_cache(name))
     ]
     declared = {spec.name for spec in outputs}
     missing += [
         f"output `{name}` is missing: the graph has {_listing(declared)}"
-        for name in reference_outputs
+        for name in wanted
         if name not in declared
     ]
     return SignatureCheck(tuple(blocking + missing), can_run=not blocking)

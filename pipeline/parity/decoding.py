@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ Case: TypeAlias = Literal[
     "token_by_token",
     "chunked",
     "left_padded",
+    "batched",
     "padded_sources",
     "reordered",
     "longest",
@@ -88,6 +89,24 @@ class _Read:
     logits: Floats
     cache: Mapping[str, Floats]
 
+    def beginning(self, length: int) -> _Read:
+        """What the first tokens alone would have made."""
+        cache = {name: array[:, :length] for name, array in self.cache.items()}
+        return _Read(self.logits[:length], cache)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a decoder can be read.
+
+    Attributes:
+        has_cache: It keeps keys and values.
+        pads_left: Texts of unlike lengths may stand side by side, with padding in front.
+    """
+
+    has_cache: bool = True
+    pads_left: bool = True
+
 
 class DecodingRecorder:
     """Runs texts in every way and keeps how far they are from being read whole.
@@ -96,12 +115,20 @@ class DecodingRecorder:
         decoder: The graph, loaded.
         texts: Of one token or more.
         unit: Root mean square of the logits; 0: that of these texts.
+        manner: What the graph can be asked; None: everything.
     """
 
-    def __init__(self, decoder: Decoder, texts: Sequence[Text], unit: float = 0.0) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        texts: Sequence[Text],
+        unit: float = 0.0,
+        manner: Manner | None = None,
+    ) -> None:
         self._decoder = decoder
         self._texts = texts
         self._unit = unit
+        self._manner = manner or Manner()
         self._whole: list[_Read] = []
         self._units: dict[str, float] = {}
         self._records: dict[tuple[Case, str], Record] = {}
@@ -112,7 +139,7 @@ class DecodingRecorder:
         return tuple(self._records.values())
 
     def run(self, longest: Tokens | None, advance: Callable[[], None]) -> None:
-        """All cases; `advance` is called once for each text and case (`steps`).
+        """All cases that the decoder can be asked; `advance` is called once for each text and case (`steps`).
 
         Args:
             longest: int64 (length,): a text as long as texts may be; None: without one.
@@ -129,13 +156,15 @@ class DecodingRecorder:
             name: root_mean_square([each.cache[name] for each in self._whole])
             for name in self._whole[0].cache
         }
-        for case, chunk in (("token_by_token", 1), ("chunked", CHUNK)):
+        ways = (("token_by_token", 1), ("chunked", CHUNK))
+        for case, chunk in ways if self._manner.has_cache else ways[:1]:
             for text, whole in zip(self._texts, self._whole, strict=True):
                 done = self._attempt(case, lambda t=text, c=chunk: self._alone(t, c))  # type: ignore[misc,arg-type]
                 if done is not None:
                     self._compare(case, text, done, whole)  # type: ignore[arg-type]
                 advance()
-        self._attempt("left_padded", self._together)
+        together: Case = "left_padded" if self._manner.pads_left else "batched"
+        self._attempt(together, lambda: self._together(together))
         advance()
         if longest is not None:
             self._attempt("longest", lambda: self._longest(longest))
@@ -181,13 +210,22 @@ class DecodingRecorder:
             name: noise(found.cache[name], array, self._units[name])
             for name, array in expected.cache.items()
         }
-        worst = max(noises, key=lambda name: noises[name])
-        self._record(case, "cache").add(text.index, noises[worst], worst)
+        if noises:
+            worst = max(noises, key=lambda name: noises[name])
+            self._record(case, "cache").add(text.index, noises[worst], worst)
 
-    def _together(self) -> None:
-        """A batch padded on the left: most at once, the last tokens one by one, then rows exchanged."""
-        lengths = [len(text.tokens) for text in self._texts]
-        tokens, mask = pad_left([text.tokens.tolist() for text in self._texts])
+    def _together(self, case: Case) -> None:
+        """A batch: most at once, the last tokens one by one, then rows exchanged.
+
+        It is padded on the left, or of beginnings that are equally long.
+        """
+        texts, wholes = self._texts, self._whole
+        if case == "batched":
+            least = min(len(text.tokens) for text in texts)
+            texts = [replace(text, tokens=text.tokens[:least]) for text in texts]
+            wholes = [whole.beginning(least) for whole in wholes]
+        lengths = [len(text.tokens) for text in texts]
+        tokens, mask = pad_left([text.tokens.tolist() for text in texts])
         width = tokens.shape[1]
         start = width - min(DECODED, min(lengths) - 1)
         logits, cache = prefill(self._decoder, tokens[:, :start], mask[:, :start], keeps_all=True)
@@ -197,9 +235,9 @@ class DecodingRecorder:
             logits, cache = self._decoder.step(feed, cache)
             pieces.append(logits)
         found = self._rows(np.concatenate(pieces, axis=1), cache, lengths)
-        for text, read, whole in zip(self._texts, found, self._whole, strict=True):
-            self._compare("left_padded", text, read, whole)
-        if start < width:
+        for text, read, whole in zip(texts, found, wholes, strict=True):
+            self._compare(case, text, read, whole)
+        if start < width and self._manner.has_cache:
             self._attempt("reordered", lambda: self._reordered(tokens, mask, before, pieces[1]))
 
     def _reordered(self, tokens: Tokens, mask: Tokens, cache: Cache, expected: Floats) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.data.decoder_inputs import MASK
 from pipeline.errors import StageError
 from pipeline.parity.compare import array_fault, cut_padding, vectors_last
 from pipeline.parity.metrics import sum_distances
@@ -13,7 +14,7 @@ from pipeline.parity.types import ProbeMetrics
 from pipeline.runtimes.base import FeedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from pipeline.data.reference_set import ReferenceSet
     from pipeline.data.sample_set import SampleEntry, SampleSet
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def with_probes(
-    parity: Parity, runner: Runner, probes: SampleSet, reference: ReferenceSet
+    parity: Parity,
+    runner: Runner,
+    probes: SampleSet,
+    reference: ReferenceSet,
+    *,
+    outputs: Collection[str] | None = None,
+    counts_mask: bool = False,
 ) -> Parity:
     """The comparison with each probe in it, and what was wrong with them among its problems.
 
@@ -32,13 +39,22 @@ def with_probes(
         runner: The graph, loaded.
         probes: What to run, each alone.
         reference: What the checkpoint made of them.
+        outputs: Those that are compared; None: all that the graph and the checkpoint have.
+        counts_mask: The graph only counts what its mask lets through, so that probes with padding in
+            front, with holes, or with nothing at all say nothing of it: they are left out.
     """
     declared = {spec.name: spec for spec in runner.outputs}
-    names = [name for name in reference.index.outputs if name in declared]
+    names = [
+        name
+        for name in reference.index.outputs
+        if name in declared and (outputs is None or name in outputs)
+    ]
     found: list[ProbeMetrics] = []
     problems: list[str] = []
     for entry in probes.entries:
         (sample,) = probes.read([entry.index])
+        if counts_mask and not _is_prefix(sample[MASK]):
+            continue
         try:
             results = runner.run({spec.name: sample[spec.name][None] for spec in runner.inputs})
         except (StageError, FeedError) as error:
@@ -53,6 +69,11 @@ def with_probes(
     return parity.model_copy(
         update={"probes": tuple(found), "problems": (*parity.problems, *problems)}
     )
+
+
+def _is_prefix(mask: Array) -> bool:
+    """Whether a mask, (sequence,), is ones and then zeros, and not zeros alone."""
+    return bool(mask[0]) and bool((np.diff(mask) <= 0).all())
 
 
 def _compare(

@@ -52,21 +52,20 @@ def check_preprocessor(source: Source, task: Task) -> None:
 _NO_SOURCE_RANGE = (
     "an engine of its decoder would need a range for the source too, which no recipe gives"
 )
-_CACHELESS_RUNTIMES: Mapping[str, str] = {
+_PAIRLESS_RUNTIMES: Mapping[str, str] = {
     "tensorrt": _NO_SOURCE_RANGE,
     "tensorrt-rtx": _NO_SOURCE_RANGE,
-    "existing": "caches of decoders that were made elsewhere are not read yet",
+    "existing": "an encoder and its decoder that were made elsewhere are not checked together yet",
 }
-"""Runtimes that decoders with a cache are not made for, and why."""
+"""Runtimes that encoders with a decoder are not made for, and why."""
 
 
 def check_runtime(runtime: str, task: Task) -> None:
-    """Refuse a runtime that decoders with a cache, or those behind an encoder, are not made for."""
-    is_engine = _CACHELESS_RUNTIMES.get(runtime) == _NO_SOURCE_RANGE
-    if task.has_cache and runtime in _CACHELESS_RUNTIMES and (task.parts or not is_engine):
+    """Refuse a runtime that an encoder with a decoder is not made for."""
+    if task.parts and runtime in _PAIRLESS_RUNTIMES:
         raise RecipeError(
             f"task `{task.name}` has no targets of runtime `{runtime}`: "
-            f"{_CACHELESS_RUNTIMES[runtime]}",
+            f"{_PAIRLESS_RUNTIMES[runtime]}",
             hint="take `runtime: onnxruntime`",
         )
 

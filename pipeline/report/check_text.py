@@ -24,6 +24,7 @@ QUESTIONS = {
     "stages": "the same numbers, as exactly as its arithmetic allows",
     "parity": "close to the checkpoint on the samples",
     "quality": "as many right answers",
+    "generation": "what it writes with its cache is what the checkpoint writes",
     "invariance": "the same sample comes out the same",
     "speed": "not slower than torch",
     "coverage": "as much quantised as asked for",
@@ -55,6 +56,10 @@ def render_check(
         lines += ["", f"{node.name} failed: {failure.message if failure else ''}"]
         if failure is not None and failure.hint:
             lines.append(f"  hint: {failure.hint}")
+    asked = [gate for gate in shown.gates if gate.verdict == "not_run" and gate.is_allowed]
+    if asked:
+        lines += ["", "not run:"]
+        lines += [line for gate in asked for line in _item(f"{gate.metric}: {gate.reason}")]
     worst = list(_worst(shown))
     if worst:
         lines += ["", "worst samples:", *worst]
@@ -97,10 +102,13 @@ def _table(report: Report) -> Iterator[str]:
     for kind in _ordered(gate.gate for gate in report.gates):
         gates = [gate for gate in report.gates if gate.gate == kind]
         held = sum(gate.verdict == "passed" for gate in gates)
-        unrun = all(gate.verdict == "not_run" for gate in gates)
-        state = "not run" if unrun else "ok" if held == len(gates) else "FAILED"
+        unrun = sum(gate.verdict == "not_run" for gate in gates)
+        # What makes no sense for this graph is told below, and is nothing against it.
+        holds = all(gate.is_allowed for gate in gates)
+        state = "not run" if unrun == len(gates) else "ok" if holds else "FAILED"
         question = QUESTIONS.get(kind, kind.replace("_", " "))
-        yield f"  {state:8} {question} ({held} of {len(gates)})"
+        skipped = f", {unrun} not run" if unrun and unrun < len(gates) else ""
+        yield f"  {state:8} {question} ({held} of {len(gates)}{skipped})"
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.candidates.interface import Interface
+from pipeline.candidates.records import Interface
 from pipeline.stages.base import Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import Field
 
 from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE, Footprint, Stage, StageConfig
-from pipeline.stages.generation_facts import Prefill, parting, record_fact, tokens_of
+from pipeline.stages.generation_facts import Prefill, not_asked, parting, record_fact, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from pipeline.data.sample_set import SampleSet
     from pipeline.graph.stand_in import StandIn
     from pipeline.hashing import JSON
-    from pipeline.parity.decoding import Record, Text
+    from pipeline.parity.decoding import Manner, Record, Text
     from pipeline.runtimes.decoder import Decoder
+    from pipeline.runtimes.ort_cacheless import OrtCachelessDecoder
     from pipeline.runtimes.ort_decoder import OrtDecoder
     from pipeline.stages.base import StageContext
 
@@ -49,6 +50,7 @@ class CheckGenerationConfig(StageConfig):
         written: Texts of a graph with weights in few bits that are read once more by the graph as it is
             written: ONNX Runtime's own optimisations round activations to 8 bits beside such weights.
         written_read: Tokens of each of these; weights are made float again at every step.
+        outputs: What is held against the checkpoint; None: all that it gives, the cache too.
     """
 
     task: str
@@ -60,6 +62,7 @@ class CheckGenerationConfig(StageConfig):
     tokens: Annotated[int, Field(ge=1)] = 16
     written: Annotated[int, Field(ge=1)] = 2
     written_read: Annotated[int, Field(ge=2)] = 8
+    outputs: tuple[str, ...] | None = None
 
 
 def run(
@@ -75,10 +78,11 @@ def run(
 
     from pipeline.data.reference_set import load_reference
     from pipeline.data.sample_set import load_samples
+    from pipeline.graph.decoder_manner import counts_its_mask, keeps_cache
     from pipeline.graph.files import load_graph_only
     from pipeline.graph.run_time_effects import least_float, nodes_with_scales_at_run_time
     from pipeline.graph.stand_in import write_stand_in
-    from pipeline.parity.decoding import DecodingRecorder
+    from pipeline.parity.decoding import DecodingRecorder, Manner
 
     del output
     torch.set_float32_matmul_precision("highest")
@@ -86,22 +90,24 @@ def run(
     samples, reference = load_samples(inputs[SAMPLES_PORT]), load_reference(inputs[REFERENCE_PORT])
     texts, longest = _texts(samples, config), _longest(samples, config.longest)
     stand_in = write_stand_in(inputs[MODEL_PORT], context.scratch, config.optimizations)
-    with _opened(config, inputs[CHECKPOINT_PORT], stand_in, context) as (decoder, checkpoint):
-        prefill = Prefill(decoder, samples, reference)
+    graph = load_graph_only(inputs[MODEL_PORT] / MODEL_FILE)
+    manner = Manner(has_cache=keeps_cache(graph), pads_left=not counts_its_mask(graph))
+    with _opened(config, inputs[CHECKPOINT_PORT], stand_in, context, manner) as opened:
+        decoder, checkpoint = opened
+        prefill = Prefill(decoder, samples, reference, config.outputs)
         advance = _steps(context, len(samples) + 3 * len(texts) + 2 + len(texts))
         for index in range(len(samples)):
             prefill.add(index)
             advance()
-        recorder = DecodingRecorder(decoder, texts, prefill.unit)
+        recorder = DecodingRecorder(decoder, texts, prefill.unit, manner)
         recorder.run(longest, advance)
         records = [*prefill.records, *recorder.records]
         greedy: list[dict[str, JSON]] = []
         problem = next((record.problem for record in records if record.problem), "")
         if not problem:
             records.append(_against_torch(decoder, checkpoint, longest, prefill.unit))
-            greedy, problem = _greedy(decoder, checkpoint, texts, config, advance)
+            greedy, problem = _greedy(decoder, checkpoint, texts, config, manner, advance)
         bytes_per_token = decoder.bytes_per_token
-    graph = load_graph_only(inputs[MODEL_PORT] / MODEL_FILE)
     # Weights in few bits beside float activations: nothing is rounded but sums.
     operators = {node.op_type for node in graph.graph.node}
     is_exact = "DequantizeLinear" in operators and not operators & _ROUNDING
@@ -109,7 +115,8 @@ def run(
     cases = [record_fact(record, is_exact=is_exact and is_plain) for record in records]
     if is_exact and not is_plain and not problem:
         model = stand_in.model / MODEL_FILE
-        cases += _as_written(model, texts, config, context.threads, prefill.unit)
+        with _runner(model, "disabled", context.threads, manner) as decoder:
+            cases += _as_written(decoder, texts, config, manner, prefill.unit)
     return {
         "problems": [problem] if problem else [],
         "texts": [{"sample": text.index, "tokens": len(text.tokens)} for text in texts],
@@ -121,30 +128,44 @@ def run(
         "least_float": least_float(graph),
         "cases": cases,
         "greedy": greedy,
+        "not_run": not_asked(manner),
         **prefill.facts(),
     }
 
 
 @contextlib.contextmanager
 def _opened(
-    config: CheckGenerationConfig, checkpoint: Path, graph: StandIn, context: StageContext
-) -> Iterator[tuple[OrtDecoder, Decoder]]:
+    config: CheckGenerationConfig,
+    checkpoint: Path,
+    graph: StandIn,
+    context: StageContext,
+    manner: Manner,
+) -> Iterator[tuple[OrtDecoder | OrtCachelessDecoder, Decoder]]:
     """The graph and the checkpoint, ready to be run; of large ones the weights stay in their files."""
     from pipeline.runtimes.checkpoint_decoder import CheckpointDecoder
     from pipeline.runtimes.mapped_pages import few_pages
-    from pipeline.runtimes.ort_decoder import OrtDecoder
     from pipeline.runtimes.torch_streamed import at_hand, load_streamed
 
     loaded = load_streamed(
         checkpoint, config.task, config.component, scratch=context.scratch, log=context.log
     )
-    opened = OrtDecoder(
-        graph.model / MODEL_FILE,
-        optimizations=config.optimizations,
-        threads=context.threads,
-    ).leaving_weights(is_wanted=graph.leaves_weights)
+    model = graph.model / MODEL_FILE
+    opened = _runner(model, config.optimizations, context.threads, manner).leaving_weights(
+        is_wanted=graph.leaves_weights
+    )
     with at_hand(loaded), few_pages([graph.model / EXTERNAL_DATA_FILE]), opened as decoder:
         yield decoder, CheckpointDecoder(loaded)
+
+
+def _runner(
+    model: Path, optimizations: Literal["disabled", "all"], threads: int, manner: Manner
+) -> OrtDecoder | OrtCachelessDecoder:
+    """The graph, not loaded yet."""
+    from pipeline.runtimes.ort_cacheless import OrtCachelessDecoder
+    from pipeline.runtimes.ort_decoder import OrtDecoder
+
+    kind = OrtDecoder if manner.has_cache else OrtCachelessDecoder
+    return kind(model, optimizations=optimizations, threads=threads)
 
 
 def _steps(context: StageContext, total: int) -> Callable[[], None]:
@@ -159,21 +180,23 @@ def _steps(context: StageContext, total: int) -> Callable[[], None]:
 
 
 def _as_written(
-    model: Path, texts: Sequence[Text], config: CheckGenerationConfig, threads: int, unit: float
+    decoder: Decoder,
+    texts: Sequence[Text],
+    config: CheckGenerationConfig,
+    manner: Manner,
+    unit: float,
 ) -> list[dict[str, JSON]]:
     """The last texts once more, by the graph without optimisations."""
     from dataclasses import replace
 
     from pipeline.parity.decoding import DecodingRecorder
-    from pipeline.runtimes.ort_decoder import OrtDecoder
 
     shorter = [
         replace(text, tokens=text.tokens[: max(2, config.written_read - number)])
         for number, text in enumerate(texts[-config.written :])
     ]
-    with OrtDecoder(model, optimizations="disabled", threads=threads) as decoder:
-        recorder = DecodingRecorder(decoder, shorter, unit)
-        recorder.run(None, lambda: None)
+    recorder = DecodingRecorder(decoder, shorter, unit, manner)
+    recorder.run(None, lambda: None)
     return [
         record_fact(record, is_exact=True) | {"against": "as_written"}
         for record in recorder.records
@@ -228,6 +251,7 @@ def _greedy(
     checkpoint: Decoder,
     texts: Sequence[Text],
     config: CheckGenerationConfig,
+    manner: Manner,
     advance: Callable[[], None],
 ) -> tuple[list[dict[str, JSON]], str]:
     """Continue the first half of each text; where the checkpoint, and the graph without a cache, part.
@@ -247,7 +271,9 @@ def _greedy(
     count = min(config.tokens, room)
     facts: list[dict[str, JSON]] = []
     try:
-        written = generate(decoder, prompts, GenerationOptions(tokens=count)).tokens
+        options = GenerationOptions(tokens=count)
+        batches = [prompts] if manner.pads_left else [[prompt] for prompt in prompts]
+        written = [row for batch in batches for row in generate(decoder, batch, options).tokens]
         for text, prompt, tokens in zip(texts, prompts, written, strict=True):
             whole = np.array([[*prompt, *tokens[:-1]]], np.int64)
             for name, judge in (("torch", checkpoint), ("itself", decoder)):
@@ -264,7 +290,7 @@ def _greedy(
 
 CHECK_GENERATION = Stage(
     name="check_generation",
-    version=2,
+    version=3,
     footprint=Footprint(
         base_mib=450,
         memory_per_weight=3.5,

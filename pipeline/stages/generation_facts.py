@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.data.reference_set import ReferenceSet
     from pipeline.data.sample_set import SampleSet
     from pipeline.hashing import JSON
-    from pipeline.parity.decoding import Record
+    from pipeline.parity.decoding import Manner, Record
     from pipeline.parity.generation import Divergence
     from pipeline.runtimes.decoder import Decoder
 
@@ -25,16 +27,24 @@ class Prefill:
         decoder: The graph; None when each sample brings its own.
         samples: All samples.
         reference: Their logits, and the tensors of the cache when they were kept.
+        outputs: Those of them that are compared; None: all that there are.
     """
 
     def __init__(
-        self, decoder: Decoder | None, samples: SampleSet, reference: ReferenceSet
+        self,
+        decoder: Decoder | None,
+        samples: SampleSet,
+        reference: ReferenceSet,
+        outputs: Sequence[str] | None = None,
     ) -> None:
         from pipeline.parity.decoding import Record
 
         self._decoder = decoder
         self._samples = samples
         self._reference = reference
+        self._names = tuple(
+            name for name in reference.index.outputs if outputs is None or name in outputs
+        )
         self._divergences: dict[int, Divergence] = {}
         self._worst: dict[int, int] = {}
         self._errors: dict[str, list[float]] = {}
@@ -66,8 +76,8 @@ class Prefill:
         except PipelineError as error:
             self._logits.problem = self._logits.problem or f"sample {index}: {error.message}"
             return
-        names = self._reference.index.outputs
-        expected = {name: found[0] for name, found in self._reference.read([index], names).items()}
+        read = self._reference.read([index], self._names)
+        expected = {name: found[0] for name, found in read.items()}
         made = {
             name.replace(PAST, PRESENT): array[0] for name, array in decoder.read(cache).items()
         }
@@ -200,6 +210,30 @@ def record_fact(record: Record, *, is_exact: bool) -> dict[str, JSON]:
         "problem": record.problem,
         "is_exact": is_exact,
     }
+
+
+def not_asked(manner: Manner) -> list[JSON]:
+    """Cases that make no sense for a graph, each with the reason."""
+    absent: list[JSON] = []
+    if not manner.has_cache:
+        why = "the graph keeps no keys and values"
+        absent += [{"case": case, "reason": why} for case in ("chunked", "reordered")]
+    if not manner.pads_left:
+        why = (
+            "its attention (GroupQueryAttention) takes how many tokens a text has, and not which: padding "
+            "must stand behind; "
+        )
+        absent += [
+            {
+                "case": "left_padded",
+                "reason": why + "texts of one length were read together instead",
+            },
+            {
+                "case": "masks",
+                "reason": why + "probes with padding in front, or holes, were left out",
+            },
+        ]
+    return absent
 
 
 def tokens_of(samples: SampleSet, index: int) -> NDArray[np.int64]:

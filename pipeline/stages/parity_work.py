@@ -79,6 +79,7 @@ def compare(
     probes: Path | None,
     session: str,
     context: StageContext,
+    counts_mask: bool = False,
 ) -> Parity:
     """Run a loaded model on all samples, and on each probe alone.
 
@@ -89,6 +90,7 @@ def compare(
         probes: Directory of the probes, or None.
         session: What ran it, for the report.
         context: Progress counts samples.
+        counts_mask: As in `with_probes`.
 
     Raises:
         StageError: the model cannot be run.
@@ -124,7 +126,14 @@ def compare(
     )
     if probes is not None and check.can_run:
         expectations = load_reference(pair.folder / PROBES_FOLDER)
-        parity = with_probes(parity, runner, load_samples(probes), expectations)
+        parity = with_probes(
+            parity,
+            runner,
+            load_samples(probes),
+            expectations,
+            outputs=wanted,
+            counts_mask=counts_mask,
+        )
     return parity
 
 

@@ -55,6 +55,8 @@ def run(
         StageError: when ONNX Runtime cannot load or run the graph, or samples and reference do
             not belong together.
     """
+    from pipeline.graph.decoder_manner import counts_its_mask
+    from pipeline.graph.files import load_graph_only
     from pipeline.graph.stand_in import write_stand_in
     from pipeline.runtimes.mapped_pages import few_pages
     from pipeline.runtimes.static_cache import CacheRunner
@@ -78,6 +80,7 @@ def run(
             probes=inputs.get(PROBES_PORT),
             session=", ".join(filter(None, (runner.session, stand_in.note))),
             context=context,
+            counts_mask=counts_its_mask(load_graph_only(inputs[MODEL_PORT] / MODEL_FILE)),
         )
     (output / PARITY_FILE).write_text(f"{parity.model_dump_json(indent=1)}\n", encoding="utf-8")
     return parity_facts(parity) | {"weights": _weights(inputs[MODEL_PORT] / MODEL_FILE)}
@@ -93,7 +96,7 @@ def _weights(model: Path) -> list[JSON]:
 
 VALIDATE = Stage(
     name="validate",
-    version=6,
+    version=7,
     footprint=Footprint(
         base_mib=150,
         memory_per_weight=2.8,

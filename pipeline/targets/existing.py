@@ -56,6 +56,7 @@ class ExistingTarget(TargetBase):
             fed=fed_inputs(builder.task, builder.source),
             has_sentence=has_sentence(builder.source),
             renames=self.rename,
+            config=builder.source.config,
         )
         _require_sizes(interface, builder.profile)
         precision = precision_of(candidate.facts)
@@ -74,6 +75,7 @@ class ExistingTarget(TargetBase):
             node=node,
             optimizations="all",
             arithmetic=precision.arithmetic,
+            # Not the cache: how a decoder keeps it is its own affair, as long as it reads it right.
             outputs=tuple(output.name for output in interface.outputs),
         )
         engines = ", ".join(candidate.engines)

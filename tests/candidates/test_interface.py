@@ -139,7 +139,7 @@ def test_a_decoder_with_a_cache_is_refused_for_what_it_is() -> None:
     cache = tensor("past_key_values.0.key", ("b", 2, "p", 4), "float")
     with pytest.raises(RecipeError, match=r"past_key_values\.0\.key") as caught:
         match(facts([*map(tensor, TEXT), cache], [logits()]))
-    assert "decoders" in caught.value.hint
+    assert "text-generation" in caught.value.hint
 
 
 def test_operators_of_a_library_from_elsewhere_are_refused_and_own_functions_are_not() -> None:
