@@ -56,7 +56,11 @@ def own_tokens(
 
 
 def first_difference(
-    own: Sequence[Generation], theirs: Sequence[Sequence[int]], stops: Collection[int]
+    own: Sequence[Generation],
+    theirs: Sequence[Sequence[int]],
+    stops: Collection[int],
+    *,
+    near: float = NEAR_TIE,
 ) -> str:
     """Where another program chose another token than ours, a sentence; empty when it never did.
 
@@ -64,6 +68,7 @@ def first_difference(
         own: Of `own_tokens`.
         theirs: For each prompt the other program's new tokens.
         stops: Tokens that end a text; they may be among the tokens or not.
+        near: As `NEAR_TIE`.
     """
     for number, (ours, made) in enumerate(zip(own, theirs, strict=True)):
         tokens, other = _without_end(ours.tokens[0], stops), _without_end(made, stops)
@@ -76,7 +81,7 @@ def first_difference(
         logits = ours.logits[0][at]
         if at < len(tokens) and at < len(other):
             margin = float(logits[tokens[at]] - logits[other[at]]) / float(np.abs(logits).max())
-            if 0 <= margin <= NEAR_TIE:
+            if 0 <= margin <= near:
                 continue
         return f"token {at} after prompt {number} is {_name(other, at)}, and ours is {_name(tokens, at)}"
     return ""

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 @click.command("export-openvino")
 @export_parameters
 def export_openvino_command(asked: Asked) -> None:
-    """Write the decoders of ARTIFACT to DIRECTORY as stateful models of OpenVINO GenAI.
+    """Write the decoders of ARTIFACT, or its Whisper, to DIRECTORY as models of OpenVINO GenAI.
 
     Each target gets a folder with openvino_model.xml, whose cache is state of the model, and its
-    tokenizer as a model too. OpenVINO must be installed: it converts, and then generates text, which
+    tokenizer as a model too; Whisper becomes openvino_encoder_model.xml and openvino_decoder_model.xml,
+    which WhisperPipeline loads. OpenVINO must be installed: it converts, and then generates text, which
     must have the tokens that our own loop chooses. DIRECTORY must be new or empty.
 
     \b

@@ -42,8 +42,8 @@ def convert_decoder(graph: Path, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory(prefix="convert-") as place:
         model = openvino.Core().read_model(spread_shared_heads(graph, Path(place)))
-        _read_sizes_by_gather(model)
-        _make_stateful(model)
+        read_sizes_by_gather(model)
+        make_stateful(model, past_names(model))
         openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
         del model  # it maps the weights of the graph
 
@@ -71,18 +71,19 @@ def first_line(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__).strip()
 
 
-def _past_names(model: Any) -> list[str]:
+def past_names(model: Any) -> list[str]:
+    """Inputs of a decoder that are its cache."""
     names = [tensor.get_any_name() for tensor in model.inputs]
     return [name for name in names if name.startswith(_PAST)]
 
 
-def _read_sizes_by_gather(model: Any) -> None:
+def read_sizes_by_gather(model: Any) -> None:
     """Sizes of the cache that the graph reads: the batch is that of `input_ids`, others by `Gather`."""
     from openvino import opset13
 
     zero = opset13.constant(0)
     shape = opset13.shape_of(model.input("input_ids"), output_type="i64")
-    for name in _past_names(model):
+    for name in past_names(model):
         for reader in _readers(model.input(name).get_node(), "ShapeOf"):
             for part in _readers(reader, "Slice"):
                 place = _only_place(part)
@@ -117,13 +118,17 @@ def _constant(value: Any) -> list[int] | None:
     return [int(number) for number in node.get_data().reshape(-1)]
 
 
-def _make_stateful(model: Any) -> None:
-    """Let the model keep its cache itself."""
+def make_stateful(model: Any, past: list[str]) -> None:
+    """Let the model keep its cache itself, and take `beam_idx`, int32 (texts,), by which rows are picked.
+
+    Args:
+        model: An `openvino.Model` with `input_ids`.
+        past: Names of the cache's inputs; each comes out as `present.` and the rest of its name.
+    """
     import openvino
     from openvino import opset13
     from openvino._offline_transformations import apply_make_stateful_transformation
 
-    past = _past_names(model)
     rows = opset13.parameter(openvino.PartialShape([-1]), np.int32, name="beam_idx")
     rows.output(0).get_tensor().set_names({"beam_idx"})
     model.add_parameters([rows])
@@ -134,6 +139,7 @@ def _make_stateful(model: Any) -> None:
         for reader in readers:
             reader.replace_source_output(picked.output(0))
     model.validate_nodes_and_infer_types()
+    others = {node.get_name() for node in _read_values(model)}
     pairs = {name: f"present.{name.removeprefix(_PAST)}" for name in past}
     apply_make_stateful_transformation(model, pairs)
     # Before the first step the state is empty, with as many rows as there are texts.
@@ -142,10 +148,14 @@ def _make_stateful(model: Any) -> None:
         opset13.constant([0]),
         opset13.constant(0),
     )
-    for node in model.get_ops():
-        if node.get_type_name() == "ReadValue":
+    for node in _read_values(model):
+        if node.get_name() not in others:
             lengths = [size.min_length for size in node.get_output_partial_shape(0)][1:]
             sizes = opset13.constant(np.array(lengths, np.int64))
             zero = opset13.constant(0.0, dtype=node.get_output_element_type(0))
             node.set_arguments([opset13.broadcast(zero, opset13.concat([texts, sizes], axis=0))])
     model.validate_nodes_and_infer_types()
+
+
+def _read_values(model: Any) -> list[Any]:
+    return [node for node in model.get_ops() if node.get_type_name() == "ReadValue"]
