@@ -14,7 +14,7 @@ from pipeline.digest_memory import DigestMemory
 from pipeline.drafting.draft import choose_task
 from pipeline.errors import RecipeError
 from pipeline.recipe import load_recipe_file
-from pipeline.source import cached_decoders, resolve_source
+from pipeline.source import cached_decoders, resolve_source, traced_decoders
 from pipeline.source.cached_decoders import check_keeps_cache
 from pipeline.tasks import find_task
 from tests.decoders import build_tiny_llama
@@ -53,6 +53,23 @@ def _recipe(tmp_path: Path, checkpoint: Path) -> Path:
             {"model_type": "new", "text_config": {"layer_types": ["linear_attention"]}},
             "(`layer_types`: linear_attention)",
         ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 8},
+            "this `mixtral` model is a mixture of experts",
+        ),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [2.0]}},
+            "rotary embeddings of type `longrope`",
+        ),
+        (
+            {
+                "model_type": "gemma3",
+                "text_config": {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}},
+            },
+            "rotary embeddings of type `dynamic`",
+        ),
+        ({"model_type": "falcon", "alibi": True}, "`alibi: true`"),
+        ({"model_type": "gpt_neo"}, "a table of fixed size"),
     ],
     ids=lambda each: each.get("model_type") if isinstance(each, dict) else "",
 )
@@ -71,6 +88,11 @@ def test_what_keeps_no_cache_is_refused(changes: dict[str, Any], words: str) -> 
         {"model_type": "bert", "is_decoder": True},
         {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
         {"model_type": "granitemoehybrid", "layer_types": ["attention", "attention"]},
+        {"model_type": "granitemoehybrid", "layer_types": ["attention"], "num_local_experts": 0},
+        {"model_type": "gemma4_text", "num_experts": None},
+        {"model_type": "falcon", "alibi": False},
+        {"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 4.0}},
+        {"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
         {"model_type": "never-heard-of"},
         {},
     ],
@@ -113,10 +135,13 @@ def test_the_tables_are_those_of_transformers() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     stateful, without_cache, without_positions, encoders = set(), set(), set(), set()
+    experts = set()
     for kind, names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         for name in (names,) if isinstance(names, str) else names:
             model = getattr(transformers, name)
             takes = inspect.signature(model.forward).parameters
+            if "use_experts_implementation" in inspect.getsource(inspect.getmodule(model)):
+                experts.add(kind)
             if model._is_stateful:
                 stateful.add(kind)
             elif "past_key_values" not in takes:
@@ -129,3 +154,4 @@ def test_the_tables_are_those_of_transformers() -> None:
     assert without_cache == cached_decoders.NO_CACHE
     assert without_positions == cached_decoders.NO_POSITIONS
     assert encoders == cached_decoders.ENCODERS
+    assert experts == traced_decoders.EXPERTS

@@ -12,6 +12,8 @@ from pipeline.errors import StageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from transformers import PreTrainedConfig
+
     from pipeline.data.sample_set import Tensor
 
 
@@ -35,7 +37,7 @@ def empty_caches(checkpoint: Path) -> dict[str, Tensor]:
         return size if isinstance(size, int) and size > 0 else 0
 
     layers, heads = size_of("num_hidden_layers"), size_of("num_attention_heads")
-    shared = size_of("num_key_value_heads") or heads
+    shared = _shared_heads(config) or size_of("num_key_value_heads") or heads
     width = size_of("head_dim") or (size_of("hidden_size") // heads if heads else 0)
     if not (layers and shared and width):
         raise StageError(
@@ -48,3 +50,17 @@ def empty_caches(checkpoint: Path) -> dict[str, Tensor]:
         for layer in range(layers)
         for kind in ("key", "value")
     }
+
+
+def _shared_heads(config: PreTrainedConfig) -> int:
+    """KV heads of families that say them in their own words; 0 of all others.
+
+    Source: `modeling_falcon.py` and `modeling_gpt_bigcode.py`, transformers 5.23.
+    """
+    if config.model_type == "falcon":
+        if config.new_decoder_architecture:  # each is stored once for every head of queries
+            return int(config.num_attention_heads)
+        return 1 if config.multi_query else int(config.num_kv_heads)
+    if config.model_type == "gpt_bigcode" and config.multi_query:
+        return 1
+    return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import RecipeError
+from pipeline.source.traced_decoders import trace_fault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,14 +58,14 @@ _HINT: Final = "models with states (Mamba), linear attention or no cache cannot 
 
 
 def check_keeps_cache(config: Mapping[str, object], task: Task) -> None:
-    """Refuse a decoder that keeps no keys and values of every token in every layer.
+    """Refuse a decoder that cannot become one graph with the keys and values of every token.
 
     Args:
         config: The checkpoint's `config.json`.
         task: What the recipe asks for; only decoders alone are looked at.
 
     Raises:
-        RecipeError: saying what its layers keep in place of them.
+        RecipeError: saying what its layers keep in place of them, or what cannot be traced.
     """
     if not task.has_cache or task.parts:
         return
@@ -80,6 +81,12 @@ def check_keeps_cache(config: Mapping[str, object], task: Task) -> None:
             f"{name} takes no `position_ids` as a decoder, so that texts of different lengths could not "
             "stand in one batch",
             hint="models such as GPT-2, Llama, Mistral, Qwen, Gemma, Phi, OPT and GPT-NeoX take them",
+        )
+    if fault := trace_fault(config):
+        raise RecipeError(
+            f"this `{kind}` model {fault}",
+            hint="dense models whose positions do not depend on how long a text is can be converted, such as "
+            "most of Llama, Mistral, Qwen and Gemma",
         )
 
 

@@ -33,6 +33,14 @@ LLAMA = {
     "max_position_embeddings": 64,
 }
 
+FALCON = {
+    "model_type": "falcon",
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
 
 def _checkpoint(path: Path, config: dict[str, Any]) -> Path:
     byte_tokenizer().save_pretrained(path)
@@ -53,6 +61,10 @@ def test_positions_begin_behind_padding_on_the_left() -> None:
         (LLAMA, 2, (2, 0, 8)),
         (LLAMA | {"head_dim": 16, "num_key_value_heads": 1}, 2, (1, 0, 16)),
         ({"model_type": "gpt2", "n_layer": 3, "n_head": 4, "n_embd": 64}, 3, (4, 0, 16)),
+        (FALCON, 2, (1, 0, 8)),
+        (FALCON | {"multi_query": False}, 2, (4, 0, 8)),
+        (FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}, 2, (4, 0, 8)),
+        ({"model_type": "gpt_bigcode", "n_layer": 1, "n_head": 4, "n_embd": 64}, 1, (1, 0, 16)),
     ],
 )
 def test_an_empty_cache_is_as_large_as_the_config_says(
