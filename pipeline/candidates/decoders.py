@@ -178,7 +178,8 @@ def _caches(
     if layers != [*range(len(layers))] or len(going) != 2 * len(layers):
         raise RecipeError(
             f"the graph has keys and values of layers {', '.join(map(str, layers))}: one is left out, "
-            "or has only one of the two"
+            "or has only one of the two",
+            hint="export it again: a decoder hands on keys and values of all its layers",
         )
     for (layer, kind), tensor in sorted(going.items()):
         present = coming[layer, kind]
@@ -240,7 +241,8 @@ def _require_cache(past: TensorFacts, present: TensorFacts, sizes: CacheSizes) -
     if past.dtype != present.dtype:
         raise RecipeError(
             f"the graph takes {quoted(past.name)} as {past.dtype} and gives {quoted(present.name)} as "
-            f"{present.dtype}: what comes out cannot go in again"
+            f"{present.dtype}: what comes out cannot go in again",
+            hint="export it again with one type for both",
         )
     if past.dtype not in _CACHE_DTYPES:
         raise RecipeError(

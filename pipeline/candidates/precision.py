@@ -34,6 +34,7 @@ _WEIGHTS_ONLY: Final = frozenset(
         "com.microsoft::MatMulNBits",
     }
 )
+_CACHE: Final = "past_key_values."
 _QLINEAR: Final = ("QLinear", "com.microsoft::QLinear")
 _INTEGERS: Final = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 
@@ -92,12 +93,21 @@ def precision_of(facts: ModelFacts) -> Precision:
             words = f"{words}, some weights in float64"
         if arithmetic != "float32" and shares[arithmetic] < 1:
             words = f"{words}, {1 - shares[arithmetic]:.0%} of the weights in other types"
+        if arithmetic == "float32" and _keeps_halves(facts):
+            arithmetic, words = "float16", f"{words}, keys and values in float16"
     return Precision(
         arithmetic=arithmetic,
         quantization=kind,
         words=words,
         quantized_weights=quantized,
         fp16_weights=shares.get("float16", 0.0),
+    )
+
+
+def _keeps_halves(facts: ModelFacts) -> bool:
+    """Whether a decoder hands on float16: what it reads behind a past is rounded then."""
+    return any(
+        tensor.dtype == "float16" and tensor.name.startswith(_CACHE) for tensor in facts.inputs
     )
 
 

@@ -219,20 +219,12 @@ def not_asked(manner: Manner) -> list[JSON]:
         why = "the graph keeps no keys and values"
         absent += [{"case": case, "reason": why} for case in ("chunked", "reordered")]
     if not manner.pads_left:
-        why = (
-            "its attention (GroupQueryAttention) takes how many tokens a text has, and not which: padding "
-            "must stand behind; "
-        )
-        absent += [
-            {
-                "case": "left_padded",
-                "reason": why + "texts of one length were read together instead",
-            },
-            {
-                "case": "masks",
-                "reason": why + "probes with padding in front, or holes, were left out",
-            },
-        ]
+        why = "GroupQueryAttention counts the tokens of a text, and takes padding behind them only"
+        instead = {
+            "left_padded": "texts of one length were read together instead",
+            "masks": "probes with padding in front, or holes in the mask, were left out",
+        }
+        absent += [{"case": case, "reason": f"{why}; {what}"} for case, what in instead.items()]
     return absent
 
 
