@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def empty_caches(checkpoint: Path) -> dict[str, Tensor]:
     """Input name -> float32 (KV heads, 0, head size), by what `config.json` says.
 
+    Layers that read the keys and values of one before them (`num_kv_shared_layers`) have none.
+
     Raises:
         StageError: when it does not say how many layers and heads there are.
     """
@@ -32,24 +34,34 @@ def empty_caches(checkpoint: Path) -> dict[str, Tensor]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise StageError(f"transformers cannot read it: {err}", where="config.json") from err
 
-    def size_of(name: str) -> int:
-        size = getattr(config, name, None)
-        return size if isinstance(size, int) and size > 0 else 0
-
-    layers, heads = size_of("num_hidden_layers"), size_of("num_attention_heads")
-    shared = _shared_heads(config) or size_of("num_key_value_heads") or heads
-    width = size_of("head_dim") or (size_of("hidden_size") // heads if heads else 0)
-    if not (layers and shared and width):
+    layers = _size_of(config, "num_hidden_layers") - _size_of(config, "num_kv_shared_layers")
+    # Of a model whose layers differ each has a config of its own (Gemma 4).
+    views = config.per_layer_config if config.is_heterogeneous else [config] * layers
+    shapes = [_cache_shape(view) for view in views[:layers]]
+    if not shapes or not all(heads and width for heads, _, width in shapes):
         raise StageError(
             "it does not say how many layers, heads and numbers for each head the cache has",
             where="config.json",
             hint="`num_hidden_layers`, `num_attention_heads` and `hidden_size` are needed",
         )
     return {
-        f"{CACHE_PREFIX}{layer}.{kind}": np.zeros((shared, 0, width), dtype=np.float32)
-        for layer in range(layers)
+        f"{CACHE_PREFIX}{layer}.{kind}": np.zeros(shape, dtype=np.float32)
+        for layer, shape in enumerate(shapes)
         for kind in ("key", "value")
     }
+
+
+def _size_of(config: PreTrainedConfig, name: str) -> int:
+    size = getattr(config, name, None)
+    return size if isinstance(size, int) and size > 0 else 0
+
+
+def _cache_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """KV heads, 0 and head size of a layer; 0 where it is not said."""
+    heads = _size_of(config, "num_attention_heads")
+    width = _size_of(config, "head_dim")
+    width = width or (_size_of(config, "hidden_size") // heads if heads else 0)
+    return _shared_heads(config) or _size_of(config, "num_key_value_heads") or heads, 0, width
 
 
 def _shared_heads(config: PreTrainedConfig) -> int:

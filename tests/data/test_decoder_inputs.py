@@ -75,6 +75,23 @@ def test_an_empty_cache_is_as_large_as_the_config_says(
     assert all(is_cache(name) and cache.shape == shape for name, cache in caches.items())
 
 
+def test_layers_that_differ_or_share_have_caches_of_their_own(tmp_path: Path) -> None:
+    layers = {
+        "layer_types": [
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "full_attention",
+        ],
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+    }
+    gemma = {"model_type": "gemma4_text", "head_dim": 8, "global_head_dim": 16}
+    caches = empty_caches(_checkpoint(tmp_path, LLAMA | gemma | layers))
+    shapes = [cache.shape for name, cache in caches.items() if name.endswith(".key")]
+    assert shapes == [(2, 0, 8), (2, 0, 16)]
+
+
 def test_a_config_that_nobody_can_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="transformers cannot read it"):
         empty_caches(_checkpoint(tmp_path, {"model_type": "nobody_knows_this"}))
