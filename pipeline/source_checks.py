@@ -48,15 +48,25 @@ def check_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         problems.append("`model_type` is missing: transformers cannot know the architecture")
-    if "quantization_config" in config:
-        problems.append("`quantization_config`: the checkpoint is quantised already")
+    is_quantised = "quantization_config" in config
+    if is_quantised:
+        problems.append(f"the checkpoint is quantised already{_method_of(config)}")
     if problems:
         raise RecipeError(
             "config.json is refused: " + "; ".join(problems),
             where=where,
-            hint="remove these keys from a copy of the checkpoint if you know it works without",
+            hint="give the checkpoint that it was made from, in floats: a recipe says itself what is "
+            "quantised, and how"
+            if is_quantised
+            else "remove these keys from a copy of the checkpoint if you know it works without",
         )
     return config
+
+
+def _method_of(config: Mapping[str, Any]) -> str:
+    said = config["quantization_config"]
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    return f" (`quantization_config`, method `{method}`)" if method else " (`quantization_config`)"
 
 
 def _walk(

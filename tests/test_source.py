@@ -99,6 +99,48 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     assert "safe_serialization=True" in caught.value.hint
 
 
+def test_weights_in_gguf_are_refused(tmp_path: Path) -> None:
+    root = _checkpoint(tmp_path / "model")
+    (root / "model.safetensors").rename(root / "model-Q4_K_M.gguf")
+    with pytest.raises(RecipeError, match="weights in GGUF only") as caught:
+        _resolve(root)
+    assert "safetensors" in caught.value.hint
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_an_adapter_is_never_left_out(tmp_path: Path, has_model: bool) -> None:
+    root = _checkpoint(tmp_path / "model")
+    (root / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    if not has_model:
+        (root / "config.json").unlink()
+        (root / "model.safetensors").rename(root / "adapter_model.safetensors")
+    words = (
+        "which would be left out" if has_model else "the checkpoint is an adapter of `org/base`"
+    )
+    with pytest.raises(RecipeError, match=words) as caught:
+        _resolve(root)
+    assert "merge_and_unload()" in caught.value.hint
+    assert ("remove adapter_config.json" in caught.value.hint) == has_model
+
+
+def test_weights_that_are_a_broken_link_are_named(tmp_path: Path) -> None:
+    root = _checkpoint(tmp_path / "model")
+    (root / "model.safetensors").unlink()
+    (root / "model.safetensors").symlink_to("../blobs/0123")
+    with pytest.raises(RecipeError, match="no weights") as caught:
+        _resolve(root)
+    assert "link to `../blobs/0123`" in caught.value.hint
+
+
+def test_of_quantised_weights_those_in_floats_are_asked_for(tmp_path: Path) -> None:
+    root = _checkpoint(
+        tmp_path / "model", {**CONFIG, "quantization_config": {"quant_method": "awq"}}
+    )
+    with pytest.raises(RecipeError, match=r"quantised already \(.*method `awq`\)") as caught:
+        _resolve(root)
+    assert "in floats" in caught.value.hint
+
+
 def test_no_weights_at_all_is_its_own_message(tmp_path: Path) -> None:
     root = _checkpoint(tmp_path / "model")
     (root / "model.safetensors").unlink()

@@ -36,6 +36,8 @@ ALLOWED = (*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES, *MODULE_FILES)
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_config.json"
+GGUF = "*.gguf"
 
 
 def is_weights(name: str) -> bool:
@@ -57,10 +59,13 @@ def select_files(location: Location, where: str) -> tuple[str, ...]:
     """The names of the files that are used, sorted. Brings the index of sharded weights.
 
     Raises:
-        RecipeError: there is no config.json, no weights, or pickled weights only.
+        RecipeError: there is no config.json, no weights, or weights of another kind only: pickles,
+            GGUF, those of an adapter.
         ArtifactError: the index is damaged, or names a file that is not there.
     """
     names = location.names()
+    if ADAPTER_FILE in names:
+        raise _adapter_error(location, names, where)
     if "config.json" not in names:
         raise RecipeError(
             "the checkpoint has no config.json",
@@ -106,9 +111,41 @@ def _weight_files(location: Location, names: Collection[str], where: str) -> lis
             hint="save it once as safetensors where you trust it: "
             "AutoModel.from_pretrained(PATH).save_pretrained(NEW, safe_serialization=True)",
         )
+    if any(_matches(name, GGUF) for name in names):
+        raise RecipeError(
+            "the checkpoint has weights in GGUF only, which are rounded already",
+            where=where or location.label,
+            hint="give the checkpoint that they were made from, in safetensors",
+        )
     raise RecipeError(
         f"the checkpoint has no weights: neither {WEIGHTS_FILE} nor {INDEX_FILE}",
         where=where or location.label,
+        hint=_broken_link(location.root / WEIGHTS_FILE),
+    )
+
+
+def _broken_link(path: Path) -> str:
+    """A hint where weights are a link to nothing, as in the copy of a hub's cache without its blobs."""
+    if not path.is_symlink():
+        return ""
+    return f"`{path.name}` is a link to `{path.readlink()}`, which is not there"
+
+
+def _adapter_error(location: Location, names: Collection[str], where: str) -> RecipeError:
+    """Of weights that change those of another model; transformers would add them unasked."""
+    location.bring([ADAPTER_FILE])
+    document = read_json(location.root / ADAPTER_FILE, ADAPTER_FILE)
+    base = document.get("base_model_name_or_path")
+    of_what = f" of `{base}`" if isinstance(base, str) and base else ""
+    beside = {WEIGHTS_FILE, INDEX_FILE} & set(names)
+    left_out = f", or remove {ADAPTER_FILE} where the model is meant without it" if beside else ""
+    return RecipeError(
+        f"the checkpoint is an adapter{of_what}"
+        if not beside
+        else f"beside the weights of the checkpoint lies an adapter{of_what}, which would be left out",
+        where=where or location.label,
+        hint="merge it into its model once and give the result: "
+        f"AutoPeftModelForCausalLM.from_pretrained(PATH).merge_and_unload().save_pretrained(NEW){left_out}",
     )
 
 
