@@ -99,10 +99,11 @@ def check_command(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> int:
     """Check a model that exists already against the checkpoint it was made from.
 
-    CANDIDATE is an .onnx file, or a folder as Optimum, transformers.js, Olive or convert make them.
-    It is compared on samples and on inputs that usual samples do not hold, against limits from the
-    checkpoint's own noise; its tokenizer and configuration are compared too. Nothing of it is
-    trusted: no library of it is loaded, and its weights are not copied into the report's folder.
+    CANDIDATE is an .onnx file, or a folder as Optimum, transformers.js, Olive, ONNX Runtime GenAI or
+    convert make them. It is compared on samples and on inputs that usual samples do not hold, against
+    limits from the checkpoint's own noise; its tokenizer and configuration are compared too. A decoder
+    is also read token by token with its cache, and continued. Nothing of it is trusted: no library of
+    it is loaded, and its weights are not copied into the report's folder.
 
     \b
     Examples:

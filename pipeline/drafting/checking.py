@@ -245,7 +245,12 @@ def _choose(
         )
     fitting: list[tuple[Task, Interface]] = []
     refusals: list[RecipeError] = []
+    given = {tensor.name for tensor in candidate.facts.outputs}
+    is_named = any(spec.name in given for spec in first.outputs)
     for task in (first, *(() if asked else others)):
+        # Logits of another model are no hidden states of this one.
+        if is_named and all(spec.name not in given for spec in task.outputs):
+            continue
         try:
             interface = match_interface(
                 candidate.facts,
@@ -352,7 +357,8 @@ def default_limits(task: Task, arithmetic: Arithmetic, *, is_scalar: bool = Fals
     lose what the tool makes of it. Measured with MiniLM in ONNX Runtime's own dynamic quantisation,
     smallest cosine and mean over 64 texts: one scale a column 0.936 to 0.961 and 0.987 to 0.989; one
     scale a weight, uint8 0.863 and 0.972; one scale a weight, int8 0.758 and 0.941, which is
-    known to cost real accuracy. The limits lie before the last.
+    known to cost real accuracy. The limits lie before the last. Decoders have few bits mostly, and the
+    limits of `convert init` for these.
 
     Args:
         task: What the checkpoint is for.
@@ -367,6 +373,8 @@ def default_limits(task: Task, arithmetic: Arithmetic, *, is_scalar: bool = Fals
         return limits
     if is_scalar:
         return {"relative_l2": {"max": 0.35}}
+    if task.has_cache:
+        return parity_limits(task, "int4")
     limits = {
         "cosine_similarity": {"min": 0.8},
         "cosine_similarity_mean": {"min": 0.95},

@@ -154,6 +154,13 @@ def advice(report: Report) -> tuple[str, ...]:
     arithmetic = next(
         (link.arithmetic for target in report.targets for link in delivered(target)), None
     )
+    writes = any(gate.gate == "generation" for gate in report.gates)
+    finer = (
+        "in smaller blocks, with zero points, or by a method that looks at data"
+        if writes
+        else "with one scale a column (per_channel)"
+    )
+    bits = "few bits" if writes else "8 bits"
     found = []
     if "companions" in kinds:
         found.append(
@@ -163,9 +170,8 @@ def advice(report: Report) -> tuple[str, ...]:
     problems = any(gate.metric.endswith(".problems") for gate in broken)
     if "stages" in kinds and arithmetic == "quantized":
         found.append(
-            "this is farther away than 8 bits that are well chosen: check the float model it was "
-            "quantised from (convert check FLOAT.onnx ...); if that is right, quantise it with one "
-            "scale a column (per_channel)"
+            f"this is farther away than {bits} that are well chosen: check the float model it was "
+            f"quantised from (convert check FLOAT.onnx ...); if that is right, quantise it {finer}"
         )
     elif problems:
         found.append("repair what is named above; the numbers after it say little until then")
@@ -176,10 +182,15 @@ def advice(report: Report) -> tuple[str, ...]:
         )
     if "parity" in kinds and "stages" not in kinds:
         found.append(
-            "the quantisation costs more than these limits allow: quantise with one scale a column "
-            "(per_channel), or give limits of your own with --recipe"
+            f"the quantisation costs more than these limits allow: quantise {finer}, or give limits of "
+            "your own with --recipe"
             if arithmetic == "quantized"
             else "give limits of your own with --recipe, if this is near enough for you"
+        )
+    if any(gate.metric.endswith((".itself", ".as_written")) for gate in broken):
+        found.append(
+            "read with its cache it writes something else than read whole: look at positions behind a "
+            "past, at the mask, and at how keys and values are joined and handed on"
         )
     if "invariance" in kinds:
         found.append(
