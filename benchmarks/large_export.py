@@ -45,8 +45,7 @@ EXPORT_BASE_BYTES: Final = 600_000_000
 
 CHAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("export", "checkpoint", {"task": "text-generation", "component": "model"}),
-    ("simplify", "model", {}),
-    ("fuse", "model", {}),
+    ("simplify_and_fuse", "model", {}),
     ("quantize_weights", "model", {"bits": 4, "block_size": 32, "method": "rtn"}),
     ("pack_weights", "model", {}),
 )

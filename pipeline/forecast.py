@@ -118,6 +118,8 @@ def _remedy(plan: Plan, node: Node) -> str:
         for check in target.checks:
             if check.node.node == node.index:
                 return f"`gates: {{checks: {{{check.check}: null}}}}`"
+        if any(ref.node == node.index for ref in target.benchmarks.values()):
+            return "`benchmark: null`"
     return ""
 
 

@@ -115,3 +115,14 @@ def test_weights_above_what_a_model_file_holds_are_not_read() -> None:
     assert mapped.share_of(INLINE_LIMIT_BYTES) == 4.0
     assert mapped.share_of(INLINE_LIMIT_BYTES + 1) == 0.1
     assert Footprint(memory_per_weight=4.0).share_of(INLINE_LIMIT_BYTES + 1) == 4.0
+
+
+def test_a_benchmark_that_does_not_fit_is_left_out_by_a_line(
+    tmp_path: Path, sentence_encoder: Path
+) -> None:
+    store = open_store(BuildOptions(store=tmp_path / "store"))
+    plan = _plan(tmp_path, sentence_encoder, store)
+    found = forecast(plan, plan_status(plan, store))
+    remedies = {node.name: node.remedy for node in found.nodes}
+    (remedy,) = {remedies[name] for name in remedies if name.startswith("benchmark")}
+    assert remedy == "`benchmark: null`"

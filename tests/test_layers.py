@@ -43,7 +43,7 @@ LAYERS = (
         "environment",
         "gpu",
     ),
-    ("errors", "file_names", "hashing", "records"),
+    ("errors", "file_names", "forked", "hashing", "records"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 HEAVY = {"onnx", "onnx_ir", "onnxscript"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from pipeline.recipe import load_recipe_file
 from pipeline.source import resolve_source
 from pipeline.stages.check_quantization import CheckQuantizationConfig
 from pipeline.stages.quantize_weights import QuantizeWeightsConfig
+from pipeline.targets import onnxruntime
 from pipeline.targets.base import NodeRef
 from tests.recipes import FP32, write_recipe
 
@@ -208,3 +211,42 @@ def test_tensorrt_takes_neither(
     }
     with pytest.raises(RecipeError, match="are for ONNX Runtime: TensorRT multiplies"):
         _plan(tmp_path, sentence_encoder, target)
+
+
+def _stages(plan: Plan) -> set[str]:
+    return {node.stage.name for node in plan.nodes}
+
+
+def test_of_a_large_model_what_nothing_else_reads_is_not_written(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`simplify` is a stage of its own where methods observe what goes through its graph."""
+    quantized = {"precision": "int4", "quantization": {"mode": "weight_only", "block_size": 16}}
+    assert {"simplify", "fuse"} <= _stages(_plan(tmp_path, sentence_encoder, **quantized))
+    monkeypatch.setattr(onnxruntime, "INLINE_LIMIT_BYTES", 1000)
+    for target in ({}, quantized):
+        plan = _plan(tmp_path, sentence_encoder, **target)
+        assert "simplify_and_fuse" in _stages(plan)
+        assert not {"simplify", "fuse"} & _stages(plan)
+        (links,) = plan.targets[0].chain.models.values()
+        names = [plan.nodes[link.node.node].stage.name for link in links]
+        assert names == ["export", "simplify_and_fuse", *(["quantize_weights"] if target else [])]
+    for changes in ({"method": "gptq"}, {"method": "awq"}, {"mixed": {"bits_budget": 5}}):
+        observed = {**quantized, "quantization": {**quantized["quantization"], **changes}}
+        plan = _plan(tmp_path, sentence_encoder, uses=("evaluation", "calibration"), **observed)
+        assert {"simplify", "fuse"} <= _stages(plan)
+        assert "simplify_and_fuse" not in _stages(plan)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1), ("bfloat16", 2)])
+def test_how_large_weights_are_is_said_by_files_and_config(
+    tmp_path: Path, sentence_encoder: Path, dtype: str, factor: int
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(sentence_encoder, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    memory = DigestMemory(tmp_path / "memory.json")
+    source = resolve_source(str(checkpoint), recipe_directory=tmp_path, memory=memory)
+    stored = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    assert source.float32_bytes == factor * stored

@@ -31,6 +31,9 @@ STORED: Final[dict[Bits, np.dtype[Any]]] = {4: np.dtype(ml_dtypes.int4), 8: np.d
 _ELEMENTS: Final = 1 << 16
 """That are worked on at a time: memory does not depend on the size of a weight, and caches hold them."""
 
+_STRIP_ELEMENTS: Final = 1 << 19
+"""Likewise where weights of many outputs lie side by side: fewer are done before threads wait for one another."""
+
 _OUTPUTS: Final = 512
 """Whose inputs are rounded one by one together: enough for steps to be long, 14 bytes for each number."""
 
@@ -96,8 +99,27 @@ def quantize_blocks(
             # By way of int8: from floats straight to int4 takes five times as long.
             values[part] = integers.astype(np.int8).astype(STORED[bits])
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(quantize, parts_of(outputs, inputs)))  # a list, so that errors are raised
+    def quantize_strip(blocks_in: slice) -> None:
+        strip = weight[blocks_in.start * size : blocks_in.stop * size]
+        # Neighbours in memory are inputs of neighbouring outputs, and numpy goes along them.
+        blocks = strip.astype(np.float32, copy=False).reshape(-1, size, outputs).transpose(2, 0, 1)
+        found = rule.find_scales(blocks, bits, weight.dtype)
+        steps[blocks_in] = found.T
+        integers = integers_of(blocks, found, bits).transpose(1, 2, 0).reshape(strip.shape)
+        stored[blocks_in.start * size : blocks_in.stop * size] = integers.astype(np.int8).astype(
+            STORED[bits]
+        )
+
+    # Of a sum the last bits hang on the order in which numpy goes; of the largest weight they do not.
+    is_in_strips = axis == 0 and weight.flags.c_contiguous and rule.loss is None
+    with ThreadPoolExecutor(threads) as pool:  # lists, so that errors are raised
+        if is_in_strips and inputs // size >= threads:
+            per = max(1, _STRIP_ELEMENTS // (size * outputs))
+            count = inputs // size
+            strips = [slice(at, min(at + per, count)) for at in range(0, count, per)]
+            list(pool.map(quantize_strip, strips))
+        else:
+            list(pool.map(quantize, parts_of(outputs, inputs)))
     if rule.is_calibrated and factor is not None:
         _compensate(rows, scale, values, bits, factor, threads)
     return BlockQuantized(values=stored, scale=steps.reshape(-1) if block_size is None else steps)

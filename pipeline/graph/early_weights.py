@@ -1,4 +1,4 @@
-"""Large weights are written while the model is traced: one takes the disk, the other a processor.
+"""Large weights are written while the model is traced: each takes a processor of its own.
 
 What a trace will make of a weight is nearly always known from its module: a linear layer's is
 transposed, any other is as it is. It is written as that, and when the graph is there each weight is
@@ -8,14 +8,13 @@ others; when that is more than a trifle, all that was written early is thrown aw
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import onnx_ir as ir
 from torch import nn
 
-from pipeline.errors import ArtifactError
+from pipeline.forked import Forked
 from pipeline.graph.files import PAGE_BYTES, THRESHOLD_BYTES, require_no_model
 from pipeline.graph.large_weights import TransposedWeight
 from pipeline.graph.stored_weights import StoredWeight, stored_weight
@@ -51,7 +50,7 @@ class _Place:
 
 
 class EarlyWeights:
-    """A file of weights that a thread writes; `close` it in any case.
+    """A file of weights that a process of its own writes; `close` it in any case.
 
     Args:
         module: Whose weights these are.
@@ -72,9 +71,7 @@ class EarlyWeights:
         self._path = directory / EXTERNAL_DATA_FILE
         self._places: dict[_Key, _Place] = {}
         self._end = 0
-        self._is_stopping = False
-        self._error: OSError | ArtifactError | None = None
-        self._thread: threading.Thread | None = None
+        self._process: Forked | None = None
         total = sum(4 * parameter.numel() for parameter in _unique(module))
         if not limits[0] < total <= limits[1]:
             return
@@ -87,15 +84,13 @@ class EarlyWeights:
         if not self._places:
             return
         require_no_model(directory)
-        self._thread = threading.Thread(target=self._write, name="early-weights", daemon=True)
-        self._thread.start()
+        self._process = Forked(self._write)
 
     def close(self) -> None:
         """Stop writing, and delete the file unless `save` has used it."""
-        self._is_stopping = True
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._process is not None:
+            self._process.end()
+            self._process = None
             self._path.unlink(missing_ok=True)
 
     def save(self, model: ir.Model) -> bool:
@@ -106,13 +101,14 @@ class EarlyWeights:
                 transposed ones of these.
 
         Returns:
-            False when there is no file, or too much of it would be of no use: nothing is written.
+            False when there is no file, it could not be written, or too much of it would be of no use:
+            nothing is written here.
 
         Raises:
-            OSError: when the file could not be written.
-            ArtifactError: when the checkpoint's could not be read.
+            OSError: when the file cannot be written.
+            ArtifactError: when the checkpoint's cannot be read.
         """
-        if self._thread is None:
+        if self._process is None:
             return False
         large = [
             value
@@ -123,9 +119,8 @@ class EarlyWeights:
         unused = self._places.keys() - set(keys)
         if sum(self._places[key].tensor.nbytes for key in unused) > MOST_WASTE * self._end:
             return False
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if not self._process.succeeded():
+            return False  # whoever writes it in another way meets the error, and can say it
         with self._path.open("r+b") as file:
             for value, key in zip(large, keys, strict=True):
                 assert value.const_value is not None
@@ -133,7 +128,7 @@ class EarlyWeights:
                 offset = self._added(file, value.const_value) if place is None else place.offset
                 value.const_value = self._outside(value.const_value, offset)
         ir.save(model, self._path.with_name(MODEL_FILE))
-        self._thread = None
+        self._process = None
         return True
 
     def _added(self, file: BinaryIO, tensor: ir.TensorProtocol) -> int:
@@ -150,15 +145,10 @@ class EarlyWeights:
         )  # fmt: skip
 
     def _write(self) -> None:
-        try:
-            with self._path.open("xb") as file:
-                for place in self._places.values():
-                    if self._is_stopping:
-                        return
-                    file.seek(place.offset)
-                    place.tensor.tofile(file)  # type: ignore[attr-defined]
-        except (OSError, ArtifactError) as err:  # for the thread that asked for it
-            self._error = err
+        with self._path.open("xb") as file:
+            for place in self._places.values():
+                file.seek(place.offset)
+                place.tensor.tofile(file)  # type: ignore[attr-defined]
 
 
 def _unique(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import onnx
 
 from pipeline.errors import StageError
+from pipeline.graph.interface import require_same_interface
+from pipeline.graph.validity import require_valid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +72,21 @@ def simplify_model(model: onnx.ModelProto, tool: Tool) -> onnx.ModelProto:
     assert isinstance(simpler, onnx.ModelProto)
     _lift_constants(simpler.graph)
     return simpler
+
+
+def simplify_checked(model: onnx.ModelProto, tool: Tool) -> onnx.ModelProto:
+    """Simplify a model that is small, and check what came out in memory.
+
+    Raises:
+        StageError: as `simplify_model`; when the result is not valid ONNX, or has other inputs,
+            outputs, named axes or another opset.
+    """
+    kept = onnx.ModelProto()
+    kept.CopyFrom(model)
+    made = simplify_model(model, tool)
+    require_valid(made)
+    require_same_interface(kept, made)
+    return made
 
 
 def _lift_constants(graph: onnx.GraphProto) -> None:

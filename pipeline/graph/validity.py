@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def require_valid(path: Path) -> None:
-    """Run the full ONNX checker, with strict type and shape inference, on a model file.
+def require_valid(model: Path | onnx.ModelProto) -> None:
+    """Run the full ONNX checker, with strict type and shape inference, on a model.
 
-    Works on the file and not in memory, so that models above 2 GiB are checked too and the weights
-    are not copied.
+    A file is better than a model in memory: those above 2 GiB are checked too, and weights are not copied.
 
     Raises:
         StageError: with the checker's first complaint.
     """
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except (
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
         ValueError,
     ) as err:
         reason = " ".join(str(err).split())[:500]
-        raise StageError(f"the graph is not valid ONNX: {reason}", where=path.name) from err
+        where = "" if isinstance(model, onnx.ModelProto) else model.name
+        raise StageError(f"the graph is not valid ONNX: {reason}", where=where) from err

@@ -146,6 +146,7 @@ def load_torch_model(
     *,
     attention: str | None = None,
     scratch: Path | None = None,
+    is_run: bool = True,
 ) -> TorchComponent:
     """Load one component of a checkpoint for a task.
 
@@ -158,6 +159,7 @@ def load_torch_model(
         scratch: A directory for files that take no room, which must last as long as the result.
             When it is given, the numbers of weights stay in the checkpoint where that is possible:
             see `TorchComponent.mapped`.
+        is_run: Whether to run what was loaded; false for a caller that calls `require_runnable` itself.
 
     Raises:
         RecipeError: when there is no such task.
@@ -177,11 +179,11 @@ def load_torch_model(
         with contextlib.suppress(NotMappedError):
             mapping = map_checkpoint(checkpoint, scratch)
             try:
-                return _load(checkpoint, found, component, attention, mapping)
+                return _load(checkpoint, found, component, attention, mapping, is_run=is_run)
             except ExportError:
                 if not mapping.is_stand_in:
                     raise  # otherwise it may be for a weight that is not where it is used
-    return _load(checkpoint, found, component, attention, None)
+    return _load(checkpoint, found, component, attention, None, is_run=is_run)
 
 
 def _load(
@@ -190,6 +192,8 @@ def _load(
     component: str,
     attention: str | None,
     mapping: MappedCheckpoint | None,
+    *,
+    is_run: bool,
 ) -> TorchComponent:
     source = checkpoint if mapping is None else mapping.directory
     model, loading = _load_pretrained(source, found, attention)
@@ -197,14 +201,17 @@ def _load(
     mapped = None if mapping is None else mapping.match(model, loading.missing)
     with contextlib.nullcontext() if mapped is None else mapped.at_hand(model):
         loaded = _component(checkpoint, found, component, model, loading)
+    loaded = replace(loaded, mapped=mapped)
+    if is_run:
+        require_runnable(loaded)
     _require_no_influence(loaded, model, loading.missing)
-    return replace(loaded, mapped=mapped)
+    return loaded
 
 
 def _component(
     checkpoint: Path, found: Task, component: str, model: PreTrainedModel, loading: _Loading
 ) -> TorchComponent:
-    """The part of a loaded model that is asked for, once it has been run."""
+    """The part of a loaded model that is asked for."""
     pooling = load_sentence_pooling(checkpoint) if found.name == "feature-extraction" else None
     fixed = sound_size(model) if found.modality == "audio" else _image_size(checkpoint, found)
     takes = inputs_taken(model, found, fixed)
@@ -226,7 +233,7 @@ def _component(
             output_names=tuple(spec.name for spec in found.outputs),
             pooling=pooling,
         ).eval()
-    loaded = TorchComponent(
+    return TorchComponent(
         module=module,
         takes=takes,
         outputs=outputs,
@@ -234,8 +241,6 @@ def _component(
         unused_parameters=tuple(sorted(loading.missing)),
         ignored_weights=loading.ignored,
     )
-    _require_outputs(loaded, agrees=found.has_cache and not found.parts)
-    return loaded
 
 
 def _require_config(checkpoint: Path) -> None:
@@ -328,19 +333,21 @@ def _image_size(checkpoint: Path, task: Task) -> tuple[int, int, int] | None:
     return image_size(checkpoint)
 
 
-def _require_outputs(loaded: TorchComponent, *, agrees: bool) -> None:
+def require_runnable(loaded: TorchComponent) -> None:
     """Run the module, so that a model without the task's outputs fails here, by name.
 
-    Args:
-        loaded: What is run.
-        agrees: Whether to run it with and without a past, which have to agree.
+    A decoder is run with and without a past, which have to agree.
+
+    Raises:
+        ExportError: when it cannot be run, or a decoder's outputs differ.
     """
     try:
-        if agrees:
-            require_cache_agreement(loaded)
-            return
-        with torch.no_grad():
-            loaded.module(*loaded.example())
+        with _at_hand(loaded):
+            if isinstance(loaded.module, CachedDecoder):
+                require_cache_agreement(loaded)
+                return
+            with torch.no_grad():
+                loaded.module(*loaded.example())
     except (KeyError, TypeError, AttributeError) as err:
         raise ExportError(
             f"the model does not have the outputs {', '.join(loaded.output_names)}: {err!r}"
@@ -348,6 +355,12 @@ def _require_outputs(loaded: TorchComponent, *, agrees: bool) -> None:
     except (ValueError, RuntimeError, IndexError) as err:
         shapes = ", ".join(f"`{taken.spec.name}` {list(taken.shape)}" for taken in loaded.takes)
         raise ExportError(f"the model cannot be run on {shapes}: {err}") from err
+
+
+def _at_hand(loaded: TorchComponent) -> contextlib.AbstractContextManager[None]:
+    """While weights that were left in files can be computed with."""
+    mapped = loaded.mapped
+    return contextlib.nullcontext() if mapped is None else mapped.at_hand(loaded.module)
 
 
 def _require_no_influence(

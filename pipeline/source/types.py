@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Note: TypeAlias = "Callable[[str], None]"
 """Is told, a line at a time, what goes on while files are fetched."""
 
+_NARROW_DTYPES = frozenset({"bfloat16", "float16"})
+"""Of 16 bits, as `config.json` names them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -135,6 +138,15 @@ class Source:
             ArtifactError: when one was; what was made from it meanwhile must not be filed.
         """
         require_untouched(self.files, root=self.root, what="checkpoint", doing="converted")
+
+    @property
+    def float32_bytes(self) -> int:
+        """About how many bytes its weights have as float32, by the sizes of files and `config.json`."""
+        stored = sum(
+            file.size_bytes for name, file in self.files.items() if name.endswith(".safetensors")
+        )
+        dtype = self.config.get("dtype", self.config.get("torch_dtype"))
+        return stored * (2 if dtype in _NARROW_DTYPES else 1)
 
     @property
     def max_positions(self) -> int | None:

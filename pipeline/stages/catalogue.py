@@ -49,6 +49,7 @@ from pipeline.stages.samples import SAMPLES
 from pipeline.stages.scale_channels import SCALE_CHANNELS
 from pipeline.stages.sensitivity import SENSITIVITY
 from pipeline.stages.simplify import SIMPLIFY
+from pipeline.stages.simplify_and_fuse import SIMPLIFY_AND_FUSE
 from pipeline.stages.static_cache import STATIC_CACHE
 from pipeline.stages.validate import VALIDATE
 from pipeline.stages.validate_engine import VALIDATE_ENGINE
@@ -68,6 +69,7 @@ STAGES: tuple[AnyStage, ...] = (
     ADOPT,
     SIMPLIFY,
     FUSE,
+    SIMPLIFY_AND_FUSE,
     ARRANGE_ATTENTION,
     FUSE_ATTENTION,
     CALIBRATE,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.errors import ExportError
+from pipeline.forked import Forked
 from pipeline.stages.base import INLINE_LIMIT_BYTES, MODEL_FILE, Footprint, Stage, StageConfig
 
 if TYPE_CHECKING:
@@ -75,15 +77,64 @@ def _export(
 
     with tempfile.TemporaryDirectory(dir=context.scratch) as scratch:
         component = _load(config, checkpoint, Path(scratch), context)
+        is_stand_in = component.mapped is not None and component.mapped.is_stand_in
         find = component.mapped.find if component.mapped else lambda _: None
-        with contextlib.closing(EarlyWeights(component.module, find, output)) as early:
-            translation = _translate(config, component, context)
-            if translation.is_folded and component.mapped and component.mapped.is_stand_in:
-                context.log("constants were computed from weights, which are loaded for it")
+        with (
+            contextlib.closing(_Trial(component)) as trial,
+            contextlib.closing(EarlyWeights(component.module, find, output)) as early,
+        ):
+            try:
+                translation = _translate(config, component, context)
+            except Exception:
+                trial.require_success()  # why a model cannot be run says more than its trace
+                raise
+            needs_weights = translation.is_folded and is_stand_in
+            try:
+                trial.require_success()
+            except ExportError:
+                if not is_stand_in:
+                    raise
+                needs_weights = True  # it may be for a weight that is not where it is used
+            if needs_weights:
+                context.log("some weights are needed outside of their modules: all are loaded")
                 early.close()
                 component = _load(config, checkpoint, None, context)
+                _require_runnable(component)
                 translation = _translate(config, component, context)
             return _save(config, component, translation, early, output, context)
+
+
+class _Trial:
+    """A component that is run while it is traced, in a process and on a processor of its own."""
+
+    def __init__(self, component: TorchComponent) -> None:
+        self._component = component
+        self._process = Forked(self._run)
+
+    def _run(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # its pool of threads does not survive a fork
+        _require_runnable(self._component)
+
+    def require_success(self) -> None:
+        """Wait for it. When it failed, or was killed, it is run again here.
+
+        Raises:
+            ExportError: why the component cannot be run.
+        """
+        if not self._process.succeeded():
+            _require_runnable(self._component)
+
+    def close(self) -> None:
+        """End it in any case."""
+        self._process.end()
+
+
+def _require_runnable(component: TorchComponent) -> None:
+    from pipeline.runtimes.torch_model import require_runnable
+
+    require_runnable(component)
 
 
 def _load(
@@ -92,8 +143,9 @@ def _load(
     from pipeline.runtimes.torch_model import load_torch_model
 
     component = load_torch_model(
-        checkpoint, config.task, config.component, attention=config.attention, scratch=scratch
-    )
+        checkpoint, config.task, config.component, attention=config.attention, scratch=scratch,
+        is_run=False,
+    )  # fmt: skip
     if scratch is not None and component.mapped is None:
         context.log("all weights are in memory: not each one is in one place of the files")
     context.progress(1, 4, "steps")

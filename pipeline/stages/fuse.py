@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import onnx_ir as ir
+
+    from pipeline.graph.fusions import FusionReport
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
 
@@ -40,11 +43,23 @@ def _run(
         StageError: when operators forbid the opset that a decoder is written in.
         StoreError: when the output cannot be written.
     """
-    from pipeline.graph.decoder_fusions import fuse_decoder, is_decoder, last_logits
     from pipeline.graph.files import load_ir_model, save_ir_model
-    from pipeline.graph.fusions import fuse_for_onnxruntime_cpu
 
     model = load_ir_model(inputs["model"] / MODEL_FILE)
+    report = fuse_model(model, config, context)
+    save_ir_model(model, output)
+    return report.as_json()
+
+
+def fuse_model(model: ir.Model, config: FuseConfig, context: StageContext) -> FusionReport:
+    """Fuse a graph in place, and say in the log what fired.
+
+    Raises:
+        StageError: when operators forbid the opset that a decoder is written in.
+    """
+    from pipeline.graph.decoder_fusions import fuse_decoder, is_decoder, last_logits
+    from pipeline.graph.fusions import fuse_for_onnxruntime_cpu
+
     report = fuse_for_onnxruntime_cpu(model)
     if is_decoder(model):
         report = fuse_decoder(model, report)
@@ -52,8 +67,7 @@ def _run(
             report.outcomes[last_logits.NAME] = last_logits.add_input(model.graph)
     for name, outcome in report.outcomes.items():
         context.log(f"{name}: fired {outcome.fired} times, refused {len(outcome.refused)}")
-    save_ir_model(model, output)
-    return report.as_json()
+    return report
 
 
 FUSE = Stage(

@@ -32,8 +32,6 @@ class SimplifyConfig(StageConfig):
 def _run(
     config: SimplifyConfig, inputs: Mapping[str, Path], output: Path, context: StageContext
 ) -> Mapping[str, JSON]:
-    from importlib.metadata import version
-
     from pipeline.graph.dataflow import require_live_inputs
     from pipeline.graph.files import load_graph_only
     from pipeline.graph.inspect import count_ops
@@ -50,13 +48,22 @@ def _run(
     require_live_inputs(written)
     before, after = count_ops(given), count_ops(written)
     context.progress(2, 2, "steps")
+    return simplification_facts(config.tool, before, after)
+
+
+def simplification_facts(
+    tool: Tool, before: Mapping[str, int], after: Mapping[str, int]
+) -> dict[str, JSON]:
+    """What a tool made of a graph, by how often each operator is there before and after."""
+    from importlib.metadata import version
+
     return {
-        "tool": config.tool,
-        "tool_version": version(config.tool),
+        "tool": tool,
+        "tool_version": version(tool),
         "nodes_before": sum(before.values()),
         "nodes_after": sum(after.values()),
-        "ops_before": before,
-        "ops_after": after,
+        "ops_before": dict(before),
+        "ops_after": dict(after),
     }
 
 

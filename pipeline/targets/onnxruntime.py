@@ -15,6 +15,7 @@ from pipeline.runtimes.ort_providers import (
     require_provider,
 )
 from pipeline.source.generation_config import read_stated_length
+from pipeline.stages.base import INLINE_LIMIT_BYTES
 from pipeline.stages.calibrate import CALIBRATE, CalibrateConfig
 from pipeline.stages.cast import CAST, CastConfig
 from pipeline.stages.choose_bits import MixedOptions  # noqa: TC001  (pydantic reads it)
@@ -29,10 +30,11 @@ from pipeline.stages.quantize_static import (
 )
 from pipeline.stages.quantize_weights import SCALED, WeightOnlyOptions
 from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
+from pipeline.stages.simplify_and_fuse import SIMPLIFY_AND_FUSE, SimplifyAndFuseConfig
 from pipeline.stages.static_cache import STATIC_CACHE, StaticCacheConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
-from pipeline.targets.weight_only import add_scaling, add_weight_only
+from pipeline.targets.weight_only import add_scaling, add_weight_only, observes
 
 if TYPE_CHECKING:
     from pipeline.parity.tolerances import Arithmetic
@@ -179,19 +181,15 @@ class OnnxRuntimeTarget(TargetBase):
         deliverables: dict[str, tuple[Deliverable, ...]] = {}
         for component in builder.components:
             exported = builder.exported(component)
-            simplified = builder.add(
-                SIMPLIFY, self.simplify, {"model": exported}, component=component
-            )
-            plain = add_scaling(builder, component, self.quantization, simplified)
-            last = builder.add(FUSE, self.fuse, {"model": plain}, component=component)
+            plain, last = self._fused(builder, component, exported)
             # Before fusion a graph is compared as it is written; afterwards as users will run it.
             links = [
                 ModelLink(node=node, optimizations="disabled", arithmetic="float32")
-                for node in dict.fromkeys((exported, simplified, plain))
+                for node in (exported, *plain)
             ]
             links.append(ModelLink(node=last, optimizations="all", arithmetic="float32"))
             if self.quantization is not None:
-                last = self._quantized(builder, component, simplified, last)
+                last = self._quantized(builder, component, plain[0] if plain else last, last)
                 links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
             if (packed := self._packed(builder, component, last)) is not None:
                 last = packed
@@ -204,6 +202,26 @@ class OnnxRuntimeTarget(TargetBase):
             models[component] = tuple(links)
             deliverables[component] = (Deliverable(node=last),)
         return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")
+
+    def _fused(
+        self, builder: ChainBuilder, component: str, exported: NodeRef
+    ) -> tuple[tuple[NodeRef, ...], NodeRef]:
+        """The graphs between the exported and the fused one, the simplified first; and the fused one.
+
+        There are none where weights are large and nothing else reads the simplified graph.
+        """
+        is_large = builder.source.float32_bytes > INLINE_LIMIT_BYTES
+        is_observed = isinstance(self.quantization, StaticQuantization) or observes(
+            self.quantization
+        )
+        if is_large and not is_observed:
+            both = SimplifyAndFuseConfig(simplify=self.simplify, fuse=self.fuse)
+            ports = {"model": exported}
+            return (), builder.add(SIMPLIFY_AND_FUSE, both, ports, component=component)
+        simplified = builder.add(SIMPLIFY, self.simplify, {"model": exported}, component=component)
+        plain = add_scaling(builder, component, self.quantization, simplified)
+        fused = builder.add(FUSE, self.fuse, {"model": plain}, component=component)
+        return tuple(dict.fromkeys((simplified, plain))), fused
 
     def _packed(self, builder: ChainBuilder, component: str, quantized: NodeRef) -> NodeRef | None:
         """The graph with ONNX Runtime's own operator for weights in few bits, when it is wanted."""

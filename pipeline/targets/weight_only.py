@@ -62,6 +62,17 @@ def add_weight_only(
     return builder.add(QUANTIZE_WEIGHTS, config, ports, component=component)
 
 
+def observes(options: object) -> bool:
+    """Whether weights are rounded, scaled or given bits by what goes into their products.
+
+    Args:
+        options: The `quantization` of a target, of whatever kind.
+    """
+    return isinstance(options, WeightOnlyOptions) and (
+        options.method in {*CALIBRATED, SCALED} or getattr(options, "mixed", None) is not None
+    )
+
+
 def add_scaling(
     builder: ChainBuilder,
     component: str,

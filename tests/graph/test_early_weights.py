@@ -116,11 +116,10 @@ def test_weights_that_are_not_written_so_are_left_alone(
     assert list(output.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_written_fails_the_export(
+def test_a_file_that_cannot_be_written_is_left_to_who_can_say_why(
     tmp_path: Path, stored: dict[str, StoredTensor]
 ) -> None:
-    module, output = Model(), tmp_path / "output"
-    output.mkdir()
-    early = EarlyWeights(module, finder(module, stored), output / "gone", limits=LIMITS)
-    with pytest.raises(FileNotFoundError), contextlib.closing(early):
-        early.save(graph_of(stored, TURNED))
+    module = Model()
+    early = EarlyWeights(module, finder(module, stored), tmp_path / "gone", limits=LIMITS)
+    with contextlib.closing(early):
+        assert not early.save(graph_of(stored, TURNED))

@@ -311,3 +311,24 @@ def test_a_higher_opset_is_left_alone() -> None:
     model = ir.serde.deserialize_model(proto)
     raise_opset(model, 21)
     assert model.opset_imports[""] == 23
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_how_a_weight_lies_in_memory_makes_no_difference_to_rounding(
+    dtype: Any, bits: int, block_size: int
+) -> None:
+    """Of one it goes through strips of inputs, of the other through outputs."""
+    weight = random(192, 5000, seed=5).astype(dtype)
+    weight[:64, 7] = 0
+    weight[64:, 9] *= dtype(1e-3)
+    options: dict[str, Any] = {"bits": bits, "block_size": block_size, "method": "rtn"}
+    made = [
+        quantize_blocks(each, axis=0, threads=threads, **options)
+        for each in (weight, np.asfortranarray(weight))
+        for threads in (1, 2)
+    ]
+    for other in made[1:]:
+        np.testing.assert_array_equal(made[0].values, other.values)
+        np.testing.assert_array_equal(made[0].scale, other.scale)

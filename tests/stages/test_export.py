@@ -12,9 +12,11 @@ import torch
 
 from pipeline.errors import ExportError
 from pipeline.hashing import sha256_file
+from pipeline.runtimes import torch_capture, torch_decoder
 from pipeline.runtimes.torch_model import load_torch_model
 from pipeline.stages.export import EXPORT, ExportConfig
 from tests import checkpoints
+from tests.decoders import build_tiny_llama
 from tests.stages.context import RecordingContext
 
 if TYPE_CHECKING:
@@ -202,4 +204,25 @@ def test_a_model_without_the_outputs_of_the_task_is_refused(tmp_path: Path) -> N
     checkpoint = checkpoints.build_encoder(tmp_path / "checkpoint")
     with pytest.raises(ExportError, match="lacks weights that the outputs depend on"):
         export(checkpoint, tmp_path / "out", "question-answering")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_decoder_that_cannot_be_right_is_refused_whatever_its_trace_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run while it is traced; what the run finds comes first."""
+    checkpoint = build_tiny_llama(tmp_path / "checkpoint")
+    monkeypatch.setattr(torch_decoder, "AGREEMENT", -1.0)  # no two outputs are that close
+    with pytest.raises(ExportError, match="other logits"):
+        export(checkpoint, tmp_path / "out", "text-generation")
+
+    def untraceable(_: object) -> None:
+        raise ExportError("no trace")
+
+    monkeypatch.setattr(torch_capture, "capture_program", untraceable)
+    with pytest.raises(ExportError, match="other logits"):
+        export(checkpoint, tmp_path / "untraced", "text-generation")
+    monkeypatch.setattr(torch_decoder, "AGREEMENT", 1.0)
+    with pytest.raises(ExportError, match="no trace"):
+        export(checkpoint, tmp_path / "sound", "text-generation")
     assert not list((tmp_path / "out").iterdir())
