@@ -190,13 +190,15 @@ print(json.dumps(try_speech(json.load(sys.stdin))))
 """
 LOSE = """
 import json, sys
+import numpy as np
 from openvino import opset13
 from pipeline.bundle import openvino_speech_work
 from pipeline.runtimes import openvino_pair
 cut = openvino_pair._cut
 def lose(maker):
     states, made = cut(maker)
-    return states, {name: opset13.multiply(o, opset13.constant(0.0)).output(0) for name, o in made.items()}
+    zero = opset13.constant(np.float32(0))
+    return states, {name: opset13.multiply(each, zero).output(0) for name, each in made.items()}
 openvino_pair._cut = lose
 print(json.dumps(openvino_speech_work.run(json.load(sys.stdin))))
 """
