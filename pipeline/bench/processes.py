@@ -53,5 +53,7 @@ def describe_failure(returncode: int, log_path: Path) -> str:
     else:
         how = f"ended with exit code {returncode}"
     text = log_path.read_text(encoding="utf-8", errors="replace")
-    lines = text.splitlines()[-LAST_LINES:]
+    # What it failed with is told, and not where in our own code.
+    lines = [line for line in text.splitlines() if not line.startswith(("  ", "Traceback ("))]
+    lines = lines[-LAST_LINES:]
     return "\n".join([f"a benchmark launch {how}; its last lines:", *lines])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.decoder_inputs import CACHE_PREFIX
+from pipeline.data.json_files import read_json_object
 from pipeline.errors import StageError
 
 if TYPE_CHECKING:
@@ -25,14 +27,27 @@ def empty_caches(checkpoint: Path) -> dict[str, Tensor]:
     Raises:
         StageError: when it does not say how many layers and heads there are.
     """
-    from transformers import AutoConfig  # seconds; it knows the names that each family gives these
+    # Seconds; it knows the names that each family gives these.
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(
             checkpoint, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        raise StageError(f"transformers cannot read it: {err}", where="config.json") from err
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as err:
+        kind = read_json_object(checkpoint / "config.json").get("model_type")
+        known = str(kind) in CONFIG_MAPPING
+        raise StageError(
+            f"transformers cannot read it: {' '.join(str(err).split())}"
+            if known
+            else f"transformers {version('transformers')} knows no model type `{kind}`",
+            where="config.json",
+            hint=""
+            if known
+            else "a newer transformers may know it; code that comes with a checkpoint (`auto_map`) is "
+            "never run",
+        ) from err
 
     layers = _size_of(config, "num_hidden_layers") - _size_of(config, "num_kv_shared_layers")
     # Of a model whose layers differ each has a config of its own (Gemma 4).

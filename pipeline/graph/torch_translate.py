@@ -11,9 +11,10 @@ by `torch.onnx.export`, for programs that hold something only a second trace can
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from onnxscript import optimizer, version_converter
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 Route = Literal["direct", "decomposed"]
+
+_OPERATOR: Final = re.compile(r"\[target=torch\.ops\.([\w.]+)\]")
+"""How torch names the operator in its listing of a node that it cannot translate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +87,24 @@ def translate_program(
         else:
             model = _decompose_and_translate(program, opset)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as err:
-        cause = err.__cause__ or err
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise ExportError(f"torch.onnx cannot translate the model: {reason}") from err
+        raise ExportError(f"torch.onnx cannot translate the model: {_reason(err)}") from err
     is_folded = _finish(model, opset)
     _ir_passes.rename_inputs(model, tuple(input_names))
     _ir_passes.rename_outputs(model, tuple(output_names))
     return Translation(model=model, route=route, is_folded=is_folded)
+
+
+def _reason(err: BaseException) -> str:
+    """The operator that has no translation, and the first error of all, without the node's listing."""
+    operator, first = "", err
+    while True:
+        found = _OPERATOR.search(str(first))
+        operator = f"`{found[1]}`: " if found else operator
+        if first.__cause__ is None:
+            break
+        first = first.__cause__
+    said = str(first).strip()
+    return operator + (said.splitlines()[0] if said else type(first).__name__)
 
 
 def _finish(model: ir.Model, opset: int) -> bool:

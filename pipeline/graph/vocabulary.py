@@ -30,7 +30,11 @@ from pipeline.graph.fusions.matching import (
     only_consumer,
     replace_value,
 )
-from pipeline.graph.quantized_embeddings import embedding_lookups, quantize_embeddings
+from pipeline.graph.quantized_embeddings import (
+    SMALLEST_EMBEDDING_BYTES,
+    embedding_lookups,
+    quantize_embeddings,
+)
 from pipeline.graph.weighted_layers import WeightedLayer, find_weighted_layers
 
 if TYPE_CHECKING:
@@ -163,7 +167,8 @@ def quantize_tables(
                 f", in rows of a whole number of blocks of {TABLE_BLOCK}"
                 if width == "int4"
                 else ""
-            ),
+            )
+            + f"; tables below {SMALLEST_EMBEDDING_BYTES >> 10} KiB do not count",
             hint="leave `embeddings` out; a table that something else reads as well stays float",
         )
     if width == "int8":

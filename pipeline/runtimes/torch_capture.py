@@ -45,7 +45,7 @@ def capture_program(component: TorchComponent) -> torch.export.ExportedProgram:
                 dynamic_shapes={"tensors": shapes},
                 strict=False,
             )
-    except (UserError, ValueError, RuntimeError, NotImplementedError) as err:
+    except (UserError, ValueError, RuntimeError, NotImplementedError, AssertionError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise ExportError(f"torch.export cannot trace the model: {reason}") from err
 

@@ -190,7 +190,7 @@ def require_cache_agreement(loaded: TorchComponent) -> None:
     `attention_mask` and `position_ids`, show here, before anything is exported.
 
     Raises:
-        ExportError: when they differ.
+        ExportError: when they differ, or are no numbers.
     """
     past, new = 6, 5
     names = loaded.input_names
@@ -212,6 +212,7 @@ def require_cache_agreement(loaded: TorchComponent) -> None:
     every, last, text = slice(None), slice(-1, None), slice(padded, None)
     with torch.no_grad():
         alone = run(last, text, text, [state[last] for state in empty])[0][0]
+        _require_numbers(loaded, alone)
         first = run(every, slice(past), slice(past), empty)
         second = run(every, slice(past, None), every, first[1:])
         in_steps = torch.cat([first[0], second[0]], dim=1)[-1, padded:]
@@ -227,6 +228,30 @@ def require_cache_agreement(loaded: TorchComponent) -> None:
         f"{float(alone.abs().max()):.3g}",
         hint="the architecture is not causal, or does not go by `attention_mask` and "
         "`position_ids` alone; it cannot be exported with a cache",
+    )
+
+
+def _require_numbers(loaded: TorchComponent, logits: torch.Tensor) -> None:
+    """Refuse NaN and infinity, which agree with nothing; and say which weights hold them.
+
+    Raises:
+        ExportError: naming the first such weight that is in memory.
+    """
+    if bool(torch.isfinite(logits).all()):
+        return
+    bad = [
+        name
+        for name, weight in loaded.module.named_parameters()
+        if weight.device.type != "meta" and not bool(torch.isfinite(weight).all())
+    ]
+    names = (
+        f": {len(bad)} weights hold some, such as `{bad[0].removeprefix('model.')}`" if bad else ""
+    )
+    raise ExportError(
+        f"the checkpoint's own logits in torch float32 are no numbers (NaN or infinity){names}",
+        hint="the checkpoint is damaged, or was saved when its training had failed"
+        if bad
+        else "its weights are numbers, and what it computes of them is too large for float32",
     )
 
 

@@ -285,6 +285,7 @@ def _load_pretrained(
 ) -> tuple[PreTrainedModel, _Loading]:
     """Return the model and the names of the parameters that are not in the checkpoint."""
     import transformers  # seconds: only when a checkpoint is really loaded
+    from huggingface_hub.errors import StrictDataclassError
 
     transformers.logging.set_verbosity_error()  # its report of missing weights is ours to make
     transformers.logging.disable_progress_bar()
@@ -300,6 +301,8 @@ def _load_pretrained(
             output_loading_info=True,
             **chosen,
         )
+    except StrictDataclassError as err:
+        raise ExportError(" ".join(str(err).split()), where="config.json") from err
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise ExportError(

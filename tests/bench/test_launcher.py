@@ -98,8 +98,10 @@ def test_a_launch_that_fails_shows_its_last_lines(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.onnx").write_bytes(b"no graph at all")
     with pytest.raises(
         StageError, match=r"ended with exit code 1; its last lines:\n(.*\n)*.*model\.onnx"
-    ):
+    ) as caught:
         launch(make_job(tmp_path), make_folder(tmp_path))
+    assert "Traceback" not in caught.value.message
+    assert "launch.py" not in caught.value.message
 
 
 def test_samples_that_do_not_fit_the_model_are_named(tmp_path: Path) -> None:

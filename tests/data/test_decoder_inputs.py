@@ -93,8 +93,12 @@ def test_layers_that_differ_or_share_have_caches_of_their_own(tmp_path: Path) ->
 
 
 def test_a_config_that_nobody_can_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="transformers cannot read it"):
+    with pytest.raises(StageError, match="knows no model type `nobody_knows_this`") as caught:
         empty_caches(_checkpoint(tmp_path, {"model_type": "nobody_knows_this"}))
+    assert "never run" in caught.value.hint
+    with pytest.raises(StageError, match="transformers cannot read it: ") as caught:
+        empty_caches(_checkpoint(tmp_path, LLAMA | {"hidden_size": "32"}))
+    assert "\n" not in caught.value.message
 
 
 def test_a_model_without_heads_is_refused(tmp_path: Path) -> None:
@@ -102,8 +106,14 @@ def test_a_model_without_heads_is_refused(tmp_path: Path) -> None:
         empty_caches(_checkpoint(tmp_path, {"model_type": "mamba"}))
 
 
-def _samples(tmp_path: Path) -> tuple[Path, Path]:
-    checkpoint, samples = _checkpoint(tmp_path / "checkpoint", LLAMA), tmp_path / "samples"
+def test_a_token_that_the_model_does_not_know_is_told_with_its_text(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"makes token \d+ of a text, .* are 0 to 69") as caught:
+        _samples(tmp_path, LLAMA | {"vocab_size": 70})
+    assert "resize_token_embeddings" in caught.value.hint
+
+
+def _samples(tmp_path: Path, config: dict[str, Any] = LLAMA) -> tuple[Path, Path]:
+    checkpoint, samples = _checkpoint(tmp_path / "checkpoint", config), tmp_path / "samples"
     samples.mkdir()
     config = SamplesConfig(
         source="builtin:stdlib-docstrings",

@@ -188,6 +188,26 @@ def test_a_model_that_handles_its_cache_wrongly_is_refused(
         require_cache_agreement(replace(loaded, module=_Damaged(loaded.module, **damage)))
 
 
+def test_a_checkpoint_whose_weights_are_no_numbers_is_refused(tmp_path: Path) -> None:
+    loaded = _loaded(tmp_path)
+    name, weight = list(loaded.module.named_parameters())[-1]
+    weight.view(-1)[0] = float("nan")
+    words = f"are no numbers .*1 weights hold some, such as `{name.removeprefix('model.')}`"
+    with pytest.raises(ExportError, match=words) as caught:
+        require_cache_agreement(loaded)
+    assert "damaged" in caught.value.hint
+
+
+def test_an_operator_without_a_translation_is_named(tmp_path: Path) -> None:
+    experts = COMMON | {"num_local_experts": 4}
+    checkpoint = _checkpoint(tmp_path / "checkpoint", "MixtralForCausalLM", experts)
+    with pytest.raises(
+        ExportError, match=r"`transformers\.grouped_mm_fallback\.default`"
+    ) as caught:
+        _export(checkpoint, tmp_path / "export")
+    assert "stack trace" not in caught.value.message
+
+
 def test_a_model_without_positions_among_its_inputs_is_refused(tmp_path: Path) -> None:
     config = {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     checkpoint = _checkpoint(tmp_path / "checkpoint", "BloomForCausalLM", config)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.data.json_files import read_json_object
 from pipeline.data.prepare.base import Prepared, read_text
 from pipeline.data.sample_set import InputSpec
 from pipeline.data.tokenise import load_tokenizer
+from pipeline.errors import StageError
 from pipeline.tasks import SEQUENCE_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from pipeline.data.prepare.base import Setting
     from pipeline.data.rows import Row
@@ -30,6 +36,7 @@ class TextPreparation:
         self.tokenizer = load_tokenizer(
             setting.checkpoint, setting.max_length, is_pair=is_pair, cut=self.cut
         )
+        self._known = _known_tokens(setting.checkpoint)
 
     @property
     def inputs(self) -> Mapping[str, InputSpec]:
@@ -45,9 +52,14 @@ class TextPreparation:
         return {"pad_token": self.tokenizer.pad_token}
 
     def prepare(self, row: Row) -> Prepared:
-        """The tokens of the row's text or texts, and its class."""
+        """The tokens of the row's text or texts, and its class.
+
+        Raises:
+            StageError: a token is none of the model's, or the row lacks what is to be read.
+        """
         text, pair = self.read_texts(row)
         encoded = self.tokenizer.encode_with_offsets(text, pair)
+        self._require_known(encoded.inputs["input_ids"], joined(text, pair))
         classes, column = self.setting.classes, self.fields.label
         return Prepared(
             tensors=encoded.inputs,
@@ -63,7 +75,28 @@ class TextPreparation:
         pair = self.fields.text_pair
         return read_text(row, self.fields.text), read_text(row, pair) if pair else None
 
+    def _require_known(self, tokens: NDArray[np.int64], text: str) -> None:
+        largest = int(tokens.max(initial=0))
+        if self._known is None or largest < self._known:
+            return
+        raise StageError(
+            f"the tokenizer makes token {largest} of a text, and the model's tokens are 0 to "
+            f"{self._known - 1}: {text[:60]!r}",
+            where="tokenizer.json",
+            hint="the tokenizer is another model's, or tokens were added to it without "
+            "`resize_token_embeddings`",
+        )
+
 
 def joined(*texts: str | None) -> str:
     """Texts as the report shows them."""
     return " | ".join(text for text in texts if text)
+
+
+def _known_tokens(checkpoint: Path) -> int | None:
+    """How many tokens the model has, by its `config.json`; None where that does not say it."""
+    path = checkpoint / "config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    inner = config.get("text_config")
+    found = (inner if isinstance(inner, dict) else config).get("vocab_size")
+    return found if type(found) is int and found > 0 else None
