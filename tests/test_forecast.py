@@ -121,7 +121,9 @@ def test_a_benchmark_that_does_not_fit_is_left_out_by_a_line(
     tmp_path: Path, sentence_encoder: Path
 ) -> None:
     store = open_store(BuildOptions(store=tmp_path / "store"))
-    plan = _plan(tmp_path, sentence_encoder, store)
+    timed = {"benchmark": {"shapes": [[1, 8]]}}
+    recipe = write_recipe(tmp_path / "recipe.yaml", sentence_encoder, targets=[FP32], **timed)
+    plan = prepare_plan(load_recipe_file(recipe), store)
     found = forecast(plan, plan_status(plan, store))
     remedies = {node.name: node.remedy for node in found.nodes}
     (remedy,) = {remedies[name] for name in remedies if name.startswith("benchmark")}
