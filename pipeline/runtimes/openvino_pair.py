@@ -24,6 +24,8 @@ ENCODER_FILE: Final = "openvino_encoder_model.xml"
 DECODER_FILE: Final = "openvino_decoder_model.xml"
 STATES: Final = "last_hidden_state"
 SOURCE_STATES: Final = "encoder_hidden_states"
+SCORES: Final = "cross_attention_qk_scaled_scores"
+_TO_SCORES: Final = {"Transpose", "Reshape", "MatMul", "Multiply", "Divide", "Add", "Convert"}
 _HUGE: Final = 1e30
 _STEP: Final = 1e28
 
@@ -168,8 +170,36 @@ def _join(decoder: Any, states: Any, made: dict[str, Any]) -> Any:
         read = opset13.read_value(made[name], name)
         for reader in parameter.output(0).get_target_inputs():
             reader.replace_source_output(read.output(0))
+        if name.endswith(".key"):
+            _name_scores(read, name)
         kept.append(opset13.assign(read, name))
     others = [
         node for node in decoder.get_parameters() if node.output(0).get_any_name() not in taken
     ]
     return openvino.Model(decoder.get_results(), kept, [*others, states], "decoder")
+
+
+def _name_scores(keys: Any, name: str) -> None:
+    """Give the scores of the source's keys the name under which GenAI looks for them to time words.
+
+    It takes each `Add` whose name begins so, in the order of layers. Where words are not timed, OpenVINO
+    leaves out the sum with 0.
+
+    Raises:
+        ArtifactError: they reach no `Softmax`.
+    """
+    from openvino import opset13
+
+    left = [keys]
+    for node in left:  # it grows
+        for target in node.output(0).get_target_inputs():
+            reader = target.get_node()
+            if reader.get_type_name() == "Softmax":
+                zero = opset13.constant(0.0, dtype=node.get_output_element_type(0))
+                scores = opset13.add(node, zero)
+                scores.output(0).get_tensor().set_names({f"{SCORES}.{name}"})
+                target.replace_source_output(scores.output(0))
+                return
+            if reader.get_type_name() in _TO_SCORES:
+                left.append(reader)
+    raise ArtifactError(f"no attention to the source is found that reads `{name}`")
