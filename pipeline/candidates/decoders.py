@@ -38,17 +38,31 @@ _CACHE_DTYPES: Final = frozenset({"float", "float16"})
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS: Final = ("num_attention_heads", "n_head", "n_heads")
 _HIDDEN: Final = ("hidden_size", "n_embd", "d_model")
-_ODD_HEADS: Final = ("multi_query", "kv_lora_rank", "new_decoder_architecture")
-"""Keys of families whose key/value heads do not follow from the usual numbers."""
+_SAME_HEADS: Final = frozenset({"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt"})
+"""Families in which each head of queries has keys and values of its own, whatever is not said."""
+_UNLIKE: Final = ("global_head_dim", "num_global_key_value_heads", "kv_lora_rank")
+"""Keys of families whose layers differ, or whose cache is no plain one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSizes:
-    """What `config.json` says of a cache; None for what it does not say."""
+    """What `config.json` says of a cache; None for what it does not say.
+
+    Values that are the default of their family need not be in the file, so nothing is refused for what
+    only follows from others.
+
+    Attributes:
+        layers: Those that keep keys and values.
+        heads: Key/value heads.
+        width: Numbers of each.
+        likely_width: The same as most families have it; fills in what a graph leaves open.
+        vocabulary: Tokens.
+    """
 
     layers: int | None
     heads: int | None
     width: int | None
+    likely_width: int | None
     vocabulary: int | None
 
 
@@ -122,16 +136,18 @@ def sizes_of(config: Mapping[str, object]) -> CacheSizes:
         found = (config.get(name) for name in names)
         return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), None)
 
-    heads = number(_HEADS)
-    shared = number(("num_key_value_heads",))
-    is_odd = any(config.get(name) for name in _ODD_HEADS)
-    hidden, width = number(_HIDDEN), number(("head_dim",))
-    if width is None and hidden and heads and not is_odd:
-        width = hidden // heads
+    layers, shared = number(_LAYERS), number(("num_kv_shared_layers",)) or 0
+    queries, hidden = number(_HEADS), number(_HIDDEN)
+    is_unlike = any(config.get(name) for name in _UNLIKE)
+    heads, width = number(("num_key_value_heads",)), number(("head_dim",))
+    quotient = hidden // queries if hidden and queries else None
+    if config.get("model_type") in _SAME_HEADS:
+        heads, width = queries, quotient
     return CacheSizes(
-        layers=number(_LAYERS),
-        heads=shared or (None if is_odd else heads),
-        width=width,
+        layers=layers - shared if layers is not None else None,
+        heads=None if is_unlike else heads,
+        width=None if is_unlike else width,
+        likely_width=width or quotient,
         vocabulary=number(("vocab_size",)),
     )
 
@@ -221,7 +237,7 @@ def _require_cache(past: TensorFacts, present: TensorFacts, sizes: CacheSizes) -
         next((size for size in found if isinstance(size, int)), None)
         for found in (
             (*shape[1:2], *present.shape[1:2], sizes.heads),
-            (*shape[3:4], *present.shape[3:4], sizes.width),
+            (*shape[3:4], *present.shape[3:4], sizes.likely_width),
         )
     )
     if len(shape) != 4 or heads is None or width is None:

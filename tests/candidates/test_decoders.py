@@ -14,6 +14,7 @@ from pipeline.tasks import find_task
 CONFIG = {
     "vocab_size": 97,
     "hidden_size": 32,
+    "head_dim": 8,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -167,8 +168,12 @@ def test_what_is_no_decoder_of_the_checkpoint_is_refused(
     assert caught.value.hint
 
 
-def test_sizes_that_no_known_word_says_are_left_to_the_run() -> None:
-    found = facts(heads=1)
-    with pytest.raises(RecipeError):
-        match(found, num_key_value_heads=None)
-    assert match(found, num_key_value_heads=None, multi_query=True).caches[0].heads == 1
+def test_what_is_not_said_is_left_to_the_run() -> None:
+    """Values that are a family's default need not be in config.json."""
+    found = facts(heads=1, width=16)
+    unsaid: dict[str, Any] = {"num_key_value_heads": None, "head_dim": None}
+    assert match(found, **unsaid).caches[0].heads == 1
+    with pytest.raises(RecipeError, match="have 4 of 8"):
+        match(found, **unsaid, model_type="gpt2")
+    assert match(found, global_head_dim=16).caches[0].width == 16
+    assert len(match(facts(layers=1), num_kv_shared_layers=1).caches) == 2
