@@ -158,9 +158,11 @@ def print_summary(result: BuildResult, *, is_quiet: bool) -> None:
         click.echo(f"{result.verdict}: {result.directory}", err=True)
         for reason in result.reasons:
             click.echo(f"  {reason}", err=True)
-        for outcome in result.outcomes:
-            if outcome.failure is not None and outcome.failure.hint:
-                click.echo(f"  hint: {outcome.failure.hint}", err=True)
+        failures = [outcome.failure for outcome in result.outcomes]
+        # Stages that read the same checkpoint fail for the same reason.
+        for hint in dict.fromkeys(each.hint for each in failures if each is not None):
+            if hint:
+                click.echo(f"  hint: {hint}", err=True)
         return
     if not any(outcome.has_run for outcome in result.outcomes):
         click.echo(f"all {len(result.outcomes)} results were in the store", err=True)
