@@ -33,6 +33,7 @@ SAID = {
     "task_to_id": {"transcribe": TRANSCRIBE, "translate": TRANSLATE},
     "no_timestamps_token_id": SILENT,
     "forced_decoder_ids": [[1, None], [2, TRANSCRIBE]],
+    "alignment_heads": [[0, 0], [1, 1]],
 }
 
 
@@ -188,6 +189,18 @@ import json, sys
 from pipeline.bundle.openvino_speech_work import try_speech
 print(json.dumps(try_speech(json.load(sys.stdin))))
 """
+TIME = """
+import json, sys
+import openvino_genai
+from pipeline.bundle.openvino_speech_work import make_sounds
+question = json.load(sys.stdin)
+pipeline = openvino_genai.WhisperPipeline(question["folder"], "CPU", word_timestamps=True)
+config = pipeline.get_generation_config()
+config.word_timestamps, config.max_new_tokens, config.ignore_eos = True, 12, True
+config.suppress_tokens = [*range(33), *range(127, 258)]
+made = pipeline.generate(make_sounds(16000, 16000)[2].tolist(), config)
+print(json.dumps([[word.word, word.start_ts, word.end_ts] for word in made.words]))
+"""
 LOSE = """
 import json, sys
 import numpy as np
@@ -204,7 +217,7 @@ print(json.dumps(openvino_speech_work.run(json.load(sys.stdin))))
 """
 
 
-def _ask(python: Path, script: str, question: dict[str, Any]) -> dict[str, Any]:
+def _ask(python: Path, question: dict[str, Any], script: str) -> Any:
     done = subprocess.run(
         [python, "-c", script],
         input=json.dumps(question),
@@ -214,8 +227,7 @@ def _ask(python: Path, script: str, question: dict[str, Any]) -> dict[str, Any]:
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -227,14 +239,15 @@ def test_openvino_writes_down_what_our_own_loop_does(checkpoint: Path, tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     made = json.loads(done.stdout)
     assert [model["target"] for model in made["models"]] == ["cpu-fp32", "cpu-int8"]
-    assert all("the same 24 tokens from 3 sounds" in model["trial"] for model in made["models"])
+    told = "the same 24 tokens from 3 sounds"
+    assert all(told in model["trial"] for model in made["models"])
     assert made["notes"] == []
 
     folder = tmp_path / "made/cpu-fp32"
     (target,) = read_graphs(artifact, ["cpu-fp32"], no_pairs="").targets
     question, _ = prepare_speech(target, tmp_path / "asked")
     question["folder"] = str(folder)
-    assert "problem" not in _ask(python, TRY, question)
+    assert "problem" not in _ask(python, question, TRY)
     settings = (folder / "generation_config.json").read_text()
     for said, told in (
         ({"suppress_tokens": []}, "and ours is"),
@@ -242,6 +255,9 @@ def test_openvino_writes_down_what_our_own_loop_does(checkpoint: Path, tmp_path:
         ({"eos_token_id": 7}, "it ends texts with [7], not with"),
     ):
         _say(folder, said)
-        assert told in _ask(python, TRY, question)["problem"]
+        assert told in _ask(python, question, TRY)["problem"]
         (folder / "generation_config.json").write_text(settings)
-    assert "and ours is" in _ask(python, LOSE, question)["problem"]
+    words = _ask(python, question, TIME)
+    assert len("".join(word for word, _, _ in words)) == 12
+    assert all(0 <= start <= end <= 1 for _, start, end in words)
+    assert "and ours is" in _ask(python, question, LOSE)["problem"]
