@@ -159,7 +159,7 @@ def _require_one_graph(facts: ModelFacts) -> None:
             f"the graph is merged of two decoders, one without and one with a cache, and its input "
             f"`{MERGED}` says which of them runs; such a graph is not checked",
             hint="export it again as one decoder whose cache may be empty, as newer Optimum does "
-            "(`optimum-cli export onnx --task text-generation-with-past`, without `--legacy`)",
+            "(`optimum-cli export onnx --task text-generation-with-past`)",
         )
     sources = sorted(name for name in names if name.startswith("encoder_") or ".encoder." in name)
     if sources:

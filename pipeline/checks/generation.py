@@ -34,6 +34,7 @@ from pipeline.parity.generation_limits import (
     perplexity_limit,
 )
 from pipeline.parity.tolerances import SMALLEST_FLOOR, TOLERANCES, floor_value
+from pipeline.parity.types import SENSELESS
 from pipeline.stages.check_generation import (
     CHECK_GENERATION,
     CHECKPOINT_PORT,
@@ -164,7 +165,7 @@ def _results(measured: Measured, limits: GenerationLimits) -> Iterator[GateResul
 def _not_asked(measured: Measured, absent: Mapping[str, str]) -> GateResult:
     """What makes no sense for this graph: no pass, and nothing to hold against it."""
     metric = f"logits.{absent['case']}.itself"
-    result = measured.result(NAME, metric, None, "where it can be asked", "")
+    result = measured.result(NAME, metric, None, SENSELESS, "")
     return result.model_copy(update={"verdict": "not_run", "reason": absent["reason"]})
 
 

@@ -6,7 +6,7 @@ rebuild. The JSON form of `Parity` is `parity.json`, the output of the `validate
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pipeline.records import Frozen
 
@@ -171,6 +171,10 @@ class Parity(Frozen):
 
 
 GateVerdict = Literal["passed", "failed", "not_run"]
+
+
+SENSELESS: Final = "where it can be asked"
+"""The limit of what makes no sense for a graph, such as chunks of a decoder without a cache: `not_run`."""
 
 
 class GateResult(Frozen):

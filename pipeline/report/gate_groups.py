@@ -61,7 +61,7 @@ class GateGroups:
     Attributes:
         broken: Those that accuse what findings name, then those that no finding is about.
         behind: For each finding, what it explains besides.
-        not_run: Not run, as the recipe allows.
+        not_run: Not run, as the recipe allows, or as they make no sense for a graph.
         held: By kind.
     """
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.parity.types import SENSELESS
 from pipeline.report import figures
 from pipeline.report.writing import writing_nearness, writing_speeds
 
@@ -110,7 +111,10 @@ def headline(report: Report) -> str:
     """One sentence that says how it went and counts."""
     failed, broken = failed_nodes(report), broken_gates(report)
     total = len(report.gates)
-    not_run = sum(gate.verdict == "not_run" and gate.is_allowed for gate in report.gates)
+    allowed = [gate for gate in report.gates if gate.verdict == "not_run" and gate.is_allowed]
+    # What makes no sense for a graph nobody has to allow.
+    senseless = sum(gate.limit == SENSELESS for gate in allowed)
+    not_run = len(allowed) - senseless
     parts = []
     if failed:
         parts.append(f"{figures.plural(len(failed), 'stage')} failed")
@@ -120,7 +124,10 @@ def headline(report: Report) -> str:
     if not parts and report.verdict != "passed":
         parts.append("the build did not pass")
     if not parts:
-        parts.append(_held(total - not_run, total))
+        parts.append(_held(total - len(allowed), total))
+    if senseless:
+        what = figures.plural(senseless, "gate")
+        parts.append(f"{what} {'makes' if senseless == 1 else 'make'} no sense for this graph")
     if not_run:
         what = figures.plural(not_run, "gate")
         parts.append(f"{what} {'was' if not_run == 1 else 'were'} not run, as the recipe allows")

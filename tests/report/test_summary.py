@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.parity.types import SENSELESS, GateResult
 from pipeline.report.dag import MAX_NODES, picture
 from pipeline.report.schema import Report
 from pipeline.report.summary import blame, headline, node_names, stage_errors, summarise
@@ -93,3 +94,23 @@ def test_a_picture_of_a_cycle_or_of_too_much_does_not_hang() -> None:
     assert picture(turned) is not None
     assert picture(nodes * MAX_NODES) is None
     assert picture(()) is None
+
+
+def test_what_makes_no_sense_for_a_graph_is_not_called_the_recipes_choice() -> None:
+    senseless = GateResult(
+        gate="generation",
+        target="cpu",
+        metric="adopt.logits.chunked.itself",
+        measured=None,
+        limit=SENSELESS,
+        verdict="not_run",
+        reason="the graph keeps no keys and values",
+        is_allowed=True,
+    )
+    report = example_report("passed")
+    gates = (*(gate for gate in report.gates if gate.verdict == "passed"), senseless)
+    sentence = headline(
+        report.model_copy(update={"gates": gates, "nodes": (), "verdict": "passed"})
+    )
+    assert sentence.endswith("1 gate makes no sense for this graph")
+    assert "recipe" not in sentence
