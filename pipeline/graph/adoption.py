@@ -7,13 +7,11 @@ padding that its users must do.
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING, Final
 
 import onnx
 from onnx import TensorProto, helper
 
-from pipeline.candidates.names import quoted
 from pipeline.errors import ArtifactError
 from pipeline.graph.adoption_caches import (
     PAST_AXES,
@@ -31,77 +29,15 @@ from pipeline.graph.adoption_shims import (
     read_nodes,
     supply_nodes,
 )
-from pipeline.graph.files import iter_tensors
-from pipeline.graph.inspect import element_bits
 from pipeline.tasks import CHOICES_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from pipeline.candidates.records import AdoptedInput, AdoptedOutput, Interface
 
-_EXTERNAL_KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
-"""All keys of an external tensor's entry. Source: onnx/docs/ExternalData.md, onnx 1.23."""
 LEAST_OPSET: Final = 11
 """Of the nodes that are put around a graph: Range, and Pad and Slice with sizes from the data."""
-
-
-def take_weights_in(model: onnx.ModelProto, folder: Path) -> None:
-    """Read all external data of a model into it.
-
-    Args:
-        model: Is changed.
-        folder: Holds the files; each entry may be a link that was looked at before.
-
-    Raises:
-        ArtifactError: an entry has unknown keys, names no file of the folder, or reaches past the
-            end of one; or its length is not that of the tensor.
-    """
-    for tensor in iter_tensors(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        where = f"tensor {quoted(tensor.name)}"
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        unknown = sorted(set(entries) - _EXTERNAL_KEYS)
-        if unknown:
-            raise ArtifactError(
-                f"external data has the unknown key {quoted(unknown[0])}", where=where
-            )
-        location = entries.get("location", "")
-        if location in {"", ".", ".."} or any(mark in location for mark in ("/", "\\", "\0")):
-            raise ArtifactError(
-                f"external data is at {quoted(location)}, which is no file beside the model",
-                where=where,
-            )
-        tensor.raw_data = _read(folder / location, tensor, entries, where)
-        del tensor.external_data[:]
-        tensor.data_location = TensorProto.DEFAULT
-
-
-def _read(path: Path, tensor: TensorProto, entries: Mapping[str, str], where: str) -> bytes:
-    bits = element_bits(TensorProto.DataType.Name(tensor.data_type))
-    wanted = (prod(tensor.dims) * bits + 7) // 8
-    try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", "0")) or wanted
-    except ValueError as err:
-        raise ArtifactError("external data has an offset that is no number", where=where) from err
-    if not path.is_file():
-        raise ArtifactError(
-            f"the file {quoted(path.name)} with its numbers is missing", where=where
-        )
-    size = path.stat().st_size
-    if offset < 0 or length != wanted or offset + length > size:
-        raise ArtifactError(
-            f"its {wanted:,} bytes are said to be at {offset:,} to {offset + length:,} of "
-            f"{quoted(path.name)}, which has {size:,}",
-            where=where,
-            hint="the file is cut off, or belongs to another model",
-        )
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def adopt_model(model: onnx.ModelProto, interface: Interface) -> None:

@@ -47,7 +47,8 @@ def run(
     """
     from pipeline.candidates.names import quoted
     from pipeline.candidates.precision import precision_of
-    from pipeline.graph.adoption import adopt_model, take_weights_in
+    from pipeline.graph.adoption import adopt_model
+    from pipeline.graph.adoption_weights import move_weights
     from pipeline.graph.dataflow import data_dead_inputs
     from pipeline.graph.files import load_graph_only, save_model
     from pipeline.graph.read_foreign import read_facts
@@ -57,10 +58,11 @@ def run(
     context.progress(1, 3, "steps")
     model = load_graph_only(path)
     dead = data_dead_inputs(model)
-    take_weights_in(model, inputs[CANDIDATE_PORT])
+    weights = move_weights(model, inputs[CANDIDATE_PORT])
     adopt_model(model, config.interface)
     context.progress(2, 3, "steps")
     written = save_model(model, output)
+    weights.write(output)
     del model
     context.progress(3, 3, "steps")
     precision = precision_of(facts)
@@ -109,8 +111,10 @@ def _complaint(path: Path) -> list[str]:
 
 ADOPT = Stage(
     name="adopt",
-    version=1,
-    footprint=Footprint(base_mib=150, memory_per_weight=4.1, disk_per_weight=1.0),
+    version=2,
+    footprint=Footprint(
+        base_mib=150, memory_per_weight=4.1, memory_outside=1.0, disk_per_weight=1.0
+    ),
     config_type=AdoptConfig,
     run=run,
     packages=("onnx", "onnx-ir", "numpy"),

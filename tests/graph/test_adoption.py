@@ -10,8 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.candidates import match_interface
-from pipeline.errors import ArtifactError
-from pipeline.graph.adoption import adopt_model, take_weights_in
+from pipeline.errors import ArtifactError, StoreError
+from pipeline.graph.adoption import adopt_model
+from pipeline.graph.adoption_weights import move_weights, take_weights_in
+from pipeline.graph.files import load_model
 from pipeline.graph.read_foreign import read_facts
 from pipeline.tasks import find_task
 from tests.graph.models import parse, random, run, write
@@ -228,3 +230,45 @@ def test_external_data_that_lies_is_refused(
     with pytest.raises(ArtifactError):
         take_weights_in(model, home)
     assert b"canary" not in model.SerializeToString()
+
+
+def test_large_weights_go_from_file_to_file_and_shared_ones_once(tmp_path: Path) -> None:
+    """Above the limit nothing but small tensors is read; what is computed stays the same."""
+    home, made = tmp_path / "home", tmp_path / "made"
+    home.mkdir()
+    made.mkdir()
+    table, small = random(40, 16), random(4)
+    (home / "w").write_bytes(b"12345678" + table.tobytes() + small.tobytes())
+    tensors = [
+        external(numpy_helper.from_array(array, name), location="w", offset=str(offset))
+        for name, array, offset in (
+            *(("a", table, 8), ("b", table, 8)),
+            ("c", small, 8 + table.nbytes),
+        )
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [40, 16])]
+    nodes = [helper.make_node("Add", ["a", "b"], ["y"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], outputs, tensors))
+    moved = move_weights(model, home, inline_limit_bytes=1000)
+    (made / "model.onnx").write_bytes(model.SerializeToString())
+    moved.write(made)
+    assert (made / "model.onnx_data").stat().st_size == table.nbytes
+    loaded = {
+        t.name: numpy_helper.to_array(t) for t in load_model(made / "model.onnx").graph.initializer
+    }
+    np.testing.assert_array_equal(loaded["a"], table)
+    np.testing.assert_array_equal(loaded["b"], table)
+    np.testing.assert_array_equal(loaded["c"], small)
+    with pytest.raises(StoreError):
+        moved.write(made)
+
+
+@pytest.mark.parametrize("entries", [{"location": "../w"}, {"location": "w", "length": "8"}])
+def test_large_weights_are_looked_at_before_they_are_moved(
+    tmp_path: Path, entries: Mapping[str, str]
+) -> None:
+    (tmp_path / "w").write_bytes(bytes(16))
+    with pytest.raises(ArtifactError):
+        move_weights(
+            holding("initializer", external(weight(), **entries)), tmp_path, inline_limit_bytes=1
+        )
