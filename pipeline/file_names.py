@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 CONFIG_FILES = ("config.json", "generation_config.json")
+GENAI_CONFIG = "genai_config.json"
+"""What ONNX Runtime GenAI reads beside a model."""
 # At least one of these makes a tokenizer.
 TOKENIZER_VOCABULARIES = (
     "tokenizer.json",

@@ -32,7 +32,7 @@ class CompanionLimits(Limits):
     """Parts that may differ."""
 
     ignore: tuple[
-        Literal["tokenizer", "padding", "processor", "config", "labels", "pooling"], ...
+        Literal["tokenizer", "padding", "processor", "config", "labels", "pooling", "ending"], ...
     ] = Field(default=(), description="parts that may differ from the checkpoint's")
 
 

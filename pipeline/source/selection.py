@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ArtifactError, RecipeError
 from pipeline.file_names import (
     CONFIG_FILES,
+    GENAI_CONFIG,
     PROCESSOR_FILES,
     TOKENIZER_FILES,
 )
@@ -51,7 +52,8 @@ def companion_names(root: Path) -> tuple[str, ...]:
     for folder in root.iterdir():
         if fnmatch.fnmatchcase(folder.name, MODULE_FOLDER) and folder.is_dir():
             names += [f"{folder.name}/{file.name}" for file in folder.iterdir() if file.is_file()]
-    kept = (name for name in names if any(_matches(name, pattern) for pattern in ALLOWED))
+    allowed = (*ALLOWED, GENAI_CONFIG)
+    kept = (name for name in names if any(_matches(name, pattern) for pattern in allowed))
     return tuple(sorted(name for name in kept if not is_weights(name)))
 
 

@@ -101,6 +101,7 @@ def run(
         else _compare_pictures(theirs, ours, notes),
         _compare_config(theirs, ours, task, notes),
         _compare_pooling(theirs, ours, notes),
+        _compare_endings(theirs, ours, notes) if task.has_cache else (),
     )
     for number, source in enumerate(sources, 1):
         parts += source
@@ -295,6 +296,52 @@ def _label_differences(
     return found
 
 
+# --- endings --------------------------------------------------------------------------------
+
+
+def _compare_endings(theirs: Path, ours: Path, notes: list[JSON]) -> Iterator[dict[str, JSON]]:
+    """The tokens that end a text: a runtime that waits for another one goes on writing."""
+    from pipeline.file_names import GENAI_CONFIG
+
+    own = _read(ours / "generation_config.json").get("eos_token_id")
+    right = _tokens(_read(ours / "config.json").get("eos_token_id") if own is None else own)
+    found = {
+        GENAI_CONFIG: _read(theirs / GENAI_CONFIG).get("model"),
+        "generation_config.json": _read(theirs / "generation_config.json"),
+        "config.json": _read(theirs / "config.json"),
+    }
+    said = {
+        name: _tokens(config["eos_token_id"])
+        for name, config in found.items()
+        if isinstance(config, dict) and config.get("eos_token_id") is not None
+    }
+    if "generation_config.json" in said:
+        said.pop("config.json", None)  # nobody asks it then
+    if not right:
+        return
+    if not said:
+        notes.append("nothing beside the candidate says which tokens end a text (eos_token_id)")
+        return
+    yield _part(
+        "ending",
+        len(said),
+        [
+            f"a text ends with token {_listed(tokens)} in {name}, the checkpoint's with {_listed(right)}"
+            for name, tokens in said.items()
+            if tokens != right
+        ],
+    )
+
+
+def _tokens(value: Any) -> frozenset[int]:
+    values = value if isinstance(value, list) else [value]
+    return frozenset(token for token in values if isinstance(token, int))
+
+
+def _listed(tokens: frozenset[int]) -> str:
+    return " or ".join(map(str, sorted(tokens))) or "none"
+
+
 # --- pooling --------------------------------------------------------------------------------
 
 
@@ -344,7 +391,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 CHECK_COMPANIONS = Stage(
     name="check_companions",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=300),
     config_type=CheckCompanionsConfig,
     run=run,

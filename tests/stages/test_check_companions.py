@@ -227,3 +227,27 @@ def test_pixels_that_differ_are_named_with_the_setting_that_makes_them(
     parts, _ = check(theirs, images, samples, "image-classification")
     assert (parts["processor"]["different"] > 0) is bool(words)
     assert words in parts["processor"]["first"]
+
+
+def test_the_tokens_that_end_a_text_are_the_checkpoints(samples: Path, tmp_path: Path) -> None:
+    """A runtime that waits for another one goes on writing."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    (ours / "config.json").write_text('{"eos_token_id": 9}')
+    (ours / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+
+    def found() -> tuple[dict[str, Any], list[str]]:
+        return check(theirs, ours, samples, "text-generation")
+
+    parts, notes = found()
+    assert "ending" not in parts
+    assert any("eos_token_id" in note for note in notes)
+    genai = theirs / "genai_config.json"
+    genai.write_text('{"model": {"eos_token_id": [2, 1]}}')
+    assert found()[0]["ending"]["different"] == 0
+    (theirs / "config.json").write_text('{"eos_token_id": 9}')
+    (theirs / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    assert found()[0]["ending"] == {"part": "ending", "compared": 2, "different": 0, "first": ""}
+    genai.write_text('{"model": {"eos_token_id": 2}}')
+    assert "2 in genai_config.json, the checkpoint's with 1 or 2" in found()[0]["ending"]["first"]
