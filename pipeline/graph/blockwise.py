@@ -14,25 +14,19 @@ import ml_dtypes
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from pipeline.graph.block_views import as_blocks, for_parts
 from pipeline.graph.weight_methods.base import integers_of
 from pipeline.graph.weight_methods.catalogue import METHODS
 from pipeline.graph.weight_methods.compensation import round_in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
+    from pipeline.graph.block_views import Part
     from pipeline.graph.weight_methods.base import Bits
     from pipeline.graph.weight_methods.compensation import Factor
 
 STORED: Final[dict[Bits, np.dtype[Any]]] = {4: np.dtype(ml_dtypes.int4), 8: np.dtype(np.int8)}
-
-_ELEMENTS: Final = 1 << 16
-"""That are worked on at a time: memory does not depend on the size of a weight, and caches hold them."""
-
-_STRIP_ELEMENTS: Final = 1 << 19
-"""Likewise where weights of many outputs lie side by side: fewer are done before threads wait for one another."""
 
 _OUTPUTS: Final = 512
 """Whose inputs are rounded one by one together: enough for steps to be long, 14 bytes for each number."""
@@ -77,8 +71,7 @@ def quantize_blocks(
         ValueError: when the block does not divide the inputs, or a factor is missing or of another
             number of inputs.
     """
-    rows = np.moveaxis(weight, axis, 1)
-    outputs, inputs = rows.shape
+    inputs, outputs = weight.shape[axis], weight.shape[1 - axis]
     size = inputs if block_size is None else block_size
     if inputs % size:
         raise ValueError(f"{inputs} inputs are no whole number of blocks of {size}")
@@ -88,40 +81,20 @@ def quantize_blocks(
     # Laid out as the weight is, so that nothing is turned around.
     stored = np.empty(weight.shape, STORED[bits])
     steps = np.empty([inputs // size if at == axis else outputs for at in range(2)], weight.dtype)
-    values, scale = np.moveaxis(stored, axis, 1), np.moveaxis(steps, axis, 1)
+    values, scale = as_blocks(stored, axis, size), np.moveaxis(steps, axis, 1)
 
-    def quantize(part: slice) -> None:
-        blocks = rows[part].astype(np.float32).reshape(-1, inputs // size, size)
+    def quantize(part: Part, blocks: NDArray[np.float32]) -> None:
         found = rule.find_scales(blocks, bits, weight.dtype)
         scale[part] = found
         if not rule.is_calibrated:
-            integers = integers_of(blocks, found, bits).reshape(-1, inputs)
             # By way of int8: from floats straight to int4 takes five times as long.
-            values[part] = integers.astype(np.int8).astype(STORED[bits])
+            integers = integers_of(blocks, found, bits).astype(np.int8)
+            values[part] = integers.astype(STORED[bits])
 
-    def quantize_strip(blocks_in: slice) -> None:
-        strip = weight[blocks_in.start * size : blocks_in.stop * size]
-        # Neighbours in memory are inputs of neighbouring outputs, and numpy goes along them.
-        blocks = strip.astype(np.float32, copy=False).reshape(-1, size, outputs).transpose(2, 0, 1)
-        found = rule.find_scales(blocks, bits, weight.dtype)
-        steps[blocks_in] = found.T
-        integers = integers_of(blocks, found, bits).transpose(1, 2, 0).reshape(strip.shape)
-        stored[blocks_in.start * size : blocks_in.stop * size] = integers.astype(np.int8).astype(
-            STORED[bits]
-        )
-
-    # Of a sum the last bits hang on the order in which numpy goes; of the largest weight they do not.
-    is_in_strips = axis == 0 and weight.flags.c_contiguous and rule.loss is None
-    with ThreadPoolExecutor(threads) as pool:  # lists, so that errors are raised
-        if is_in_strips and inputs // size >= threads:
-            per = max(1, _STRIP_ELEMENTS // (size * outputs))
-            count = inputs // size
-            strips = [slice(at, min(at + per, count)) for at in range(0, count, per)]
-            list(pool.map(quantize_strip, strips))
-        else:
-            list(pool.map(quantize, parts_of(outputs, inputs)))
+    for_parts(quantize, weight, axis=axis, size=size, threads=threads)
     if rule.is_calibrated and factor is not None:
-        _compensate(rows, scale, values, bits, factor, threads)
+        rows, integers = np.moveaxis(weight, axis, 1), np.moveaxis(stored, axis, 1)
+        _compensate(rows, scale, integers, bits, factor, threads)
     return BlockQuantized(values=stored, scale=steps.reshape(-1) if block_size is None else steps)
 
 
@@ -143,10 +116,3 @@ def _compensate(
     # three times the work of one, and the last bits of a sum hang on their number.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         list(pool.map(compensate, range(0, len(rows), _OUTPUTS)))
-
-
-def parts_of(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of the rows of a matrix, a bounded number of elements at a time."""
-    step = max(1, _ELEMENTS // max(columns, 1))
-    for start in range(0, rows, step):
-        yield slice(start, start + step)

@@ -18,14 +18,13 @@ and blockwise_quant_block_bnb4.h.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from pipeline.errors import StageError
-from pipeline.graph.blockwise import parts_of
+from pipeline.graph.block_views import as_blocks, for_parts
 from pipeline.graph.fusions.matching import CONTRIB_DOMAIN, input_of, node_name, replace_value
 from pipeline.graph.weight_methods.base import SHARES, SMALLEST_STEP, squares
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from pipeline.graph.block_views import Part
     from pipeline.graph.fusions.matching import GraphEditor
     from pipeline.graph.weight_methods.base import Blocks
     from pipeline.graph.weighted_layers import WeightedLayer
@@ -123,20 +123,18 @@ def quantize_normal_floats(
     Raises:
         ValueError: when the block does not divide the inputs.
     """
-    rows = np.moveaxis(weight, axis, 1)
-    outputs, inputs = rows.shape
+    inputs, outputs = weight.shape[axis], weight.shape[1 - axis]
     if inputs % block_size:
         raise ValueError(f"{inputs} inputs are no whole number of blocks of {block_size}")
     codes = np.empty((outputs, inputs), np.uint8)
     scale = np.empty((outputs, inputs // block_size), np.float32)
+    stored = as_blocks(codes, 1, block_size)
 
-    def quantize(part: slice) -> None:
-        blocks = rows[part].astype(np.float32).reshape(-1, inputs // block_size, block_size)
-        scale[part] = FINDERS[method](blocks)
-        codes[part] = codes_of(blocks, scale[part]).reshape(-1, inputs)
+    def quantize(part: Part, blocks: NDArray[np.float32]) -> None:
+        found = FINDERS[method](blocks)
+        scale[part], stored[part] = found, codes_of(blocks, found)
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(quantize, parts_of(outputs, inputs)))  # a list, so that errors are raised
+    for_parts(quantize, weight, axis=axis, size=block_size, threads=threads)
     return NormalFloats(codes=codes, scale=scale)
 
 

@@ -241,7 +241,7 @@ def read_wide(inputs: Mapping[str, Path]) -> frozenset[str]:
 
 QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
-    version=6,
+    version=7,
     footprint=Footprint(
         base_mib=400,
         memory_per_weight=2.0,

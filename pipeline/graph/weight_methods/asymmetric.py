@@ -41,9 +41,11 @@ class Grid:
 
     def integers(self, blocks: Blocks) -> NDArray[np.float32]:
         """The nearest integers, as floats."""
-        steps = np.rint(blocks / self.scale.astype(np.float32)[..., None] + self.zero[..., None])
-        result: NDArray[np.float32] = np.clip(steps, 0, LARGEST_CODE)
-        return result
+        # In place: most of the time would go into new memory otherwise.
+        result: NDArray[np.float32] = blocks / self.scale.astype(np.float32)[..., None]
+        result += self.zero[..., None]
+        np.rint(result, out=result)
+        return np.clip(result, 0, LARGEST_CODE, out=result)
 
     def floats(self, integers: NDArray[np.float32]) -> NDArray[np.float32]:
         """What integers stand for."""
@@ -54,7 +56,11 @@ class Grid:
 
     def loss(self, blocks: Blocks, loss: Loss) -> NDArray[np.float32]:
         """What it costs each block, (outputs, blocks)."""
-        return loss(blocks - self.floats(self.integers(blocks)), blocks)
+        errors = self.integers(blocks)
+        errors -= self.zero[..., None]
+        errors *= self.scale.astype(np.float32)[..., None]
+        np.subtract(blocks, errors, out=errors)
+        return loss(errors, blocks)
 
 
 def whole_range(blocks: Blocks, dtype: np.dtype[Any], share: float = 1.0) -> Grid:
