@@ -180,13 +180,14 @@ def _join(decoder: Any, states: Any, made: dict[str, Any]) -> Any:
 
 
 def _name_scores(keys: Any, name: str) -> None:
-    """Give the scores of the source's keys the name under which GenAI looks for them to time words.
+    """Let GenAI find the scores of the source's keys, by which it times words.
 
-    It takes each `Add` whose name begins so, in the order of layers. Where words are not timed, OpenVINO
+    It takes each `Add` whose output's name begins with `SCORES`, in the order of layers, and makes such
+    ones of operators of attention with `encoder_attn` in their names. Where words are not timed, OpenVINO
     leaves out the sum with 0.
 
     Raises:
-        ArtifactError: they reach no `Softmax`.
+        ArtifactError: no attention reads these keys.
     """
     from openvino import opset13
 
@@ -194,6 +195,9 @@ def _name_scores(keys: Any, name: str) -> None:
     for node in left:  # it grows
         for target in node.output(0).get_target_inputs():
             reader = target.get_node()
+            if reader.get_type_name() == "ScaledDotProductAttention":
+                reader.set_friendly_name(f"{reader.get_friendly_name()}.encoder_attn")
+                return
             if reader.get_type_name() == "Softmax":
                 zero = opset13.constant(0.0, dtype=node.get_output_element_type(0))
                 scores = opset13.add(node, zero)
