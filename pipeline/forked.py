@@ -23,12 +23,17 @@ class Forked:
     The copy has this thread alone. Pools of threads do not survive a fork, so `work` computes with one.
 
     Args:
-        work: Its errors are seen as a failure only: whoever wants to know more runs it once more.
+        work: Its errors are seen as a failure only, as a fork that the system refuses is: whoever wants
+            to know more runs it once more.
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._is_successful: bool | None = None
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError:  # no memory that could be promised twice, or too many processes
+            self._is_successful = False
+            return
         if not self._pid:
             _run(work)
 

@@ -52,6 +52,16 @@ def test_whatever_goes_wrong_is_no_success(
     assert capfd.readouterr().err == ""
 
 
+def test_a_system_that_refuses_to_fork_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "fork", refuse)
+    process = Forked(_raises)
+    assert not process.succeeded()
+    process.end()
+
+
 def test_work_that_is_ended_is_gone(tmp_path: Path) -> None:
     def work() -> None:
         (tmp_path / "pid").write_text(str(os.getpid()))
