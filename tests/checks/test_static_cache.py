@@ -152,10 +152,10 @@ def _compare_layers(decoder: TinyDecoder, root: Path) -> dict[str, Any]:
         max_length=POSITIONS,
         inputs={
             name: InputSpec(
-                dtype=str(array.dtype),
+                dtype="float32" if is_cache(name) else "int64",
                 axes=(None, "past_sequence", None) if is_cache(name) else ("sequence",),
             )
-            for name, array in samples[0].items()
+            for name in samples[0]
         },
         samples=tuple(
             SampleEntry(index=number, text="", extents={"sequence": len(sample["input_ids"])})
