@@ -198,7 +198,7 @@ class WorkerProcess:
                 time.sleep(0.01)
                 continue
             pid = self._child.pid() if memory_limit_mib else None
-            resident_mib = _group_resident_mib(pid) if pid else 0
+            resident_mib = group_resident_mib(pid) if pid else 0
             if memory_limit_mib and resident_mib > memory_limit_mib:
                 self._stop_reason = _over_memory(resident_mib, memory_limit_mib, memory_key)
                 self.kill()
@@ -275,14 +275,20 @@ def _signal_hint(name: str, peak_mib: int, limit_mib: int | None) -> str:
     return f"something sent it {name}"
 
 
-def _group_resident_mib(group: int) -> int:
-    """Resident memory of all processes of a group together, MiB."""
+def group_resident_mib(group: int) -> int:
+    """Resident memory of all processes of a group together, MiB; what a fork shares counts once.
+
+    Of a child that is what it has alone (USS), or what it has more than the leader where that is more:
+    two children that share a file have nothing of it alone. Source: smaps_rollup, proc_pid_smaps(5).
+    """
     import psutil
 
     total = 0
     with contextlib.suppress(psutil.Error):
         leader = psutil.Process(group)
-        for process in (leader, *leader.children(recursive=True)):
+        total = own = leader.memory_info().rss
+        for child in leader.children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+                used = child.memory_full_info()
+                total += max(used.uss, used.rss - own)
     return total >> 20

@@ -148,7 +148,7 @@ def test_a_stage_past_its_memory_is_stopped(tmp_path: Path, sentence_encoder: Pa
 def test_a_stage_that_was_past_its_memory_between_two_looks_has_failed(
     tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.run.process._group_resident_mib", lambda _: 0)
+    monkeypatch.setattr("pipeline.run.process.group_resident_mib", lambda _: 0)
     run = _Run(tmp_path, sentence_encoder, limits={"memory_mib": 150})
     outcomes = run.execute()
     failure = outcomes["export"].failure
