@@ -153,7 +153,9 @@ def _choose(targets: Sequence[GraphTarget]) -> GraphTarget:
         return fitting[0]
     found = ", ".join(target.name for target in fitting)
     raise RecipeError(
-        f"{len(fitting)} targets have weights in few bits" + (f": {found}" if found else ""),
+        f"{len(fitting)} targets have weights in few bits: {found}"
+        if found
+        else "no target has weights in few bits",
         hint="name one with --target"
         if found
         else "it takes a target with `quantization: {mode: weight_only}`",
