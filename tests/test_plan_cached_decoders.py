@@ -124,6 +124,16 @@ def test_no_recipe_is_drafted_for_it(tmp_path: Path) -> None:
     assert "text-generation" not in {each.name for each in (task, *others)}
 
 
+def test_a_mixture_of_experts_is_not_drafted_without_its_head_either(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path, model_type="mixtral", num_local_experts=4)
+    source = resolve_source(
+        str(checkpoint), recipe_directory=tmp_path, memory=DigestMemory(tmp_path / "digests.json")
+    )
+    with pytest.raises(RecipeError, match="mixture of experts") as caught:
+        choose_task(source, None)
+    assert "--task" not in caught.value.hint
+
+
 def test_a_plain_one_is_planned(tmp_path: Path) -> None:
     recipe = load_recipe_file(_recipe(tmp_path, _checkpoint(tmp_path)))
     prepare_plan(recipe, open_store(BuildOptions(store=tmp_path / "store")))
@@ -140,7 +150,7 @@ def test_the_tables_are_those_of_transformers() -> None:
         for name in (names,) if isinstance(names, str) else names:
             model = getattr(transformers, name)
             takes = inspect.signature(model.forward).parameters
-            if "use_experts_implementation" in inspect.getsource(inspect.getmodule(model)):
+            if "use_experts_implementation" in Path(inspect.getfile(model)).read_text():
                 experts.add(kind)
             if model._is_stateful:
                 stateful.add(kind)

@@ -98,7 +98,7 @@ def export_vllm(
             raise RecipeError(
                 f"`{source.title}` is of task `{source.task.name}`, and this is for `text-generation`"
             )
-        chosen = _choose(source.targets)
+        chosen = _choose(source.targets, source.left_out)
         root = _find_checkpoint(artifact, checkpoint)
         copy_companions(chosen, draft)
         made = _write(chosen, root, draft)
@@ -142,7 +142,7 @@ def _is_ours(child: Path) -> bool:
     return child.is_file() and said.get("producer") == "convert"
 
 
-def _choose(targets: Sequence[GraphTarget]) -> GraphTarget:
+def _choose(targets: Sequence[GraphTarget], left_out: Sequence[str]) -> GraphTarget:
     fitting = [
         target
         for target in targets
@@ -153,7 +153,10 @@ def _choose(targets: Sequence[GraphTarget]) -> GraphTarget:
         return fitting[0]
     found = ", ".join(target.name for target in fitting)
     raise RecipeError(
-        f"{len(fitting)} targets have weights in few bits" + (f": {found}" if found else ""),
+        f"{len(fitting)} targets have weights in few bits: {found}"
+        if found
+        else "no target has weights in few bits"
+        + (f" (left out is {'; '.join(left_out)})" if left_out else ""),
         hint="name one with --target"
         if found
         else "it takes a target with `quantization: {mode: weight_only}`",

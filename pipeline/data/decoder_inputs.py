@@ -60,6 +60,11 @@ def positions_of(mask: Tensor) -> Tensor:
     return places
 
 
+def is_prefix(mask: Tensor) -> bool:
+    """Whether a mask, (sequence,), is ones and then zeros, and not zeros alone: a length says it all."""
+    return bool(mask[0]) and bool((np.diff(mask) <= 0).all())
+
+
 def completed(tokens: Mapping[str, Tensor], caches: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tokens with the positions and the empty cache that a decoder takes with them.
 

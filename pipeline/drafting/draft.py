@@ -29,6 +29,7 @@ from pipeline.recipe.types import NAME_PATTERN, PRINTABLE_PATTERN, DataSpec, Rec
 from pipeline.resolving import resolve_plan
 from pipeline.source import resolve_source
 from pipeline.source.cached_decoders import check_keeps_cache
+from pipeline.source.traced_decoders import trace_fault
 from pipeline.tasks import TASKS, check_task, find_task, fitting_tasks
 
 if TYPE_CHECKING:
@@ -246,8 +247,10 @@ def _require_no_lost_decoder(source: Source, left: Task) -> None:
             try:
                 check_keeps_cache(source.config, task)
             except RecipeError as err:
-                hint = f"`--task {left.name}` converts the model without its head"
-                raise RecipeError(err.message, where="MODEL", hint=f"{err.hint}; {hint}") from err
+                hint = f"{err.hint}; `--task {left.name}` converts the model without its head"
+                if trace_fault(source.config):  # what cannot be traced is not in the head
+                    hint = err.hint
+                raise RecipeError(err.message, where="MODEL", hint=hint) from err
 
 
 def _require_pairs(task: Task, options: DraftOptions) -> None:

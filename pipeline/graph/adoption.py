@@ -75,6 +75,9 @@ def adopt_model(model: onnx.ModelProto, interface: Interface) -> None:
         outputs.append(_outer_output(output, known[inner_name(output.name)]))
         after += read_nodes(output, interface)
     for cache in interface.caches:
+        # Without its shape ONNX Runtime (1.31) takes what GroupQueryAttention gives for as long as its past,
+        # and writes it into the same memory.
+        graph.value_info.append(known[inner_name(cache.present)])
         inputs.append(past_input(cache))
         outputs.append(present_output(cache))
         before.append(past_node(cache))

@@ -176,7 +176,7 @@ def compare_layers(
             with ExitStack() as stack:
                 pieces = [
                     stack.enter_context(piece)
-                    for piece in _pieces(model, rows, given, sizes, options)
+                    for piece in _pieces(model, rows, given, sizes, options, runner)
                 ]
                 work.add(pieces, samples[order[0]])
                 misnamed = _misnamed(rows, read_by(graph, list(sizes), given), options.limit)
@@ -283,6 +283,7 @@ def _pieces(
     given: Mapping[str, int],
     sizes: Mapping[str, int],
     options: ComparisonOptions,
+    whole: CacheRunner,
 ) -> Iterator[_Piece]:
     groups: list[list[LayerRow]] = []
     room = 0
@@ -300,7 +301,7 @@ def _pieces(
             given,
             Path(tempfile.mkdtemp(prefix="piece", dir=options.scratch)),
         )
-        yield _Piece(group, path, taken, _runner(path, options))
+        yield _Piece(group, path, taken, _runner(path, options).part_of(whole))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

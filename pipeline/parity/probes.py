@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.data.decoder_inputs import MASK
+from pipeline.data.decoder_inputs import MASK, is_prefix
 from pipeline.errors import StageError
 from pipeline.parity.compare import array_fault, cut_padding, vectors_last
 from pipeline.parity.metrics import sum_distances
@@ -53,7 +53,7 @@ def with_probes(
     problems: list[str] = []
     for entry in probes.entries:
         (sample,) = probes.read([entry.index])
-        if counts_mask and not _is_prefix(sample[MASK]):
+        if counts_mask and not is_prefix(sample[MASK]):
             continue
         try:
             results = runner.run({spec.name: sample[spec.name][None] for spec in runner.inputs})
@@ -69,11 +69,6 @@ def with_probes(
     return parity.model_copy(
         update={"probes": tuple(found), "problems": (*parity.problems, *problems)}
     )
-
-
-def _is_prefix(mask: Array) -> bool:
-    """Whether a mask, (sequence,), is ones and then zeros, and not zeros alone."""
-    return bool(mask[0]) and bool((np.diff(mask) <= 0).all())
 
 
 def _compare(

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 BAD, INK = "var(--bad)", "var(--ink)"
 
+MAX_OUTPUTS = len(SHAPES)
+"""Of one chart, each with a mark of its own; a decoder has two more outputs for each layer."""
+
 MAX_LAYERS = 400
 """Of one chart; of more, the page's table has them."""
 
@@ -47,6 +50,19 @@ def noise_specs(targets: Sequence[str], tables: Sequence[Sequence[StageNoise]]) 
         for target, table in zip(targets, tables, strict=True)
         if any(row.noise is not None for row in table)
     }
+
+
+def _nearest(values: Sequence[dict[str, Any]]) -> list[str]:
+    """The outputs that a chart shows, in their order: those that fail, then the nearest to a limit."""
+    outputs = list(dict.fromkeys(row["output"] for row in values))
+    if len(outputs) <= MAX_OUTPUTS:
+        return outputs
+    worst = dict.fromkeys(outputs, (False, 0.0))
+    for row in values:
+        share = row["x"] / row["limit"] if row["limit"] else 0.0
+        worst[row["output"]] = max(worst[row["output"]], (row["is"] == "fails", share))
+    kept = sorted(outputs, key=lambda name: worst[name], reverse=True)[:MAX_OUTPUTS]
+    return [name for name in outputs if name in kept]
 
 
 def _values(table: Iterable[StageNoise], span: Range) -> list[dict[str, Any]]:
@@ -73,7 +89,19 @@ def _values(table: Iterable[StageNoise], span: Range) -> list[dict[str, Any]]:
 
 
 def _noise_spec(target: str, values: list[dict[str, Any]], span: Range) -> Spec:
-    outputs = list(dict.fromkeys(row["output"] for row in values))
+    count = len({row["output"] for row in values})
+    outputs = _nearest(values)
+    values = [row for row in values if row["output"] in outputs]
+    left_out: Spec = {}
+    if len(outputs) < count:
+        text = f"{len(outputs)} of {count} outputs, the nearest to their limits"
+        left_out["title"] = {
+            "text": text,
+            "anchor": "start",
+            "fontSize": 11,
+            "fontWeight": "normal",
+            "color": "var(--muted)",
+        }
     limited = [row for row in values if row["limit"] is not None]
     banded = [row for row in limited if row["floor"] is not None]
     told = tooltips(
@@ -83,6 +111,7 @@ def _noise_spec(target: str, values: list[dict[str, Any]], span: Range) -> Spec:
     return lite_chart(
         f"Noise of {target} after each stage with its limit, on a log axis",
         values,
+        **left_out,
         height={"step": 17, "for": "offset"},
         encoding={
             "y": {"field": "stage", **name_rows(row["stage"] for row in values)},

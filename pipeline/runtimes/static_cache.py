@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from pipeline.data.decoder_inputs import CACHE_POSITION, MASK, is_cache, is_present
-from pipeline.runtimes.base import check_feeds
+from pipeline.runtimes.base import ModelTensor, check_feeds
 from pipeline.runtimes.decoder import TOKEN_AXIS, Cache, require_room
 from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
-from pipeline.tasks import PAST_AXIS, TOTAL_AXIS
+from pipeline.tasks import BATCH_AXIS, PAST_AXIS, TOTAL_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pipeline.runtimes.base import Array, ModelTensor
+    from pipeline.runtimes.base import Array
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +74,8 @@ def fit_feeds(feeds: Mapping[str, Array], room: int) -> dict[str, Array]:
         FeedError: when there are more tokens than that.
     """
     require_room(feeds[MASK].shape[1], room)
-    past = next(array.shape[TOKEN_AXIS] for name, array in feeds.items() if is_cache(name))
+    # A part of a graph may take no cache: of a text from its beginning on.
+    past = next((array.shape[TOKEN_AXIS] for name, array in feeds.items() if is_cache(name)), 0)
     fitted = dict(feeds)
     fitted[CACHE_POSITION] = np.array([past], np.int64)
     fitted[MASK] = padded(feeds[MASK], 1, room)
@@ -90,18 +91,36 @@ class CacheRunner(OnnxRuntimeRunner):
     Takes the arguments of `OnnxRuntimeRunner`.
     """
 
+    _room: int | None = None
+
     def __enter__(self) -> Self:
         """Load the graph; raises as `OnnxRuntimeRunner`."""
         super().__enter__()
-        self._room = room_of(self._inputs)
+        if self._room is None:
+            self._room = room_of(self._inputs)
+        elif not any(name == CACHE_POSITION or is_cache(name) for name in self._taken):
+            self._room = None
+        return self
+
+    def part_of(self, whole: CacheRunner) -> Self:
+        """Say of which loaded graph this is a part: alone its inputs do not tell what its cache is."""
+        self._room = whole._room
         return self
 
     @property
+    def _taken(self) -> frozenset[str]:
+        return frozenset(spec.name for spec in self._inputs)
+
+    @property
     def inputs(self) -> tuple[ModelTensor, ...]:
-        """What must be fed."""
+        """What must be fed; with a static cache the mask always, which says how many tokens there are."""
         if self._room is None:
             return self._inputs
-        return tuple(_as_fed(spec) for spec in self._inputs if spec.name != CACHE_POSITION)
+        fed = tuple(_as_fed(spec) for spec in self._inputs if spec.name != CACHE_POSITION)
+        if any(spec.name == MASK for spec in fed):
+            return fed
+        # A part of a graph may take its cache and no mask.
+        return (*fed, ModelTensor(name=MASK, dtype="int64", shape=(BATCH_AXIS, TOTAL_AXIS)))
 
     @property
     def outputs(self) -> tuple[ModelTensor, ...]:
@@ -125,7 +144,9 @@ class CacheRunner(OnnxRuntimeRunner):
         if self._room is None:
             return super().run(feeds, names)
         check_feeds(self.inputs, feeds, self._model.name)
-        found = super().run(fit_feeds(feeds, self._room), names)
+        fitted = fit_feeds(feeds, self._room)
+        fitted = {name: array for name, array in fitted.items() if name in self._taken}
+        found = super().run(fitted, names)
         total = feeds[MASK].shape[1]
         return {
             name: array[:, :, :total] if is_present(name) else array

@@ -244,9 +244,9 @@ def _require_numbers(loaded: TorchComponent, logits: torch.Tensor) -> None:
         for name, weight in loaded.module.named_parameters()
         if weight.device.type != "meta" and not bool(torch.isfinite(weight).all())
     ]
-    names = (
-        f": {len(bad)} weights hold some, such as `{bad[0].removeprefix('model.')}`" if bad else ""
-    )
+    more = f", and so do {len(bad) - 1} others" if len(bad) > 1 else ""
+    first = bad[0].removeprefix("model.") if bad else ""
+    names = f": weight `{first}` holds some{more}" if bad else ""
     raise ExportError(
         f"the checkpoint's own logits in torch float32 are no numbers (NaN or infinity){names}",
         hint="the checkpoint is damaged, or was saved when its training had failed"

@@ -63,11 +63,13 @@ def run(
 
     from pipeline.data.sample_set import load_samples
     from pipeline.errors import StageError
-    from pipeline.graph.files import load_ir_model, save_ir_model
+    from pipeline.graph.decoder_manner import counts_its_mask
+    from pipeline.graph.files import load_graph_only, load_ir_model, save_ir_model
     from pipeline.graph.widened import widen
     from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
 
     del output
+    counts = counts_its_mask(load_graph_only(inputs[MODEL_PORT] / MODEL_FILE))
     model = load_ir_model(inputs[MODEL_PORT] / MODEL_FILE)
     widening = widen(model)
     path = save_ir_model(model, context.scratch)
@@ -80,7 +82,9 @@ def run(
         runner = OnnxRuntimeRunner(path, optimizations="disabled", threads=1, is_frugal=True)
         try:
             with runner:
-                largest, problem = _largest(runner, widening.watched, [samples, probes], context)
+                largest, problem = _largest(
+                    runner, widening.watched, [samples, probes], context, counts_mask=counts
+                )
         except StageError as err:
             raise StageError(
                 "the float16 graph cannot be run in float32, to see how large its values get: "
@@ -101,16 +105,23 @@ def run(
 
 
 def _largest(
-    runner: Runner, watched: Sequence[Watched], sets: Sequence[SampleSet], context: StageContext
+    runner: Runner,
+    watched: Sequence[Watched],
+    sets: Sequence[SampleSet],
+    context: StageContext,
+    *,
+    counts_mask: bool,
 ) -> tuple[NDArray[np.float64], str]:
     """(samples and probes, values): the largest magnitude of each value, infinity for NaN.
 
-    Besides, why some cannot be run; empty when all can.
+    Besides, why some cannot be run; empty when all can. What a graph that only counts its mask cannot
+    be asked (`with_probes`) is left out.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
+    from pipeline.data.decoder_inputs import MASK, is_prefix
     from pipeline.errors import PipelineError
 
     names = [spec.name for spec in runner.inputs]
@@ -123,6 +134,8 @@ def _largest(
     def measure(row: int) -> str:
         held, entry = places[row]
         (sample,) = held.read([entry.index])
+        if counts_mask and not is_prefix(sample[MASK]):
+            return ""
         try:
             results = runner.run({name: sample[name][None] for name in names})
         except PipelineError as err:

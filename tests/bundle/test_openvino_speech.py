@@ -203,6 +203,37 @@ config.suppress_tokens = [*range(33), *range(127, 258)]
 made = pipeline.generate(make_sounds(16000, 16000)[2].tolist(), config)
 print(json.dumps([[word.word, word.start_ts, word.end_ts] for word in made.words]))
 """
+BEAMS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import openvino_genai
+from pipeline.bundle.openvino_speech_work import make_sounds
+from pipeline.data.prepare.sounds import load_extractor
+from pipeline.runtimes.beam_search import BeamOptions, search_beams
+from pipeline.runtimes.onnxruntime import OnnxRuntimeRunner
+from pipeline.runtimes.openvino_conversion import EXACT
+from pipeline.runtimes.seq2seq import SourcedDecoder
+from pipeline.runtimes.token_rules import TokenRules
+question = json.load(sys.stdin)
+pipeline = openvino_genai.WhisperPipeline(question["folder"], "CPU", **EXACT)
+config = pipeline.get_generation_config()
+config.num_beams, config.max_new_tokens, config.ignore_eos = 3, 12, True
+config.no_repeat_ngram_size, config.language = 2**40, "en"
+config.suppress_tokens = [*range(33), *range(127, 258)]
+config.begin_suppress_tokens = []
+sound = make_sounds(16000, 16000)[1]
+theirs = pipeline.generate(sound.tolist(), config).texts[0]
+spectrogram = load_extractor(Path(question["folder"]))(sound, sampling_rate=16000, return_tensors="np")
+rules = TokenRules(suppress=tuple(config.suppress_tokens))
+encoder, decoder = (OnnxRuntimeRunner(Path(question[part])) for part in ("encoder", "decoder"))
+with encoder, decoder:
+    bound = SourcedDecoder(encoder, decoder, {"input_features": spectrogram["input_features"]})
+    start = [question["start"][0], question["languages"]["<|en|>"], *question["start"][2:]]
+    options = BeamOptions(beams=3, tokens=12, pad=question["pad"], rules=rules)
+    ((best, *_),) = search_beams(bound, [start], options)
+print(json.dumps([theirs, pipeline.get_tokenizer().decode(list(best.tokens))]))
+"""
 LOSE = """
 import json, sys
 import numpy as np
@@ -269,6 +300,9 @@ def test_openvino_writes_down_what_our_own_loop_does(checkpoint: Path, tmp_path:
         _say(folder, said)
         assert told in _ask(python, question, TRY)["problem"]
         (folder / "generation_config.json").write_text(settings)
+    theirs, ours = _ask(python, question, BEAMS)
+    assert len(theirs) > 8
+    assert theirs == ours
     for name in ("cpu-fp32", "cpu-int8"):
         words = _ask(python, {"folder": str(tmp_path / "made" / name)}, TIME)
         assert len("".join(word for word, _, _ in words)) == 12

@@ -99,12 +99,17 @@ def _no_few_bits(_: Path, document: dict[str, Any]) -> None:
     del document["recipe"]["targets"][1]["quantization"]
 
 
+def _only_static(_: Path, document: dict[str, Any]) -> None:
+    document["recipe"]["targets"][1]["static_cache"] = {"length": 32}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (_only_static, r"no target has .* \(left out is .*only convert itself feeds its static"),
         (_other_checkpoint, "is not the one that the artifact was made from"),
         (_no_checkpoint, "there is no checkpoint at `/nowhere`"),
-        (_no_few_bits, "0 targets have weights in few bits"),
+        (_no_few_bits, "no target has weights in few bits"),
     ],
 )
 def test_without_its_checkpoint_or_few_bits_nothing_is_written(

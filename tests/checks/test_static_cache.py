@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from pipeline.data.decoder_inputs import completed, is_cache
+from pipeline.data.empty_caches import empty_caches
+from pipeline.data.sample_set import (
+    InputSpec,
+    SampleEntry,
+    SampleIndex,
+    load_samples,
+    save_samples,
+)
+from pipeline.stages.compare_layers import COMPARE_LAYERS, CompareLayersConfig
+from pipeline.stages.simplify_and_fuse import SIMPLIFY_AND_FUSE, SimplifyAndFuseConfig
 from pipeline.stages.static_cache import STATIC_CACHE, StaticCacheConfig
 from tests.checks.test_generation import METRICS, _failed, _judge, _measure
 from tests.decoders import POSITIONS
@@ -77,9 +89,10 @@ def cut_too_late(graph: Graph) -> None:
             return
 
 
-def _one() -> Any:
-    import numpy as np
+PORTS = {"model": "static", "before": "fused", "samples": "samples"}
 
+
+def _one() -> Any:
     return np.ones(1, np.int64)
 
 
@@ -102,3 +115,55 @@ def test_a_damaged_static_cache_fails(
     failed = _failed(_judge(_measure(tiny_decoder.ports(tmp_path / "damaged"), tmp_path)))
     assert DAMAGES[damage] in failed
     assert all(failed.values())
+
+
+def test_its_layers_are_those_of_the_graph_it_was_made_from(
+    tiny_decoder: TinyDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of the graph are run alone; of a fused one some take a cache and no mask."""
+    monkeypatch.setattr("pipeline.parity.layer_comparison.GROUP_BYTES", 1)  # many parts
+    for name in ("fused", "static"):
+        (tmp_path / name).mkdir()
+    context = RecordingContext(tmp_path)
+    ports = {"model": tiny_decoder.root / "export"}
+    SIMPLIFY_AND_FUSE.run(SimplifyAndFuseConfig(), ports, tmp_path / "fused", context)
+    config, ports = StaticCacheConfig(length=POSITIONS), {"model": tmp_path / "fused"}
+    STATIC_CACHE.run(config, ports, tmp_path / "static", context)
+    facts = _compare_layers(tiny_decoder, tmp_path)
+    assert facts["samples"] == 2
+    assert "warnings" not in facts
+    assert facts["first"] is None
+
+
+def _compare_layers(decoder: TinyDecoder, root: Path) -> dict[str, Any]:
+    (root / "samples").mkdir()
+    texts = load_samples(decoder.root / "samples").read([0, 1])
+    samples = []
+    for text in texts:
+        tokens = {
+            "input_ids": text["input_ids"],
+            "attention_mask": np.ones_like(text["input_ids"]),
+        }
+        samples.append(completed(tokens, empty_caches(decoder.root / "checkpoint")))
+    index = SampleIndex(
+        source="random",
+        use="evaluation",
+        seed=0,
+        max_length=POSITIONS,
+        inputs={
+            name: InputSpec(
+                dtype="float32" if is_cache(name) else "int64",
+                axes=(None, "past_sequence", None) if is_cache(name) else ("sequence",),
+            )
+            for name in samples[0]
+        },
+        samples=tuple(
+            SampleEntry(index=number, text="", extents={"sequence": len(sample["input_ids"])})
+            for number, sample in enumerate(samples)
+        ),
+    )
+    save_samples(index, samples, root / "samples")
+    config = CompareLayersConfig(against="fuse", arithmetic="float32", optimizations="disabled")
+    ports = {name: root / folder for name, folder in PORTS.items()}
+    ports["export"] = decoder.root / "export"
+    return dict(COMPARE_LAYERS.run(config, ports, root / "out", RecordingContext(root)))

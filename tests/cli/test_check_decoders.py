@@ -129,14 +129,16 @@ def test_a_right_decoder_passes_and_its_damage_does_not(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize(
+    ("precision", "device"), [("fp32", "cpu"), ("int4", "cpu"), ("fp16", "cuda")]
+)
 def test_what_genais_builder_makes_is_checked(
-    checkpoint: Path, tmp_path: Path, precision: str
+    checkpoint: Path, tmp_path: Path, precision: str, device: str
 ) -> None:
     """Its attention counts tokens: padding in front is not asked for, and that is said."""
     pytest.importorskip("onnxruntime_genai")
     build = (sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint))
-    options = ("-o", "made", "-p", precision, "-e", "cpu", "-c", "cache")
+    options = ("-o", "made", "-p", precision, "-e", device, "-c", "cache")
     done = subprocess.run(
         [*build, *options], cwd=tmp_path, capture_output=True, text=True, check=False
     )

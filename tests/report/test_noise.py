@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -124,3 +125,19 @@ def test_the_chart_has_every_stage_with_its_floor_and_limit() -> None:
     assert [row["node"] for row in values if row["is"] == "fails"] == [FAULTY] * 2
     assert all(row["floor"] < row["limit"] for row in values)
     assert all(math.isfinite(row["x"]) for row in values)
+
+
+def test_of_many_outputs_those_that_fail_and_the_nearest_to_their_limits_are_drawn() -> None:
+    report = fault_report()
+    (table, *_) = stage_noises(report)
+    row = next(row for row in table if row.limit is not None)
+    names = ["logits", *(f"present.{n}.key" for n in range(40))]
+    rows = [
+        replace(row, output=name, limit=1.0, noise=1e-6 * (n + 1), holds=name != "present.3.key")
+        for n, name in enumerate(names)
+    ]
+    spec = noise_specs(["cpu"], [rows])["cpu"]
+    drawn = {value["output"] for value in spec["data"]["values"]}
+    assert drawn == {"present.3.key", *names[-5:]}
+    assert spec["title"]["text"] == "6 of 41 outputs, the nearest to their limits"
+    assert "title" not in noise_specs(["cpu"], [rows[:6]])["cpu"]

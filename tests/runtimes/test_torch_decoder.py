@@ -192,7 +192,7 @@ def test_a_checkpoint_whose_weights_are_no_numbers_is_refused(tmp_path: Path) ->
     loaded = _loaded(tmp_path)
     name, weight = list(loaded.module.named_parameters())[-1]
     weight.view(-1)[0] = float("nan")
-    words = f"are no numbers .*1 weights hold some, such as `{name.removeprefix('model.')}`"
+    words = f"are no numbers .*: weight `{name.removeprefix('model.')}` holds some"
     with pytest.raises(ExportError, match=words) as caught:
         require_cache_agreement(loaded)
     assert "damaged" in caught.value.hint
