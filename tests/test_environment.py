@@ -132,8 +132,9 @@ def test_the_digest_of_a_build_follows_all_that_comes_to_its_verdict() -> None:
     assert {"judging.py", "parity/gates.py", "parity/types.py"} <= set(code_files(JUDGE))
 
 
-FORMATS = {"google", "pydantic", "safetensors", "threadpoolctl"}
-"""Packages that compute no numbers: they write down those of others, or say with how many threads."""
+FORMATS = {"google", "huggingface_hub", "pydantic", "safetensors", "threadpoolctl"}
+"""Packages that compute no numbers: they write down those of others, say with how many threads, or have
+the errors that transformers raises."""
 
 
 class _RunTimeImports(ast.NodeVisitor):
