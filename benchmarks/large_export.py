@@ -8,9 +8,9 @@ r"""Memory and time of export and INT4 on a large decoder, stage by stage, again
 are printed. A round of ours is a fresh process that runs the stages as a build does: each in a worker
 of its own, forked by nurseries whose start and imports are counted in (docs/decisions/0010). Memory is
 the largest resident set of any of its processes, pages of mapped files included; of the peer likewise.
-Rounds are interleaved, the ratio of a round is ours over theirs, and the median counts. Most of what
-`simplify_and_fuse` takes is copying weights, which is nothing where the file system of `--scratch` shares
-copies (btrfs). Weights are rounded by `rtn` in blocks of 32, as the peer does. Exit code 1 when a figure is over its limit.
+Rounds are interleaved, the ratio of a round is ours over theirs, and the median counts. The stages are those of a
+recipe that leaves out all comparisons on the way, as the peer has none. Weights are
+rounded by `rtn` in blocks of 32, as the peer does. Exit code 1 when a figure is over its limit.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ EXPORT_BASE_BYTES: Final = 600_000_000
 
 CHAIN: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("export", "checkpoint", {"task": "text-generation", "component": "model"}),
-    ("simplify_and_fuse", "model", {}),
-    ("quantize_weights", "model", {"bits": 4, "block_size": 32, "method": "rtn"}),
+    ("fuse_and_quantize", "model", {"bits": 4, "block_size": 32, "method": "rtn"}),
     ("pack_weights", "model", {}),
 )
 """Stage, the port through which it takes the output of the one before, and its config."""

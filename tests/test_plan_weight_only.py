@@ -31,12 +31,19 @@ def _plan(
     checkpoint: Path,
     *targets: dict[str, Any],
     uses: tuple[str, ...] = ("evaluation",),
+    gates: dict[str, Any] | None = None,
     **target: Any,
 ) -> Plan:
     whole = [{**FP32, **each} for each in targets or (target,)]
     source = "builtin:stdlib-docstrings"
     data = {use: {"source": source, "samples": 8, "seed": seed} for seed, use in enumerate(uses)}
-    written = write_recipe(tmp_path / "recipe.yaml", checkpoint, targets=whole, data=data)
+    written = write_recipe(
+        tmp_path / "recipe.yaml",
+        checkpoint,
+        targets=whole,
+        data=data,
+        **({"gates": gates} if gates else {}),
+    )
     loaded = load_recipe_file(written)
     memory = DigestMemory(tmp_path / "memory.json")
     source = resolve_source(loaded.recipe.model.source, recipe_directory=tmp_path, memory=memory)
@@ -250,3 +257,54 @@ def test_how_large_weights_are_is_said_by_files_and_config(
     source = resolve_source(str(checkpoint), recipe_directory=tmp_path, memory=memory)
     stored = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     assert source.float32_bytes == factor * stored
+
+
+UNSEEN: dict[str, Any] = {
+    "parity": {"cosine_similarity": {"min": 0.9}},
+    "stages": {"simplify_and_fuse": None},
+    "checks": {"layers": None, "quantization": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("gates", "is_one"),
+    [
+        (UNSEEN, True),
+        ({**UNSEEN, "stages": {}}, False),
+        ({**UNSEEN, "checks": {"layers": None}}, False),
+        ({**UNSEEN, "checks": {"quantization": None}}, False),
+    ],
+    ids=["unseen", "compared", "audited", "by layer"],
+)
+def test_a_float_graph_that_nothing_looks_at_is_not_written(
+    tmp_path: Path,
+    sentence_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gates: dict[str, Any],
+    is_one: bool,
+) -> None:
+    monkeypatch.setattr(onnxruntime, "INLINE_LIMIT_BYTES", 1000)
+    options = {"mode": "weight_only", "block_size": 16, "form": "matmul_nbits"}
+    target = {"precision": "int4", "quantization": options}
+    plan = _plan(tmp_path, sentence_encoder, gates=gates, **target)
+    (links,) = plan.targets[0].chain.models.values()
+    names = [plan.nodes[link.node.node].stage.name for link in links]
+    separate = ["simplify_and_fuse", "quantize_weights"]
+    assert names == ["export", *(["fuse_and_quantize"] if is_one else separate), "pack_weights"]
+    # What is left out of the checks stands on the plan all the same.
+    left_out = {name for name, value in gates["checks"].items() if value is None}
+    assert set(plan.targets[0].left_out_checks) == left_out
+
+
+def test_one_stage_for_all_is_taken_for_no_other_target(
+    tmp_path: Path, sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who delivers the float graph has it compared; who observes it needs it."""
+    monkeypatch.setattr(onnxruntime, "INLINE_LIMIT_BYTES", 1000)
+    with pytest.raises(RecipeError, match="makes what `cpu-fp32` delivers"):
+        _plan(tmp_path, sentence_encoder, gates=UNSEEN)
+    gptq = {"mode": "weight_only", "block_size": 16, "method": "gptq"}
+    target = {"precision": "int4", "quantization": gptq}
+    uses = ("evaluation", "calibration")
+    plan = _plan(tmp_path, sentence_encoder, gates=UNSEEN, uses=uses, **target)
+    assert {"simplify", "fuse", "quantize_weights"} <= _stages(plan)

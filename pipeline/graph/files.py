@@ -159,6 +159,13 @@ def save_ir_model(
     return path
 
 
+def graph_of(model: ir.Model) -> onnx.ModelProto:
+    """A model as it would be written, with weights in external data as references."""
+    import onnx_ir as ir
+
+    return ir.serde.serialize_model(model)
+
+
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of the weights of the main graph, which decide whether they go outside."""
     return sum(

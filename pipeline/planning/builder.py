@@ -127,6 +127,13 @@ class Builder:
         """The task's own name, for configs."""
         return self._task.name
 
+    def is_looked_at(self, stage: str) -> bool:
+        """Whether anything compares or checks the float graph that a stage of this target makes."""
+        gates = self._recipe.gates.of(self.prefix)
+        checks = gates.checks
+        is_checked = checks.layers is not None or checks.quantization is not None
+        return is_checked or not gates.leaves_out(stage)
+
     def calibration_samples(
         self, purpose: str = "static quantisation needs samples to take its ranges from"
     ) -> NodeRef:

@@ -32,6 +32,7 @@ from pipeline.stages.engine import ENGINE
 from pipeline.stages.engine_tensorrt import ENGINE_TENSORRT
 from pipeline.stages.export import EXPORT
 from pipeline.stages.fuse import FUSE
+from pipeline.stages.fuse_and_quantize import FUSE_AND_QUANTIZE
 from pipeline.stages.fuse_attention import FUSE_ATTENTION
 from pipeline.stages.headroom import HEADROOM
 from pipeline.stages.invariance import INVARIANCE
@@ -82,6 +83,7 @@ STAGES: tuple[AnyStage, ...] = (
     CAST,
     QUANTIZE_STATIC,
     QUANTIZE_WEIGHTS,
+    FUSE_AND_QUANTIZE,
     PACK_WEIGHTS,
     STATIC_CACHE,
     ENGINE,

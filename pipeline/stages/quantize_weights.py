@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import onnx_ir as ir
+
     from pipeline.graph.weight_only import WeightOnlyRequest
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
@@ -164,14 +166,34 @@ def run(
         StageError: when the graph's operators forbid the opset that is needed, or the result is
             not valid.
     """
+    from pipeline.graph.mapped_model import load_mapped_model
+
+    model = load_mapped_model(inputs[MODEL_PORT] / MODEL_FILE)
+    return quantize_model(model, config, inputs, output, context)
+
+
+def quantize_model(
+    model: ir.Model,
+    config: QuantizeWeightsConfig,
+    inputs: Mapping[str, Path],
+    output: Path,
+    context: StageContext,
+) -> dict[str, JSON]:
+    """Quantise the weights of a graph in place and write it; facts and errors are those of `run`.
+
+    Args:
+        model: Not to be used afterwards.
+        config: How.
+        inputs: Of port `model` only the size is asked.
+        output: Where no model is yet.
+        context: Of the stage.
+    """
     from pipeline.calibration.moments import Moments
     from pipeline.graph.files import save_ir_model
-    from pipeline.graph.mapped_model import load_mapped_model
     from pipeline.graph.validity import require_valid
     from pipeline.graph.vocabulary import float_share, head_facts
     from pipeline.graph.weight_only import quantize_weights
 
-    model = load_mapped_model(inputs[MODEL_PORT] / MODEL_FILE)
     moments = Moments(inputs[MOMENTS_PORT]) if MOMENTS_PORT in inputs else None
     request = as_request(config, read_wide(inputs))
     head = head_facts(model)
@@ -217,7 +239,8 @@ def as_request(
     """
     from pipeline.graph.weight_only import WeightOnlyRequest
 
-    return WeightOnlyRequest(**config.model_dump(), wide=wide)
+    fields = config.model_dump(include=set(QuantizeWeightsConfig.model_fields))
+    return WeightOnlyRequest(**fields, wide=wide)
 
 
 def read_wide(inputs: Mapping[str, Path]) -> frozenset[str]:

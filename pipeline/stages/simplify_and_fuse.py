@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import onnx_ir as ir
+
     from pipeline.hashing import JSON
     from pipeline.stages.base import StageContext
 
@@ -46,12 +48,29 @@ def _run(
         StoreError: when the output cannot be written.
     """
     from pipeline.graph.dataflow import require_live_inputs
-    from pipeline.graph.files import load_graph_only, load_ir_model, save_ir_model
+    from pipeline.graph.files import load_graph_only, save_ir_model
+
+    model, facts = simplified_and_fused(config, inputs["model"] / MODEL_FILE, context)
+    context.progress(2, 3, "steps")
+    require_live_inputs(load_graph_only(save_ir_model(model, output)))
+    context.progress(3, 3, "steps")
+    return facts
+
+
+def simplified_and_fused(
+    config: SimplifyAndFuseConfig, source: Path, context: StageContext
+) -> tuple[ir.Model, dict[str, JSON]]:
+    """The graph, whose large weights are still those of `source`; and the facts.
+
+    Raises:
+        ArtifactError: when the input is no model.
+        StageError: see `_run`.
+    """
+    from pipeline.graph.files import load_graph_only, load_ir_model
     from pipeline.graph.inspect import count_ops
     from pipeline.graph.large_weights import edit_without_weights
     from pipeline.graph.simplification import simplify_checked
 
-    source = inputs["model"] / MODEL_FILE
     before = count_ops(load_graph_only(source))
     tool = config.simplify.tool
     # Large weights are inputs meanwhile.
@@ -63,11 +82,8 @@ def _run(
     for node in model.graph.all_nodes():
         after[node.op_type] = after.get(node.op_type, 0) + 1
     report = fuse_model(model, config.fuse, context)
-    context.progress(2, 3, "steps")
-    require_live_inputs(load_graph_only(save_ir_model(model, output)))
-    context.progress(3, 3, "steps")
     facts = simplification_facts(tool, before, dict(sorted(after.items())))
-    return {**report.as_json(), "simplified": facts}
+    return model, {**report.as_json(), "simplified": facts}
 
 
 SIMPLIFY_AND_FUSE = Stage(

@@ -165,6 +165,9 @@ class ChainBuilder(Protocol):
     def task_name(self) -> str:
         """What the model is for."""
 
+    def is_looked_at(self, stage: str) -> bool:
+        """Whether anything compares or checks the float graph that a stage of this target makes."""
+
     def calibration_samples(self, purpose: str = ...) -> NodeRef:
         """The node that prepares the samples that ranges are taken from.
 

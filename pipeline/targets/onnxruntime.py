@@ -34,7 +34,7 @@ from pipeline.stages.simplify_and_fuse import SIMPLIFY_AND_FUSE, SimplifyAndFuse
 from pipeline.stages.static_cache import STATIC_CACHE, StaticCacheConfig
 from pipeline.targets.base import Deliverable, DeviceRun, ModelLink, TargetBase, TargetChain
 from pipeline.targets.repairing import REPAIRABLE_KEYS, Repairable, add_repair
-from pipeline.targets.weight_only import add_scaling, add_weight_only, observes
+from pipeline.targets.weight_only import add_from_export, add_scaling, add_weight_only, observes
 
 if TYPE_CHECKING:
     from pipeline.parity.tolerances import Arithmetic
@@ -181,16 +181,7 @@ class OnnxRuntimeTarget(TargetBase):
         deliverables: dict[str, tuple[Deliverable, ...]] = {}
         for component in builder.components:
             exported = builder.exported(component)
-            plain, last = self._fused(builder, component, exported)
-            # Before fusion a graph is compared as it is written; afterwards as users will run it.
-            links = [
-                ModelLink(node=node, optimizations="disabled", arithmetic="float32")
-                for node in (exported, *plain)
-            ]
-            links.append(ModelLink(node=last, optimizations="all", arithmetic="float32"))
-            if self.quantization is not None:
-                last = self._quantized(builder, component, plain[0] if plain else last, last)
-                links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
+            links, last = self._until_packed(builder, component, exported)
             if (packed := self._packed(builder, component, last)) is not None:
                 last = packed
                 links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
@@ -203,6 +194,36 @@ class OnnxRuntimeTarget(TargetBase):
             deliverables[component] = (Deliverable(node=last),)
         return TargetChain(models=models, deliverables=deliverables, runtime="onnxruntime")
 
+    def _until_packed(
+        self, builder: ChainBuilder, component: str, exported: NodeRef
+    ) -> tuple[list[ModelLink], NodeRef]:
+        """The graphs up to the fused or quantised one, and the last of them."""
+        options = self.quantization
+        # Before fusion a graph is compared as it is written; afterwards as users will run it.
+        first = ModelLink(node=exported, optimizations="disabled", arithmetic="float32")
+        if (
+            isinstance(options, WeightOnlyQuantization)
+            and self._is_in_one(builder)
+            and not builder.is_looked_at(SIMPLIFY_AND_FUSE.name)
+        ):
+            both = SimplifyAndFuseConfig(simplify=self.simplify, fuse=self.fuse)
+            last = add_from_export(builder, component, options, exported=exported, first=both)
+            return [first, ModelLink(node=last, optimizations="all", arithmetic="quantized")], last
+        plain, last = self._fused(builder, component, exported)
+        links = [first, *(replace(first, node=node) for node in plain)]
+        links.append(ModelLink(node=last, optimizations="all", arithmetic="float32"))
+        if options is not None:
+            last = self._quantized(builder, component, plain[0] if plain else last, last)
+            links.append(ModelLink(node=last, optimizations="all", arithmetic="quantized"))
+        return links, last
+
+    def _is_in_one(self, builder: ChainBuilder) -> bool:
+        """Whether weights are large, and nothing reads the graph that is simplified but not fused."""
+        is_observed = isinstance(self.quantization, StaticQuantization) or observes(
+            self.quantization
+        )
+        return builder.source.float32_bytes > INLINE_LIMIT_BYTES and not is_observed
+
     def _fused(
         self, builder: ChainBuilder, component: str, exported: NodeRef
     ) -> tuple[tuple[NodeRef, ...], NodeRef]:
@@ -210,11 +231,7 @@ class OnnxRuntimeTarget(TargetBase):
 
         There are none where weights are large and nothing else reads the simplified graph.
         """
-        is_large = builder.source.float32_bytes > INLINE_LIMIT_BYTES
-        is_observed = isinstance(self.quantization, StaticQuantization) or observes(
-            self.quantization
-        )
-        if is_large and not is_observed:
+        if self._is_in_one(builder):
             both = SimplifyAndFuseConfig(simplify=self.simplify, fuse=self.fuse)
             ports = {"model": exported}
             return (), builder.add(SIMPLIFY_AND_FUSE, both, ports, component=component)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.stages.choose_bits import CHOOSE_BITS, ChooseBitsConfig
+from pipeline.stages.fuse_and_quantize import FUSE_AND_QUANTIZE, FuseAndQuantizeConfig
 from pipeline.stages.observe_products import (
     MODEL_PORT,
     OBSERVE_PRODUCTS,
@@ -23,6 +24,7 @@ from pipeline.stages.quantize_weights import (
 from pipeline.stages.scale_channels import SCALE_CHANNELS, ScaleChannelsConfig
 
 if TYPE_CHECKING:
+    from pipeline.stages.simplify_and_fuse import SimplifyAndFuseConfig
     from pipeline.targets.base import ChainBuilder, NodeRef, Ref
 
 
@@ -60,6 +62,28 @@ def add_weight_only(
         seen: dict[str, Ref] = {"model": model, MOMENTS_PORT: moments}
         ports[BITS_PORT] = builder.add(CHOOSE_BITS, choice, seen, component=component)
     return builder.add(QUANTIZE_WEIGHTS, config, ports, component=component)
+
+
+def add_from_export(
+    builder: ChainBuilder,
+    component: str,
+    options: WeightOnlyOptions,
+    *,
+    exported: NodeRef,
+    first: SimplifyAndFuseConfig,
+) -> NodeRef:
+    """Add one stage that does all that lies between a large exported graph and its weights in few bits.
+
+    Args:
+        builder: Of the plan.
+        component: The model component.
+        options: What was asked for; what goes into products is not observed.
+        exported: The exported graph.
+        first: How it is simplified and fused.
+    """
+    fields = options.model_dump(include=set(QuantizeWeightsConfig.model_fields))
+    config = FuseAndQuantizeConfig(**fields, first=first)
+    return builder.add(FUSE_AND_QUANTIZE, config, {"model": exported}, component=component)
 
 
 def observes(options: object) -> bool:

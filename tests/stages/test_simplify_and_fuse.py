@@ -79,7 +79,7 @@ def _invalid(model: onnx.ModelProto) -> None:
     next(node for node in model.graph.node if node.op_type == "MatMul").op_type = "MatMull"
 
 
-def _mask_lost(model: onnx.ModelProto) -> None:
+def mask_lost(model: onnx.ModelProto) -> None:
     """The mask's shape is all that is read of it; ones stand in its place."""
     node = next(
         node
@@ -99,7 +99,7 @@ def _mask_lost(model: onnx.ModelProto) -> None:
     [
         (_renamed, StageError, "input `input_ids` changed"),
         (_invalid, StageError, "not valid ONNX"),
-        (_mask_lost, ExportError, "attention_mask"),
+        (mask_lost, ExportError, "attention_mask"),
     ],
 )
 def test_a_tool_that_breaks_the_graph_is_found_out(
