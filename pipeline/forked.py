@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NICENESS = 5
-"""What forked the copy goes on meanwhile, and has the longest way: it comes first where processors are few."""
-
 
 class Forked:
     """Runs `work` in a copy of this process, from now on; what it changes in memory stays there.
@@ -25,9 +22,11 @@ class Forked:
     Args:
         work: Its errors are seen as a failure only, as a fork that the system refuses is: whoever wants
             to know more runs it once more.
+        niceness: By how much others come before it where processors are few. What forked it goes on
+            meanwhile and has the longest way, so it is never 0.
     """
 
-    def __init__(self, work: Callable[[], object]) -> None:
+    def __init__(self, work: Callable[[], object], *, niceness: int = 5) -> None:
         self._is_successful: bool | None = None
         try:
             self._pid = os.fork()
@@ -35,7 +34,7 @@ class Forked:
             self._is_successful = False
             return
         if not self._pid:
-            _run(work)
+            _run(work, niceness)
 
     def succeeded(self) -> bool:
         """Wait for the end; whether there was no error, and no signal either."""
@@ -51,10 +50,10 @@ class Forked:
             self.succeeded()
 
 
-def _run(work: Callable[[], object]) -> None:
+def _run(work: Callable[[], object], niceness: int) -> None:
     status = 1
     try:
-        os.nice(_NICENESS)
+        os.nice(niceness)
         work()
         status = 0
     finally:  # nothing of this process may go on in its copy, whatever happened

@@ -109,7 +109,8 @@ class _Trial:
 
     def __init__(self, component: TorchComponent) -> None:
         self._component = component
-        self._process = Forked(self._run)
+        # Behind the weights, which take longer.
+        self._process = Forked(self._run, niceness=15)
 
     def _run(self) -> None:
         import torch
