@@ -202,7 +202,7 @@ def _load(
     with contextlib.nullcontext() if mapped is None else mapped.at_hand(model):
         loaded = _component(checkpoint, found, component, model, loading)
     loaded = replace(loaded, mapped=mapped)
-    if is_run:
+    if is_run or loading.missing:  # what a weight has influence on is asked of a run
         require_runnable(loaded)
     _require_no_influence(loaded, model, loading.missing)
     return loaded

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import torch
 
 from pipeline.errors import ExportError
 from pipeline.hashing import sha256_file
-from pipeline.runtimes import torch_capture, torch_decoder
+from pipeline.runtimes import torch_capture, torch_decoder, torch_model
 from pipeline.runtimes.torch_model import load_torch_model
 from pipeline.stages.export import EXPORT, ExportConfig
+from pipeline.tasks import TensorSpec, find_task
 from tests import checkpoints
 from tests.decoders import build_tiny_llama
 from tests.stages.context import RecordingContext
@@ -226,3 +228,17 @@ def test_a_decoder_that_cannot_be_right_is_refused_whatever_its_trace_says(
     with pytest.raises(ExportError, match="no trace"):
         export(checkpoint, tmp_path / "sound", "text-generation")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_model_that_lacks_outputs_and_weights_says_which_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no weights is run before it is asked what they have influence on."""
+    checkpoint = checkpoints.build_encoder(tmp_path / "checkpoint")
+    task = dataclasses.replace(
+        find_task("question-answering"),
+        outputs=(TensorSpec(name="start_logit", axes=("batch", "sequence")),),
+    )
+    monkeypatch.setattr(torch_model, "find_task", lambda _: task)
+    with pytest.raises(ExportError, match="does not have the outputs start_logit"):
+        export(checkpoint, tmp_path / "out", "question-answering")
