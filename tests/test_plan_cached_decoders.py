@@ -58,15 +58,11 @@ def _recipe(tmp_path: Path, checkpoint: Path) -> Path:
             "this `mixtral` model is a mixture of experts",
         ),
         (
-            {"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [2.0]}},
-            "rotary embeddings of type `longrope`",
-        ),
-        (
             {
                 "model_type": "gemma3",
                 "text_config": {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}},
             },
-            "rotary embeddings of type `dynamic`",
+            "rotary embeddings of type `dynamic` in some layers",
         ),
         ({"model_type": "falcon", "alibi": True}, "`alibi: true`"),
         ({"model_type": "gpt_neo"}, "a table of fixed size"),
@@ -93,6 +89,8 @@ def test_what_keeps_no_cache_is_refused(changes: dict[str, Any], words: str) -> 
         {"model_type": "falcon", "alibi": False},
         {"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 4.0}},
         {"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        {"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [2.0]}},
+        {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
         {"model_type": "never-heard-of"},
         {},
     ],
@@ -165,3 +163,22 @@ def test_the_tables_are_those_of_transformers() -> None:
     assert without_positions == cached_decoders.NO_POSITIONS
     assert encoders == cached_decoders.ENCODERS
     assert experts == traced_decoders.EXPERTS
+
+
+@pytest.mark.parametrize(
+    ("said", "positions"),
+    [
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 16}, 16),
+        ({"rope_scaling": {"rope_type": "su", "original_max_position_embeddings": 16}}, 16),
+        ({"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 16}}, 64),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 64),
+    ],
+)
+def test_positions_end_where_other_frequencies_begin(
+    tmp_path: Path, said: dict[str, Any], positions: int
+) -> None:
+    checkpoint = _checkpoint(tmp_path, **said)
+    source = resolve_source(
+        str(checkpoint), recipe_directory=tmp_path, memory=DigestMemory(tmp_path / "digests.json")
+    )
+    assert source.max_positions == positions

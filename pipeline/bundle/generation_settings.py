@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pipeline.bundle.chat import chat_template
 from pipeline.errors import RecipeError
 from pipeline.source.json_files import read_json
+from pipeline.source.rope import short_positions
 
 if TYPE_CHECKING:
     from pipeline.bundle.graphs import GraphTarget
@@ -103,7 +104,7 @@ def read_generation_settings(target: GraphTarget) -> GenerationSettings:
         )
     return GenerationSettings(
         vocabulary=vocabulary,
-        positions=min(positions),
+        positions=min([*positions, short_positions(target.config) or _NO_END]),
         starts=starts[0] if starts else None,
         begins=begins[0] if begins else None,
         stops=stops,

@@ -31,6 +31,7 @@ from pipeline.runtimes.torch_mapped import (
     NotMappedError,
     map_checkpoint,
 )
+from pipeline.runtimes.torch_rope import make_rope_traceable
 from pipeline.runtimes.torch_seq2seq import cut_in_two, longest_of, sound_size
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
 
@@ -316,6 +317,7 @@ def _load_pretrained(
             hint="remove `_attn_implementation` and `attn_implementation` from config.json",
         )
     model.config.use_cache = False
+    make_rope_traceable(model)
     return model.eval(), _Loading(
         missing=frozenset(loading["missing_keys"]),
         ignored=tuple(sorted(loading["unexpected_keys"])),

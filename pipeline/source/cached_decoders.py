@@ -85,8 +85,7 @@ def check_keeps_cache(config: Mapping[str, object], task: Task) -> None:
     if fault := trace_fault(config):
         raise RecipeError(
             f"this `{kind}` model {fault}",
-            hint="dense models whose positions do not depend on how long a text is can be converted, such as "
-            "most of Llama, Mistral, Qwen and Gemma",
+            hint="dense models can be converted, such as most of Llama, Mistral, Qwen, Gemma and Phi",
         )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pipeline.source.rope import layers_that_differ
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -30,9 +32,6 @@ EXPERTS: Final = frozenset({
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """How `config.json` says how many there are; some of these types have members without any."""
 
-ROPE_OF_LENGTH: Final = frozenset({"dynamic", "longrope"})
-"""Kinds of rotary embeddings with other frequencies for long texts, which is looked up while they run."""
-
 
 def trace_fault(config: Mapping[str, object]) -> str:
     """Why it cannot be traced, as the end of a sentence about the model; empty when it may be.
@@ -45,10 +44,10 @@ def trace_fault(config: Mapping[str, object]) -> str:
     text = inner if isinstance(inner, dict) else config
     if kind in EXPERTS and any(_is_many(text.get(key)) for key in EXPERT_COUNTS):
         return "is a mixture of experts, whose products have no translation to ONNX"
-    if rope := _rope_of_length(text):
+    if rope := layers_that_differ(text):
         return (
-            f"has rotary embeddings of type `{rope}`, whose frequencies change with the length of the "
-            "text, and a graph has one set of them"
+            f"has rotary embeddings of type `{rope}` in some layers and others in the rest, and their "
+            "frequencies change with the length of the text"
         )
     if kind == "falcon" and config.get("alibi") is True:
         return (
@@ -63,18 +62,3 @@ def trace_fault(config: Mapping[str, object]) -> str:
 
 def _is_many(count: object) -> bool:
     return type(count) is int and count > 1
-
-
-def _rope_of_length(config: Mapping[str, object]) -> str:
-    """A type of `ROPE_OF_LENGTH` that some layers have; empty when none has.
-
-    Both names of the section are in use, and it may hold one section for each type of layer.
-    """
-    for name in ("rope_scaling", "rope_parameters"):
-        section = config.get(name)
-        found = section if isinstance(section, dict) else {}
-        for each in (found, *(value for value in found.values() if isinstance(value, dict))):
-            kind = each.get("rope_type", each.get("type"))
-            if isinstance(kind, str) and kind in ROPE_OF_LENGTH:
-                return kind
-    return ""

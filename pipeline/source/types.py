@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from pipeline.hashing import tagged_digest
 from pipeline.source.files import SourceFile, link_files, require_untouched
 from pipeline.source.json_files import read_json
+from pipeline.source.rope import short_positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -153,9 +154,11 @@ class Source:
         """The longest sequence the checkpoint can take, or None when it does not say.
 
         The smaller of `max_position_embeddings` (`n_positions` for GPT-2) and the tokenizer's `model_max_length`, which for
-        RoBERTa-like models is smaller by the padding offset. Values above 1e9 mean "not set".
+        RoBERTa-like models is smaller by the padding offset. Values above 1e9 mean "not set". Of `longrope`, the
+        positions of short texts: see `pipeline.source.rope`.
         """
         found = [self.config.get(key) for key in ("max_position_embeddings", "n_positions")]
+        found.append(short_positions(self.config))
         name = "tokenizer_config.json"
         if name in self.files:
             found.append(read_json(self.files[name].path, name).get("model_max_length"))
