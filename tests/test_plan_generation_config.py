@@ -50,6 +50,11 @@ def plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> None:
         ({"suppress_tokens": 5}, "`suppress_tokens` is to be a list, found 5"),
         ({"max_length": 65}, "`max_length` is 65, and the model has 64 positions"),
         ({"max_length": 30, "min_length": 31}, "`min_length` is 31, and `max_length` 30"),
+        ({"max_new_tokens": 65}, "`max_new_tokens` is 65, and the model has 64 positions"),
+        (
+            {"max_new_tokens": 8, "min_new_tokens": 9},
+            "`min_new_tokens` is 9, and `max_new_tokens` 8",
+        ),
     ],
 )
 def test_a_generation_config_that_contradicts_its_model_is_refused(
@@ -98,16 +103,24 @@ def test_a_text_longer_than_the_shapes_is_refused(tmp_path: Path, checkpoint: Pa
     assert "shapes.sequence.max" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ({"max_length": 48}, "max_length"),
+        # As by transformers the second is heeded, with at least one token before them.
+        ({"max_length": 60, "max_new_tokens": 47}, "max_new_tokens"),
+    ],
+)
 def test_a_static_cache_shorter_than_the_checkpoint_promises_is_refused(
-    tmp_path: Path, checkpoint: Path
+    tmp_path: Path, checkpoint: Path, said: dict[str, int], key: str
 ) -> None:
-    (checkpoint / "generation_config.json").write_text('{"max_length": 48}')
+    (checkpoint / "generation_config.json").write_text(json.dumps(said))
     long, short = ({**FP32, "static_cache": {"length": length}} for length in (48, 47))
     plan(tmp_path, checkpoint, targets=[long])
     with pytest.raises(RecipeError, match="47 tokens is shorter than the texts of 48") as caught:
         plan(tmp_path, checkpoint, targets=[short])
     assert "targets[0]" in caught.value.where
-    assert "`max_length`" in caught.value.hint
+    assert f"`{key}`" in caught.value.hint
 
 
 @pytest.mark.parametrize("is_own", [True, False])
