@@ -112,7 +112,7 @@ def check_is_content(path: Path) -> None:
     raise ArtifactError(
         "this is a pointer of Git LFS and not the file itself",
         where=str(path),
-        hint="fetch it: `git lfs pull` in the clone of the checkpoint",
+        hint="fetch it with `git lfs pull` where it was cloned",
     )
 
 
