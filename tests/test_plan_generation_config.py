@@ -17,6 +17,8 @@ from tests.trained.lm import byte_tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.planning import Plan
+
 VOCABULARY = 258
 
 
@@ -27,11 +29,11 @@ def checkpoint(tmp_path: Path) -> Path:
     return build_tiny_llama(path, vocab_size=VOCABULARY)
 
 
-def plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> None:
+def plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> Plan:
     changes.setdefault("model", {"source": str(checkpoint), "task": "text-generation"})
     changes.setdefault("targets", [FP32])
     path = write_recipe(tmp_path / "recipe.yaml", checkpoint, **changes)
-    prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=tmp_path / "store")))
+    return prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=tmp_path / "store")))
 
 
 @pytest.mark.parametrize(
@@ -138,3 +140,27 @@ def test_times_beyond_the_positions_of_the_model_are_refused(
     assert "56 or less" in caught.value.hint
     checks["generation_speed"]["tokens"] = 56
     plan(tmp_path, checkpoint, gates=gates)
+
+
+def test_what_is_timed_is_what_the_recipe_names(tmp_path: Path, checkpoint: Path) -> None:
+    """Ranges go to 4 texts and 16 tokens, and there are 64 positions."""
+
+    def gates(shapes: list[list[int]]) -> dict[str, Any]:
+        checks = {"generation_speed": {"shapes": shapes}}
+        return {"parity": {"cosine_similarity": {"min": 0.9}}, "speed": None, "checks": checks}
+
+    asked = [[1, 16, 48], [4, 4, 2], [1, 16, 48]]
+    made = plan(tmp_path, checkpoint, gates=gates(asked))
+    (timed,) = [node for node in made.nodes if node.stage.name == "benchmark_generation"]
+    assert timed.config.works == ((1, 16, 48), (4, 4, 2))  # type: ignore[attr-defined]
+    for shape, message in (
+        ([5, 4, 2], "batch 5 is timed, but `shapes.batch` goes from 1 to 4"),
+        ([1, 17, 2], "sequence 17 is timed"),
+        ([1, 16, 49], r"texts of 65 tokens \(16 before the 49 new ones\)"),
+    ):
+        with pytest.raises(RecipeError, match=message) as caught:
+            plan(tmp_path, checkpoint, gates=gates([[1, 4, 2], shape]))
+        assert caught.value.where.endswith("generation_speed.shapes[1]")
+    short = [{**FP32, "static_cache": {"length": 63}}]
+    with pytest.raises(RecipeError, match="prompts of 16 tokens and 48 new ones"):
+        plan(tmp_path, checkpoint, targets=short, gates=gates(asked))
