@@ -49,7 +49,7 @@ def check_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         problems.append("`model_type` is missing: transformers cannot know the architecture")
-    is_quantised = "quantization_config" in config
+    is_quantised = config.get("quantization_config") is not None
     if is_quantised:
         problems.append(f"the checkpoint is quantised already{_method_of(config)}")
     if problems:

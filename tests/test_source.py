@@ -215,7 +215,11 @@ def test_a_config_that_asks_for_foreign_code_is_refused(
 
 
 def test_a_harmless_config_passes(tmp_path: Path) -> None:
-    extra = {"_attn_implementation": "sdpa", "auto_map": {"AutoModel": "modeling_x.X"}}
+    extra = {
+        "_attn_implementation": "sdpa",
+        "auto_map": {"AutoModel": "modeling_x.X"},
+        "quantization_config": None,
+    }
     assert _resolve(_checkpoint(tmp_path / "model", {**CONFIG, **extra})).max_positions == 64
 
 
