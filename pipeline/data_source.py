@@ -1,7 +1,7 @@
 """The data: where samples come from, which files those are, what they hold.
 
 Resolved when the plan is made, so that a stage sees its files only, and its key knows their content.
-Nothing here looks into a file; that is the work of the stage `samples`.
+Nothing here reads a row; that is the work of the stage `samples`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.environment import DISTRIBUTION, find_package
 from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.hashing import tagged_digest
 from pipeline.source.files import SourceFile, link_files, require_untouched
+from pipeline.source_checks import check_is_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -85,6 +86,7 @@ def resolve_data(
         RecipeError: there is no such file, it is empty or of a kind that cannot be read; there is
             no such built-in source; a setting is for other kinds.
         EnvironmentMissing: the package that reads it is not installed.
+        ArtifactError: the file is a pointer of Git LFS.
     """
     try:
         return _resolve(spec, directory, memory)
@@ -154,6 +156,7 @@ def _resolve_table(spec: DataSpec, path: Path, memory: DigestMemory) -> DataSour
     _require_package(reader.kind)
     if path.stat().st_size == 0:
         raise RecipeError(f"`{spec.source}` is empty", hint="give a file with rows")
+    check_is_content(path)
     names = [
         path.name,
         *(find_images(path.parent) if spec.image is not None else ()),

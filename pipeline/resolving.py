@@ -73,6 +73,7 @@ def resolve_plan(
             directory=loaded.directory("targets", place, "model"),
             memory=memory,
             where=loaded.where("targets", place, "model"),
+            said_by="`file`",
         )
         for place, target in enumerate(loaded.recipe.targets)
         if isinstance(target, ExistingTarget)
@@ -86,6 +87,7 @@ def resolve_plan(
             directory=loaded.directory(*place_of_draft),
             memory=memory,
             where=loaded.where(*place_of_draft),
+            said_by="its path in `draft`",
         )
     timing_caches = {
         target.name: resolve_timing_cache(
@@ -131,7 +133,13 @@ def resolve_timing_cache(
 
 
 def resolve_candidate(
-    model: str, file: str | None, *, directory: Path, memory: DigestMemory, where: str
+    model: str,
+    file: str | None,
+    *,
+    directory: Path,
+    memory: DigestMemory,
+    where: str,
+    said_by: str = "--file",
 ) -> Candidate:
     """Find a model that somebody else made, read what it says of itself, and take its digests.
 
@@ -143,12 +151,13 @@ def resolve_candidate(
         directory: Where relative paths start.
         memory: Saves hashing files that have not changed.
         where: Position of the model in the recipe, for messages.
+        said_by: What says which file, for messages.
 
     Raises:
         RecipeError: there is none, or more than one; or it is an engine and nothing else.
         ArtifactError: it is damaged, or an artifact that is not what its manifest says.
     """
-    place = find_place(directory / Path(model).expanduser(), file, where=where)
+    place = find_place(directory / Path(model).expanduser(), file, where=where, said_by=said_by)
     artifact = _verified_artifact(place.model)
     engines: tuple[str, ...] = ()
     if place.model.suffix == ENGINE_SUFFIX:

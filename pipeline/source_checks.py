@@ -32,6 +32,7 @@ FORBIDDEN_KEYS = frozenset(
 )
 MAX_HEADER_BYTES = 100_000_000
 """Largest header the safetensors format allows."""
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
@@ -48,7 +49,7 @@ def check_config(config: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         problems.append("`model_type` is missing: transformers cannot know the architecture")
-    is_quantised = "quantization_config" in config
+    is_quantised = config.get("quantization_config") is not None
     if is_quantised:
         problems.append(f"the checkpoint is quantised already{_method_of(config)}")
     if problems:
@@ -95,6 +96,24 @@ def _problem_of(path: str, key: str, value: object) -> str:
             if any(isinstance(name, str) and "--" in name for name in names):
                 return f"`{path}` names code of another repository: {item}"
     return ""
+
+
+def check_is_content(path: Path) -> None:
+    """Check that a file is not what git leaves in its place where its large files were not fetched.
+
+    The format is laid out in https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md.
+
+    Raises:
+        ArtifactError: it is a pointer of Git LFS.
+    """
+    with path.open("rb") as file:
+        if not file.read(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+            return
+    raise ArtifactError(
+        "this is a pointer of Git LFS and not the file itself",
+        where=str(path),
+        hint="fetch it with `git lfs pull` where it was cloned",
+    )
 
 
 def check_safetensors(path: Path) -> None:

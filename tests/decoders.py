@@ -53,10 +53,12 @@ def build_tiny_llama(path: Path, seed: int = 0, **changes: Any) -> Path:
     return path
 
 
-def random_texts(directory: Path, seed: int = 0, count: int = 8) -> Path:
-    """Random tokens of several lengths as a sample set."""
+def random_texts(
+    directory: Path, seed: int = 0, count: int = 8, lengths_of: tuple[int, int] = (2, 40)
+) -> Path:
+    """Random tokens of several lengths, from the first on and below the second, as a sample set."""
     generator = np.random.default_rng(seed)
-    lengths = generator.integers(2, 40, count).tolist()
+    lengths = generator.integers(*lengths_of, count).tolist()
     samples = [
         {"input_ids": generator.integers(0, VOCABULARY, length).astype(np.int64)}
         for length in lengths

@@ -17,6 +17,8 @@ from tests.trained.lm import byte_tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.planning import Plan
+
 VOCABULARY = 258
 
 
@@ -27,11 +29,11 @@ def checkpoint(tmp_path: Path) -> Path:
     return build_tiny_llama(path, vocab_size=VOCABULARY)
 
 
-def plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> None:
+def plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> Plan:
     changes.setdefault("model", {"source": str(checkpoint), "task": "text-generation"})
     changes.setdefault("targets", [FP32])
     path = write_recipe(tmp_path / "recipe.yaml", checkpoint, **changes)
-    prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=tmp_path / "store")))
+    return prepare_plan(load_recipe_file(path), open_store(BuildOptions(store=tmp_path / "store")))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,11 @@ def plan(tmp_path: Path, checkpoint: Path, **changes: Any) -> None:
         ({"suppress_tokens": 5}, "`suppress_tokens` is to be a list, found 5"),
         ({"max_length": 65}, "`max_length` is 65, and the model has 64 positions"),
         ({"max_length": 30, "min_length": 31}, "`min_length` is 31, and `max_length` 30"),
+        ({"max_new_tokens": 65}, "`max_new_tokens` is 65, and the model has 64 positions"),
+        (
+            {"max_new_tokens": 8, "min_new_tokens": 9},
+            "`min_new_tokens` is 9, and `max_new_tokens` 8",
+        ),
     ],
 )
 def test_a_generation_config_that_contradicts_its_model_is_refused(
@@ -98,16 +105,24 @@ def test_a_text_longer_than_the_shapes_is_refused(tmp_path: Path, checkpoint: Pa
     assert "shapes.sequence.max" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ({"max_length": 48}, "max_length"),
+        # As by transformers the second is heeded, with at least one token before them.
+        ({"max_length": 60, "max_new_tokens": 47}, "max_new_tokens"),
+    ],
+)
 def test_a_static_cache_shorter_than_the_checkpoint_promises_is_refused(
-    tmp_path: Path, checkpoint: Path
+    tmp_path: Path, checkpoint: Path, said: dict[str, int], key: str
 ) -> None:
-    (checkpoint / "generation_config.json").write_text('{"max_length": 48}')
+    (checkpoint / "generation_config.json").write_text(json.dumps(said))
     long, short = ({**FP32, "static_cache": {"length": length}} for length in (48, 47))
     plan(tmp_path, checkpoint, targets=[long])
     with pytest.raises(RecipeError, match="47 tokens is shorter than the texts of 48") as caught:
         plan(tmp_path, checkpoint, targets=[short])
     assert "targets[0]" in caught.value.where
-    assert "`max_length`" in caught.value.hint
+    assert f"`{key}`" in caught.value.hint
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -125,3 +140,27 @@ def test_times_beyond_the_positions_of_the_model_are_refused(
     assert "56 or less" in caught.value.hint
     checks["generation_speed"]["tokens"] = 56
     plan(tmp_path, checkpoint, gates=gates)
+
+
+def test_what_is_timed_is_what_the_recipe_names(tmp_path: Path, checkpoint: Path) -> None:
+    """Ranges go to 4 texts and 16 tokens, and there are 64 positions."""
+
+    def gates(shapes: list[list[int]]) -> dict[str, Any]:
+        checks = {"generation_speed": {"shapes": shapes}}
+        return {"parity": {"cosine_similarity": {"min": 0.9}}, "speed": None, "checks": checks}
+
+    asked = [[1, 16, 48], [4, 4, 2], [1, 16, 48]]
+    made = plan(tmp_path, checkpoint, gates=gates(asked))
+    (timed,) = [node for node in made.nodes if node.stage.name == "benchmark_generation"]
+    assert timed.config.works == ((1, 16, 48), (4, 4, 2))  # type: ignore[attr-defined]
+    for shape, message in (
+        ([5, 4, 2], "batch 5 is timed, but `shapes.batch` goes from 1 to 4"),
+        ([1, 17, 2], "sequence 17 is timed"),
+        ([1, 16, 49], r"texts of 65 tokens \(16 before the 49 new ones\)"),
+    ):
+        with pytest.raises(RecipeError, match=message) as caught:
+            plan(tmp_path, checkpoint, gates=gates([[1, 4, 2], shape]))
+        assert caught.value.where.endswith("generation_speed.shapes[1]")
+    short = [{**FP32, "static_cache": {"length": 63}}]
+    with pytest.raises(RecipeError, match="prompts of 16 tokens and 48 new ones"):
+        plan(tmp_path, checkpoint, targets=short, gates=gates(asked))

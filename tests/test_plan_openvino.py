@@ -133,6 +133,17 @@ def test_a_draft_that_is_not_there_is_refused(tmp_path: Path, checkpoint: Path) 
     _refused(tmp_path, checkpoint, {"draft": str(tmp_path / "nothing")})
 
 
+def test_a_draft_that_could_be_several_says_how_the_recipe_names_one(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    for target in ("cpu-fp32", "cpu-int4"):
+        (tmp_path / "artifact" / target).mkdir(parents=True)
+        _write_graph(tmp_path / "artifact" / target / "model.onnx", past="past_key_values")
+    error = _refused(tmp_path, checkpoint, {"draft": str(tmp_path / "artifact")})
+    assert "its path in `draft`: cpu-fp32/model.onnx, cpu-int4/model.onnx" in str(error.hint)
+    assert "--file" not in str(error.hint)
+
+
 @pytest.mark.skipif(has_package("mlperf_loadgen"), reason="LoadGen is installed")
 def test_loadgen_must_be_installed_where_it_is_asked_for(tmp_path: Path, checkpoint: Path) -> None:
     server = {"requests_per_s": 1, "ttft_ms": 1, "tpot_ms": 1, "generator": "loadgen"}

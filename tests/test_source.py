@@ -157,6 +157,18 @@ def test_truncated_safetensors_are_found_before_anything_starts(tmp_path: Path, 
         _resolve(root)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_what_git_left_in_place_of_a_large_file_is_named(tmp_path: Path, name: str) -> None:
+    """A clone made without Git LFS."""
+    root = _checkpoint(tmp_path / "model")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4072896\n"
+    (root / name).write_text(pointer)
+    with pytest.raises(ArtifactError, match="pointer of Git LFS") as caught:
+        _resolve(root)
+    assert caught.value.where == str(root / name)
+    assert "git lfs pull" in caught.value.hint
+
+
 def test_a_header_that_is_not_json_is_damaged(tmp_path: Path) -> None:
     root = _checkpoint(tmp_path / "model")
     path = root / "model.safetensors"
@@ -203,7 +215,11 @@ def test_a_config_that_asks_for_foreign_code_is_refused(
 
 
 def test_a_harmless_config_passes(tmp_path: Path) -> None:
-    extra = {"_attn_implementation": "sdpa", "auto_map": {"AutoModel": "modeling_x.X"}}
+    extra = {
+        "_attn_implementation": "sdpa",
+        "auto_map": {"AutoModel": "modeling_x.X"},
+        "quantization_config": None,
+    }
     assert _resolve(_checkpoint(tmp_path / "model", {**CONFIG, **extra})).max_positions == 64
 
 

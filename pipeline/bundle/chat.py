@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+
 TEMPLATE_FILE: Final = "chat_template.jinja"
+_OLD_FILE: Final = "special_tokens_map.json"
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -43,30 +47,59 @@ def render_chat(folder: Path, messages: Sequence[Mapping[str, str]]) -> str:
     Raises:
         RecipeError: there is no template, or it cannot be rendered.
     """
-    import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     template = chat_template(folder)
     if not template:
         raise RecipeError("there is no chat template", where=str(folder))
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_answer_marks(), "jinja2.ext.loopcontrols"],
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)  # noqa: DTZ005 - as transformers
     try:
         return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, **_special_tokens(folder)
+            # As transformers: a template may ask whether they are none, and not whether they are defined.
+            tools=None,
+            documents=None,
+            messages=messages,
+            add_generation_prompt=True,
+            **_special_tokens(folder),
         )
-    except jinja2.TemplateError as error:
-        raise RecipeError(f"the chat template cannot be rendered: {error}") from error
+    # A template is a program, and whatever Python's operators raise comes out of it.
+    except Exception as error:
+        raise RecipeError(
+            f"the chat template cannot be rendered: {error}",
+            hint="correct it in the checkpoint, then build again; or leave the template out",
+        ) from error
+
+
+def _answer_marks() -> type[Extension]:
+    """`{% generation %}`, with which templates mark for training what the model has answered."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class AnswerMarks(Extension):
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+        def parse(self, parser: Parser) -> nodes.Scope:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    return AnswerMarks
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
     said = {}
     if (folder / "tokenizer_config.json").is_file():
         said = read_json(folder / "tokenizer_config.json", "tokenizer_config.json")
+    # Older checkpoints have them in a file of their own, which transformers then reads too.
+    if "added_tokens_decoder" not in said and (folder / _OLD_FILE).is_file():
+        said |= read_json(folder / _OLD_FILE, _OLD_FILE)
     found = {}
     for name in _SPECIAL:
         value = said.get(name)

@@ -52,13 +52,16 @@ class Place:
     companions: Path | None
 
 
-def find_place(path: Path, file: str | None = None, *, where: str = "") -> Place:
+def find_place(
+    path: Path, file: str | None = None, *, where: str = "", said_by: str = "--file"
+) -> Place:
     """The model that a path means.
 
     Args:
         path: An `.onnx` file, an engine, or a folder.
         file: Which of the folder's models, relative to it.
         where: What messages call the place, such as an option or a position in a recipe.
+        said_by: What says which file, for messages.
 
     Raises:
         RecipeError: there is none, or there are several and `file` does not say which.
@@ -78,12 +81,12 @@ def find_place(path: Path, file: str | None = None, *, where: str = "") -> Place
         return Place(model=path, companions=_companions(path))
     if not path.is_dir():
         raise RecipeError(f"there is no file or folder `{path}`", where=where)
-    model = path / file if file is not None else _choose(path, where)
+    model = path / file if file is not None else _choose(path, where, said_by)
     if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
         raise RecipeError(f"`{file}` leads out of `{path}`", where=where)
     if not model.is_file():
         raise RecipeError(
-            f"there is no file `{file}` in `{path}`", where=where, hint=_listing(path)
+            f"there is no file `{file}` in `{path}`", where=where, hint=_listing(path, said_by)
         )
     require_inside(model, path)
     return Place(model=model, companions=_companions(model))
@@ -97,7 +100,7 @@ def _hint_of_suffix(suffix: str) -> str:
     return ""
 
 
-def _choose(folder: Path, where: str) -> Path:
+def _choose(folder: Path, where: str, said_by: str) -> Path:
     named = _named_by_olive(folder)
     if named is not None:
         return named
@@ -111,7 +114,9 @@ def _choose(folder: Path, where: str) -> Path:
             hint="name the .onnx file, or the folder that holds it",
         )
     raise RecipeError(
-        f"there are {len(models)} models in `{folder}`", where=where, hint=_listing(folder)
+        f"there are {len(models)} models in `{folder}`",
+        where=where,
+        hint=_listing(folder, said_by),
     )
 
 
@@ -125,13 +130,13 @@ def _models(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _listing(folder: Path) -> str:
+def _listing(folder: Path, said_by: str) -> str:
     names = [path.relative_to(folder).as_posix() for path in _models(folder)]
     if not names:
         return ""
     more = ", ..." if len(names) > MAX_LISTED else ""
     shown = ", ".join(quoted(name).strip("`") for name in names[:MAX_LISTED])
-    return f"say which one with --file: {shown}{more}"
+    return f"say which one with {said_by}: {shown}{more}"
 
 
 def _named_by_olive(folder: Path) -> Path | None:

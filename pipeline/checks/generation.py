@@ -156,6 +156,14 @@ def _results(measured: Measured, limits: GenerationLimits) -> Iterator[GateResul
         yield from _judge_divergence(measured, limits, facts["divergence"])
     if facts["perplexity"] is not None:
         yield _judge_perplexity(measured, limits, facts["perplexity"])
+    elif limits.perplexity is not None and facts["divergence"] is not None:
+        yield measured.result(
+            NAME,
+            "perplexity",
+            None,
+            f"<= {limits.perplexity:.6g}",
+            "it was not measured: no evaluation text has a second token to be predicted; give longer ones",
+        )
     for against in ("torch", "itself"):
         rows = [row for row in facts["greedy"] if row["against"] == against]
         if rows:

@@ -16,6 +16,7 @@ from pipeline.stages.benchmark_generation import (
     SAMPLES_PORT,
     BatchingScenario,
     BenchmarkGenerationConfig,
+    Positive,
     ServerScenario,
     TimedBatching,
 )
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.targets.base import Ref
 
 NAME: Final = "generation_speed"
+NewTokens = Annotated[int, Field(ge=2)]
+"""Two or more, so that one has another before it."""
 
 
 class ServerLimits(ServerScenario, Limits):
@@ -54,13 +57,22 @@ class GenerationSpeedLimits(Limits):
 
     Attributes:
         tokens: New tokens of each text.
+        shapes: Texts at a time, tokens of each prompt or source, and new tokens; None is `works` of the usual.
         decode_tokens_per_s, ttft_ms, tpot_ms: Of every batch that is timed.
         cold_start_s, peak_rss_mib: Of a new process.
         server: Requests at random times.
         batching: The evaluation texts as they come and in order of length.
     """
 
-    tokens: Annotated[int, Field(ge=2)] = Field(default=32, description="new tokens of each text")
+    tokens: NewTokens = Field(default=32, description="new tokens of each text")
+    shapes: (
+        Annotated[tuple[tuple[Positive, Positive, NewTokens], ...], Field(min_length=1)] | None
+    ) = Field(
+        default=None,
+        description="[batch, tokens of the prompt, new tokens] of each that is timed; default: one "
+        "text and the usual batch, both with a prompt of the usual length and `tokens` new ones",
+        examples=[[[1, 32, 64], [8, 128, 16]]],
+    )
     decode_tokens_per_s: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description="fewest tokens a second behind the first, all texts of a batch together; "
@@ -92,9 +104,20 @@ class GenerationSpeedLimits(Limits):
         "measured",
     )
 
+    def works(self, batch: int, prompt: int) -> tuple[tuple[int, int, int], ...]:
+        """(texts at a time, tokens of each prompt or source, new tokens) of each that is timed.
+
+        Args:
+            batch: The usual number of texts.
+            prompt: The usual length.
+        """
+        if self.shapes is not None:
+            return tuple(dict.fromkeys(self.shapes))
+        return tuple((rows, prompt, self.tokens) for rows in sorted({1, batch}))
+
 
 def _plan(subject: Subject, limits: GenerationSpeedLimits) -> Iterator[PlannedCheck]:
-    """Of the delivered graphs, for one text and for the usual batch.
+    """Of the delivered graphs, for what `shapes` says, or for one text and for the usual batch.
 
     Raises:
         RecipeError: the server is asked for behind an encoder, or sounds are to be sorted.
@@ -118,7 +141,7 @@ def _plan(subject: Subject, limits: GenerationSpeedLimits) -> Iterator[PlannedCh
         link=link,
         config=BenchmarkGenerationConfig(
             optimizations=link.model.optimizations,
-            works=tuple((rows, prompt, limits.tokens) for rows in sorted({1, batch})),
+            works=limits.works(batch, prompt),
             server=_scenario(limits.server),
             batching=_batching(limits, max(1, room)),
         ),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM: 128 + SIGINT, as shells have it."""
+_FILING = frozenset({"run", "check", "diff"})
+"""Commands that file what they have finished in the store."""
 
 
 @click.group(
@@ -104,12 +106,17 @@ def run(arguments: list[str]) -> int:
             _emit_error("UsageError", RecipeError(error.format_message()), int(ExitCode.USAGE))
         return int(ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
-        told = PipelineError(
-            "interrupted: what is finished is kept, the next run goes on from there"
-        )
+        told = PipelineError(_interrupted(arguments))
         return _tell(told, INTERRUPTED, is_json=is_json, kind="Interrupted")
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
         return _tell(_defect(error), int(ExitCode.STAGE_FAILED), is_json=is_json, kind="Defect")
+
+
+def _interrupted(arguments: list[str]) -> str:
+    """Only what is filed in a store is kept."""
+    if _with_command(arguments)[0] in _FILING:
+        return "interrupted: what is finished is kept, the next run goes on from there"
+    return "interrupted"
 
 
 def _run(arguments: list[str]) -> int:

@@ -158,6 +158,8 @@ class CheckpointTokenizer:
     def encode_with_offsets(self, text: str, pair: str | None = None) -> Encoded:
         """As `encode`, with the place of each token in the texts."""
         encoding: _Encoding
+        require_unicode(text)
+        require_unicode(pair or "")
         try:
             encoding = self._tokenizer.encode(text, pair)
         # What the library raises has no type of its own.
@@ -216,6 +218,22 @@ def load_tokenizer(
             hint="raise `shapes.sequence.max`",
         )
     return CheckpointTokenizer(tokenizer, read_settings(directory), max_length, cut)
+
+
+def require_unicode(text: str) -> None:
+    r"""Check that a text is one: JSON can hold half of a character, such as `"\ud800"`.
+
+    Raises:
+        StageError: naming the place of the first half.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise StageError(
+            f"the text is no Unicode: character {err.start + 1} is `\\u{ord(text[err.start]):04x}`, "
+            "half of a pair whose other half is missing",
+            hint="correct the text, or leave the row out",
+        ) from err
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:

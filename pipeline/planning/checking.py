@@ -246,11 +246,13 @@ def check_static_caches(recipe: Recipe, where: Where) -> None:
         speed = recipe.gates.of(target.name).checks.generation_speed
         if cache is None or speed is None or recipe.shapes.sequence is None:
             continue
-        prompt, tokens = recipe.shapes.sequence.opt, speed.tokens
+        usual = recipe.shapes.batch.opt, recipe.shapes.sequence.opt
+        _, prompt, tokens = max(speed.works(*usual), key=lambda work: work[1] + work[2])
         if cache.length < prompt + tokens:
+            whose = "" if speed.shapes else " (`shapes.sequence.opt`)"
             raise RecipeError(
                 f"a static cache of {cache.length} tokens is shorter than what `generation_speed` times: "
-                f"prompts of {prompt} tokens (`shapes.sequence.opt`) and {tokens} new ones",
+                f"prompts of {prompt} tokens{whose} and {tokens} new ones",
                 where=where("targets", place, "static_cache", "length"),
                 hint=f"set it to {prompt + tokens} or more",
             )

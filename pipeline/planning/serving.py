@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checks.generation_speed import NAME as TIMED
 from pipeline.checks.openvino_serving import DRAFT_NAME, NAME
 from pipeline.environment import find_package
 from pipeline.errors import EnvironmentMissing, RecipeError
@@ -89,28 +90,51 @@ def _check_texts(
 
 
 def _check_timed(recipe: Recipe, source: Source, where: Where) -> None:
-    """Refuse to time texts that a decoder has no positions for; it would read past its table of them."""
-    sequence, positions = recipe.shapes.sequence, source.max_positions
-    if sequence is None or positions is None:
+    """Refuse to time what is outside of `shapes`, and texts that a decoder has no positions for.
+
+    It would read past its table of them.
+    """
+    sequence, batch = recipe.shapes.sequence, recipe.shapes.batch
+    if sequence is None:
         return
     # Behind an encoder the prompt is the encoder's, and the decoder begins with one token.
-    prompt = 1 if find_task(recipe.model.task).parts else sequence.opt
+    is_pair, positions = bool(find_task(recipe.model.task).parts), source.max_positions
     for target in recipe.targets:
         speed = recipe.gates.of(target.name).checks.generation_speed
-        if speed is None or prompt + speed.tokens <= positions:
+        if speed is None:
             continue
         own = recipe.gates.targets.get(target.name)
         shared = recipe.gates.checks.generation_speed
         is_own = own is not None and own.checks is not None and speed != shared
-        place = ("gates", "targets", target.name) if is_own else ("gates",)
-        raise RecipeError(
-            f"`generation_speed` times texts of {prompt + speed.tokens} tokens ({prompt} before the "
-            f"{speed.tokens} new ones), and the checkpoint has {positions} positions",
-            where=where(*place, "checks", "generation_speed", "tokens"),
-            hint=f"set `tokens` to {positions - prompt} or less"
-            if positions - prompt > 1
-            else "set `shapes.sequence.opt` lower",
-        )
+        home = (*(("gates", "targets", target.name) if is_own else ("gates",)), "checks", TIMED)
+        for place, (rows, length, tokens) in enumerate(speed.shapes or ()):
+            for axis, size, extent in (("batch", rows, batch), ("sequence", length, sequence)):
+                if extent.min <= size <= extent.max:
+                    continue
+                raise RecipeError(
+                    f"{axis} {size} is timed, but `shapes.{axis}` goes from {extent.min} to {extent.max}",
+                    where=where(*home, "shapes", place),
+                    hint="time what the targets are made for",
+                )
+            prompt = 1 if is_pair else length
+            _check_positions(prompt, tokens, positions, where(*home, "shapes", place))
+        if speed.shapes is None:
+            prompt = 1 if is_pair else sequence.opt
+            _check_positions(prompt, speed.tokens, positions, where(*home, "tokens"))
+
+
+def _check_positions(prompt: int, tokens: int, positions: int | None, place: str) -> None:
+    """Whether a prompt and what follows it are within a decoder's positions."""
+    if positions is None or prompt + tokens <= positions:
+        return
+    raise RecipeError(
+        f"`{TIMED}` times texts of {prompt + tokens} tokens ({prompt} before the "
+        f"{tokens} new ones), and the checkpoint has {positions} positions",
+        where=place,
+        hint=f"set the new tokens to {positions - prompt} or less"
+        if positions - prompt > 1
+        else "take shorter prompts: by default they have `shapes.sequence.opt` tokens",
+    )
 
 
 def _check_generator(home: tuple[str, ...], checks: CheckLimits, where: Where) -> None:

@@ -78,9 +78,14 @@ def writing_speeds(report: Report) -> dict[str, str]:
     """Target -> tokens a second behind the first, of each batch that was timed."""
     found: dict[str, str] = {}
     for targets, facts in _measured(report, (SPEED,)):
+        timed = facts.records("times")
+        batches = [each.number("batch") for each in timed]
+        # A recipe may name several lengths for one batch.
+        is_plain = len(set(batches)) == len(batches)
         told = ", ".join(
             f"{speed:,.{0 if speed >= 100 else 1}f} at batch {batch:g}"
-            for each in facts.records("times")
+            + ("" if is_plain else f" ({_length(each)})")
+            for each in timed
             if (speed := each.number("decode_tokens_per_s")) is not None
             and (batch := each.number("batch")) is not None
         )
@@ -104,6 +109,11 @@ def writing_nearness(report: Report) -> dict[str, str]:
         )
         found |= dict.fromkeys(targets.split(", "), text)
     return found
+
+
+def _length(facts: Facts) -> str:
+    """As gates name it: tokens of the prompt + new tokens."""
+    return "+".join(figures.figure(facts.number(key)) for key in ("prompt", "tokens"))
 
 
 def _measured(report: Report, checks: Collection[str]) -> Iterator[tuple[str, Facts]]:

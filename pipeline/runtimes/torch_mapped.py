@@ -278,7 +278,7 @@ def map_checkpoint(checkpoint: Path, scratch: Path) -> MappedCheckpoint:
         NotMappedError: for types that float32 does not hold, and quantised checkpoints.
     """
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise NotMappedError("the checkpoint is quantised")
     files = {file: stored_tensors(file) for file in sorted(checkpoint.glob("*.safetensors"))}
     types = {tensor.dtype for tensors in files.values() for tensor in tensors.values()}

@@ -85,6 +85,7 @@ def _wrong_numbers(said: Mapping[str, object]) -> Iterator[str]:
 def _too_long(said: Mapping[str, object], config: Mapping[str, object]) -> Iterator[str]:
     """A length that the model has no positions for, or that no text can reach."""
     longest, least = stated_length(said), said.get("min_length")
+    new, least_new = said.get("max_new_tokens"), said.get("min_new_tokens")
     positions = next(
         (value for key in _POSITIONS if isinstance(value := config.get(key), int)), None
     )
@@ -92,8 +93,12 @@ def _too_long(said: Mapping[str, object], config: Mapping[str, object]) -> Itera
     is_bound = positions is not None and "relative_attention_num_buckets" not in config
     if is_bound and positions is not None and longest is not None and longest > positions:
         yield f"`max_length` is {longest}, and the model has {positions} positions"
+    if is_bound and positions is not None and type(new) is int and new > positions:
+        yield f"`max_new_tokens` is {new}, and the model has {positions} positions"
     if longest is not None and type(least) is int and least > longest:
         yield f"`min_length` is {least}, and `max_length` {longest}"
+    if type(new) is int and type(least_new) is int and least_new > new:
+        yield f"`min_new_tokens` is {least_new}, and `max_new_tokens` {new}"
 
 
 def stated_length(said: Mapping[str, object]) -> int | None:
@@ -102,12 +107,19 @@ def stated_length(said: Mapping[str, object]) -> int | None:
     return found if type(found) is int and found != USUAL_LENGTH else None
 
 
-def read_stated_length(source: Source) -> int | None:
-    """`stated_length` of a checkpoint; None without the file.
+def read_stated_length(source: Source) -> tuple[str, int] | None:
+    """Which key allows how many tokens, prompt included; None where nobody says so.
+
+    `max_new_tokens` is heeded before `max_length`, as by transformers, with a prompt of one token.
 
     Raises:
         ArtifactError: it is no JSON object.
     """
     if GENERATION_FILE not in source.files:
         return None
-    return stated_length(read_json(source.files[GENERATION_FILE].path, GENERATION_FILE))
+    said = read_json(source.files[GENERATION_FILE].path, GENERATION_FILE)
+    new = said.get("max_new_tokens")
+    if type(new) is int:
+        return "max_new_tokens", new + 1
+    longest = stated_length(said)
+    return None if longest is None else ("max_length", longest)

@@ -15,7 +15,7 @@ from pipeline.source.json_files import read_json
 from pipeline.source.package import locate_package
 from pipeline.source.selection import INDEX_FILE, is_weights, select_files
 from pipeline.source.types import Request, Source
-from pipeline.source_checks import check_config, check_safetensors
+from pipeline.source_checks import check_config, check_is_content, check_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -141,6 +141,7 @@ def _take(location: Location, name: str, memory: DigestMemory) -> SourceFile:
     path = (location.root / name).resolve()
     file = SourceFile.of(path, memory)
     location.check(name, file.sha256)
+    check_is_content(path)
     if is_weights(name):
         check_safetensors(path)
     return file

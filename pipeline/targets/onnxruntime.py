@@ -337,11 +337,12 @@ def _check_static_cache(length: int, provider: Provider, builder: ChainBuilder) 
             hint=f"set `static_cache.length` to {positions} or less",
         )
     stated = read_stated_length(builder.source)
-    if stated is not None and length < stated:
+    if stated is not None and length < stated[1]:
+        key, tokens = stated
         raise RecipeError(
-            f"a static cache of {length} tokens is shorter than the texts of {stated} tokens that the "
-            "checkpoint's generation_config.json allows (`max_length`)",
-            hint=f"set `static_cache.length` to {stated} or more, or lower `max_length` in a copy of "
+            f"a static cache of {length} tokens is shorter than the texts of {tokens} tokens that the "
+            f"checkpoint's generation_config.json allows (`{key}`)",
+            hint=f"set `static_cache.length` to {tokens} or more, or lower `{key}` in a copy of "
             "the checkpoint",
         )
 

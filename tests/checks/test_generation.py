@@ -173,6 +173,22 @@ def test_quantised_graphs_are_held_against_themselves(
     assert set(shares) == {"top1", "top5"}
 
 
+def test_a_perplexity_that_is_asked_for_and_cannot_be_measured_fails(
+    tiny_decoder: TinyDecoder, tmp_path: Path
+) -> None:
+    """Texts of one token predict nothing."""
+    ports = tiny_decoder.ports()
+    ports["samples"] = random_texts(tmp_path / "samples", lengths_of=(1, 2))
+    ports["reference"] = write_reference(
+        tmp_path / "reference", ports["checkpoint"], ports["samples"]
+    )
+    facts = _measure(ports, tmp_path)
+    assert not _failed(_judge(facts))
+    failed = _failed(_judge(facts, perplexity=1.05))
+    assert failed.keys() == {"perplexity"}
+    assert "no evaluation text has a second token" in failed["perplexity"]
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize(
     "damage", [decoding.positions_shifted_by_past, decoding.cache_entries_stale]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.commands import run_convert
+from tests.cli.commands import CHECKOUT, run_convert
 from tests.recipes import FP32, RTX, recipe, write_recipe
 
 
@@ -227,3 +230,27 @@ def test_a_reader_that_goes_away_does_not_change_the_exit_code(tmp_path: Path) -
         ["bash", "-c", command], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.strip() == "0"
+
+
+@pytest.mark.parametrize(
+    ("command", "is_kept"), [("run", True), ("export-vllm", False), ("generate", False)]
+)
+def test_an_interruption_promises_only_what_the_store_keeps(
+    tmp_path: Path, command: str, is_kept: bool
+) -> None:
+    code = (
+        "import click, signal, sys; from pipeline.cli import main; "
+        f"name = {command!r}; stop = lambda: signal.raise_signal(signal.SIGTERM); "
+        "main.cli.add_command(click.Command(name, callback=stop)); sys.exit(main.run([name]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert "error: interrupted" in done.stderr
+    assert ("the next run goes on from there" in done.stderr) is is_kept

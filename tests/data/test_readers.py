@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import StageError
+from pipeline.errors import ArtifactError, StageError
 from tests.data.prepared import (
     make_samples,
     write_checkpoint,
@@ -106,6 +106,7 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path, checkpoint: Path) -> N
         (b'{"text": ""}\n', "column `text` is empty"),
         (b'{"text": null}\n', "column `text` is empty"),
         (b'{"text": "  "}\n', "is blank"),
+        (b'{"text": "a\\ud83d"}\n', r"character 2 is `\\ud83d`, half of a pair"),
         (b'{"label": 1}\n', "no column `text`"),
         (b"\n\n", "there are no rows"),
     ],
@@ -117,6 +118,24 @@ def test_a_damaged_line_is_refused(
     with pytest.raises(StageError, match=message) as caught:
         make_samples(tmp_path, checkpoint, "a.jsonl")
     assert caught.value.where.startswith("a.jsonl")
+
+
+def test_a_conversation_is_to_be_written_as_a_text(tmp_path: Path, checkpoint: Path) -> None:
+    turns = [{"role": "user", "content": "Hello"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}))
+    with pytest.raises(StageError, match="a text is needed") as caught:
+        make_samples(tmp_path, checkpoint, "a.jsonl", text="messages")
+    assert "apply_chat_template" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_what_git_left_in_place_of_data_is_named(
+    tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4072896\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(ArtifactError, match="pointer of Git LFS"):
+        make_samples(tmp_path, checkpoint, name)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pipeline.report.gate_groups import gate_groups
 from pipeline.report.markdown import render_markdown
 from pipeline.report.printable import printable
 from pipeline.report.schema import CheckEntry, Report
-from pipeline.report.writing import writing_of
+from pipeline.report.writing import writing_of, writing_speeds
 from tests.report.example import example_report
 
 NODE = "benchmark_generation@fuse"
@@ -120,6 +120,15 @@ def test_every_form_of_the_report_shows_them() -> None:
         assert "<b>share" not in text
     assert 'href="#writing"' in page
     assert "668 tokens/s at batch 1" in render_terminal_summary(report)
+
+
+def test_lengths_tell_what_was_timed_with_one_batch_apart() -> None:
+    times = [
+        {"batch": 1, "prompt": prompt, "tokens": 16, "decode_tokens_per_s": speed}
+        for prompt, speed in ((32, 700.0), (128, 80.0))
+    ]
+    told = "700 tokens/s at batch 1 (32+16), 80.0 at batch 1 (128+16)"
+    assert writing_speeds(timed({"times": times}))["cpu-fp32"] == told
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ def read_text(row: Row, column: str) -> str:
         )
     if not isinstance(value, str):
         raise StageError(
-            f"column `{column}` holds {describe(value)}, a text is needed", where=row.where
+            f"column `{column}` holds {describe(value)}, a text is needed",
+            where=row.where,
+            hint=_text_hint(value),
         )
     if not value.strip():
         raise StageError(
@@ -130,6 +132,17 @@ def read_text(row: Row, column: str) -> str:
             hint="leave the row out, or write a text into it",
         )
     return value
+
+
+def _text_hint(value: object) -> str:
+    """How a conversation becomes a text, which is what chat data hold; nothing for other values."""
+    turns = value if isinstance(value, list | tuple) else ()
+    if not turns or not all(isinstance(turn, dict) and "role" in turn for turn in turns):
+        return ""
+    return (
+        "a conversation is compared as the text that the model sees: write that into a column, made "
+        "with `tokenizer.apply_chat_template(messages, tokenize=False)` of transformers"
+    )
 
 
 def describe(value: object) -> str:

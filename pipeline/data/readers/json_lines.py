@@ -48,7 +48,9 @@ def _parse(line: bytes, where: str) -> dict[str, object]:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as err:
         raise StageError(
-            f"the line is not UTF-8: {err.reason} at byte {err.start}", where=where
+            f"the line is not UTF-8: {err.reason} at byte {err.start}",
+            where=where,
+            hint="save the file as UTF-8",
         ) from err
     except (ValueError, RecursionError) as err:
         raise StageError(
