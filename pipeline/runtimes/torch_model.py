@@ -35,7 +35,7 @@ from pipeline.runtimes.torch_seq2seq import cut_in_two, longest_of, sound_size
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -299,6 +299,7 @@ def _load_pretrained(
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below: transformers names none of them
             **chosen,
         )
     except StrictDataclassError as err:
@@ -308,6 +309,7 @@ def _load_pretrained(
         raise ExportError(
             f"`transformers.{task.auto_class}` cannot load the checkpoint: {reason}"
         ) from err
+    _require_shapes(loading["mismatched_keys"])
     used = model.config._attn_implementation  # noqa: SLF001  (the one place that says it)
     if attention is not None and used != attention:
         raise ExportError(
@@ -319,6 +321,24 @@ def _load_pretrained(
     return model.eval(), _Loading(
         missing=frozenset(loading["missing_keys"]),
         ignored=tuple(sorted(loading["unexpected_keys"])),
+    )
+
+
+def _require_shapes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights that config.json says have another shape.
+
+    Args:
+        mismatched: Name, shape in the checkpoint, shape in the model.
+    """
+    if not mismatched:
+        return
+    name, stored, wanted = min(mismatched, key=lambda one: one[0])
+    others = len(mismatched) - 1
+    raise ExportError(
+        "weights have another shape than config.json gives them: "
+        f"`{name}` is {tuple(stored)}, the model's is {tuple(wanted)}"
+        + (f", and {others} more" if others else ""),
+        hint="config.json and the weights are not of one model; fetch both again",
     )
 
 

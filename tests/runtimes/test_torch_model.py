@@ -204,6 +204,15 @@ def test_a_missing_weight_that_outputs_depend_on_is_refused(damaged: Path) -> No
     assert "random" in caught.value.message
 
 
+def test_weights_of_another_shape_are_named(damaged: Path) -> None:
+    edit_json(damaged / "config.json", intermediate_size=48)
+    with pytest.raises(
+        ExportError,
+        match=r"layer.0.intermediate.dense.bias` is \(64,\), the model's is \(48,\), and 5",
+    ):
+        load(damaged)
+
+
 def test_a_missing_weight_that_no_output_depends_on_is_harmless(damaged: Path) -> None:
     expected = run(load(damaged), *feeds())
     drop_weight(damaged, "pooler.dense.weight", "pooler.dense.bias")
