@@ -191,8 +191,8 @@ def _warnings(results: Results) -> Iterator[str]:
         for warning in facts.get("warnings", ()):
             yield f"{outcome.node.name}: {warning}"
         yield from (
-            f"{outcome.node.name}: {layers} of the checkpoint are left out, for config.json asks for "
-            "fewer layers"
+            f"{outcome.node.name}: config.json asks for fewer layers than the checkpoint has, and these "
+            f"are left out: {layers}"
             for layers in layers_left_out(facts.get("ignored_weights", ()))
         )
 
