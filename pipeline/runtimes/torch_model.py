@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from pipeline.data.stored_tensors import stored_tensors
 from pipeline.errors import ExportError
 from pipeline.runtimes.sentence_pooling import SentencePooling, load_sentence_pooling
 from pipeline.runtimes.torch_decoder import CachedDecoder, find_cache, require_cache_agreement
@@ -197,6 +198,7 @@ def _load(
 ) -> TorchComponent:
     source = checkpoint if mapping is None else mapping.directory
     model, loading = _load_pretrained(source, found, attention)
+    _require_floats(checkpoint, model)
     model.requires_grad_(requires_grad=False)
     mapped = None if mapping is None else mapping.match(model, loading.missing)
     with contextlib.nullcontext() if mapped is None else mapped.at_hand(model):
@@ -204,7 +206,7 @@ def _load(
     loaded = replace(loaded, mapped=mapped)
     if is_run or loading.missing:  # what a weight has influence on is asked of a run
         require_runnable(loaded)
-    _require_no_influence(loaded, model, loading.missing)
+    _require_no_influence(loaded, model, loading)
     return loaded
 
 
@@ -270,6 +272,24 @@ def _require_safetensors(checkpoint: Path) -> None:
                 pass
         except (SafetensorError, OSError) as err:
             raise ExportError(f"truncated or damaged weights: {err}", where=file.name) from err
+
+
+def _require_floats(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Refuse integers where weights are floats: without their scales they are other numbers."""
+    floats = {name for name, weight in model.named_parameters() if weight.is_floating_point()}
+    found = sorted(
+        (name, tensor.dtype)
+        for file in sorted(checkpoint.glob("*.safetensors"))
+        for name, tensor in stored_tensors(file).items()
+        if name in floats and not tensor.dtype.startswith(("F", "BF"))
+    )
+    if found:
+        name, dtype = found[0]
+        others = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ExportError(
+            f"weights of the checkpoint are integers: `{name}` is {dtype}{others}",
+            hint="give the checkpoint that it was quantised from, in floats",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,15 +406,14 @@ def _at_hand(loaded: TorchComponent) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if mapped is None else mapped.at_hand(loaded.module)
 
 
-def _require_no_influence(
-    loaded: TorchComponent, model: nn.Module, missing: frozenset[str]
-) -> None:
+def _require_no_influence(loaded: TorchComponent, model: nn.Module, loading: _Loading) -> None:
     """Refuse weights that were made up at random, unless no output depends on them.
 
     Whether an output depends on a parameter is asked of autograd, which knows the computation:
     a missing parameter that gets no gradient from any output, not even a zero one, is unused
     (such as the pooler of a checkpoint that was saved without one).
     """
+    missing = loading.missing
     if not missing:
         return
     tensors = dict(model.named_buffers())
@@ -420,5 +439,10 @@ def _require_no_influence(
         raise ExportError(
             f"the checkpoint lacks weights that the outputs depend on: {', '.join(bad[:3])}{more}; "
             "they would be random",
-            hint="check that the task is the one the checkpoint was trained for",
+            hint="check that the task is the one the checkpoint was trained for"
+            + (
+                f", and the names of its weights: the model has none such as `{loading.ignored[0]}`"
+                if loading.ignored
+                else ""
+            ),
         )
