@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.bench.types import BenchmarkResult
 from pipeline.environment import describe_environment
@@ -39,13 +40,16 @@ from pipeline.stages.catalogue import STAGES
 from pipeline.stages.validate import VALIDATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from pipeline.planning import Plan, TargetPlan
     from pipeline.run.outcomes import NodeOutcome
     from pipeline.store import Store
     from pipeline.targets.base import NodeRef
+
+_LAYER: Final = re.compile(r"(.*?)\.(\d+)\.")
+"""First number in the name of a weight: its layer."""
 
 WORST_SAMPLES = 3
 """How many of the worst samples of each output are shown."""
@@ -186,6 +190,25 @@ def _warnings(results: Results) -> Iterator[str]:
         facts: Mapping[str, Any] = outcome.record.facts if outcome.record else {}
         for warning in facts.get("warnings", ()):
             yield f"{outcome.node.name}: {warning}"
+        yield from (
+            f"{outcome.node.name}: config.json asks for fewer layers than the checkpoint has, and these "
+            f"are left out: {layers}"
+            for layers in layers_left_out(facts.get("ignored_weights", ()))
+        )
+
+
+def layers_left_out(ignored: Iterable[str]) -> Iterator[str]:
+    """Layers whose weights went nowhere, such as `model.layers.3`, by the names of those weights.
+
+    What is ignored of layer 0 too is a part that such models lack, and no layer more than they have.
+    """
+    numbers: dict[str, set[int]] = {}
+    for name in ignored:
+        if found := _LAYER.match(name):
+            numbers.setdefault(found[1], set()).add(int(found[2]))
+    for prefix, found_numbers in sorted(numbers.items()):
+        if 0 not in found_numbers:
+            yield ", ".join(f"`{prefix}.{number}`" for number in sorted(found_numbers))
 
 
 def _device_warnings(targets: tuple[TargetReport, ...]) -> Iterator[str]:

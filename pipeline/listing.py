@@ -243,7 +243,7 @@ def _only_latest(output: Path) -> Path:
         raise RecipeError(f"no artifact in `{output}` has passed, so there is no latest one")
     raise RecipeError(
         f"`{LATEST}` may be that of {', '.join(home.name for home in homes)}",
-        hint=f"name one: convert verify {homes[0].name}",
+        hint=f"name one: `{homes[0].name}` in place of `{LATEST}`",
     )
 
 

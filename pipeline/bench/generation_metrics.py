@@ -25,14 +25,17 @@ FORMULAS: Final[Mapping[str, str]] = {
     "decode_tokens_per_s": "texts x (new tokens - 1) / (time to the last token - ttft)",
     "cache_bytes_per_token": "layers x 2 x key/value heads x width of a head x bytes of an element",
     "mbu": "(bytes of weights + texts x (prompt + new tokens / 2) x cache_bytes_per_token) / tpot "
-    "/ read_bytes_per_s",
-    "mfu": "prefill_tokens_per_s x 2 x weights in products / float32_flops_per_s",
+    "/ read_bytes_per_s; more than 1 where weights stay in the processor's own memory",
+    "mfu": "prefill_tokens_per_s x 2 x weights in products / float32_flops_per_s; more than 1 where "
+    "products are of integers",
     "cold_start_s": "from the start of a new process to the first token of one text: Python, imports, "
     "load, prefill",
     "load_s": "time in which ONNX Runtime makes a session of the file",
     "peak_rss_mib": "largest resident memory of the process, to the end of all that is timed",
-    "read_bytes_per_s": "main memory of this machine, the best of a few rounds of reading 512 MiB",
-    "float32_flops_per_s": "products of float32 matrices on this machine, the best of a few rounds",
+    "read_bytes_per_s": "main memory of this machine, the best of a few rounds of reading 512 MiB "
+    "before and after all that is timed",
+    "float32_flops_per_s": "products of float32 matrices on this machine, the best of a few rounds "
+    "before and after",
 }
 """Name -> formula. The names are those of MLPerf Inference's token latencies and of vLLM's benchmarks; all
 texts of a batch get their tokens together. Model bandwidth utilization (mbu) is Databricks' (LLM Inference

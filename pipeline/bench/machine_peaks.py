@@ -34,6 +34,13 @@ class MachinePeaks:
     read_bytes_per_s: float
     float32_flops_per_s: float
 
+    def or_better(self, other: MachinePeaks) -> MachinePeaks:
+        """The better of each: a machine that is busy for a while is not slower for that."""
+        return MachinePeaks(
+            read_bytes_per_s=max(self.read_bytes_per_s, other.read_bytes_per_s),
+            float32_flops_per_s=max(self.float32_flops_per_s, other.float32_flops_per_s),
+        )
+
 
 def measure_peaks(
     threads: int, *, read_bytes: int = READ_BYTES, width: int = WIDTH

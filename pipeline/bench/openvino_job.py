@@ -93,7 +93,7 @@ class OpenVinoRecord(_Frozen):
         one_batch: The same with all requests as one static batch, so that as many run together.
         prefix: Base is without, other is with a prefix cache, each for the first token of all questions.
         speculative: Base is the model alone, other is with its draft; None without a draft.
-        drafted: Tokens that the draft proposed, in the requests that were compared.
+        drafted: Tokens of the draft that the model accepted or rejected, in the requests that were compared.
         accepted: Those that the model took.
         peak_rss_mib: None where the system does not tell it.
     """

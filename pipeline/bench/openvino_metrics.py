@@ -23,7 +23,7 @@ OPENVINO_FORMULAS: Final[Mapping[str, str]] = {
     "ttft_ms": "time to the first token of one question behind the shared prefix, the cache off",
     "cached_ttft_ms": "the same with the prefix cache on, once the prefix is in it",
     "prefix_speedup": "time of all first tokens, cache off / cache on, geometric mean over rounds",
-    "acceptance_rate": "tokens of the draft that the model accepted / tokens that the draft proposed",
+    "acceptance_rate": "tokens of the draft that the model accepted / those that it accepted or rejected",
     "draft_speedup": "time of the model alone / time with its draft, one text at a time, geometric mean "
     "over rounds",
     "noise_floor": "how far from 1 the same ratio comes out for the first way against itself",

@@ -27,7 +27,8 @@ PAIR_FORMULAS: Final[Mapping[str, str]] = {
     "prefill_tokens_per_s": "texts x prompt / ttft",
     "source_cache_bytes": "keys and values of one source in all layers of the decoder; they do not grow",
     "mbu": "(bytes of the decoder's weights + texts x (source_cache_bytes + new tokens / 2 x "
-    "cache_bytes_per_token)) / tpot / read_bytes_per_s",
+    "cache_bytes_per_token)) / tpot / read_bytes_per_s; more than 1 where weights stay in the processor's "
+    "own memory",
     "load_s": "time in which ONNX Runtime makes sessions of both files",
 }
 """Name -> formula, in place of `generation_metrics.FORMULAS`. There is no mfu: what an encoder computes for

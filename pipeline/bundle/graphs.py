@@ -46,6 +46,7 @@ class Quantization(_Part):
     bits: int | None = None
     block_size: int | None = None
     per_channel: bool = False
+    method: str = ""
 
 
 class Declaration(_Part):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.bundle.graphs import GraphTarget
+    from pipeline.graph.block_tables import NarrowTable
     from pipeline.graph.block_weights import BlockWeight
 
 PACKAGE: Final = "compressed_tensors"
@@ -101,7 +102,7 @@ def export_vllm(
         chosen = _choose(source.targets, source.left_out)
         root = _find_checkpoint(artifact, checkpoint)
         copy_companions(chosen, draft)
-        made = _write(chosen, root, draft)
+        made, has_tables = _write(chosen, root, draft)
         settings = read_generation_settings(chosen)
         trial, notes = "", []
         if has_package(PACKAGE):
@@ -123,6 +124,11 @@ def export_vllm(
         notes.append(
             f"`{_HEAD}` has few bits too, as in the graph: not every version of vLLM reads that; "
             "`exclude_nodes` in the recipe keeps it float"
+        )
+    if has_tables:
+        notes.append(
+            "the table of tokens has few bits in the graph, and the format has none for tables: it is written as "
+            "the floats that it stands for"
         )
     bits = "/".join(str(bits) for bits in sorted(set(made.values())))
     return CompressedExport(
@@ -188,17 +194,20 @@ def _find_checkpoint(artifact: Path, named: Path | None) -> Path:
     return root
 
 
-def _write(target: GraphTarget, root: Path, folder: Path) -> dict[str, int]:
-    """Write weights and config; returns module -> bits.
+def _write(target: GraphTarget, root: Path, folder: Path) -> tuple[dict[str, int], bool]:
+    """Write weights and config; returns module -> bits, and whether a table has few bits in the graph.
 
     Raises:
         RecipeError: a weight is of no linear module.
         ArtifactError: there is none, or it is stored in another form.
     """
+    from pipeline.graph.block_tables import read_narrow_tables
     from pipeline.graph.block_weights import read_block_weights
 
     is_tied = bool(target.config.get("tie_word_embeddings", True))
-    matcher = _Matcher(root, is_tied=is_tied)
+    quantization = target.declaration.quantization
+    is_scaled = quantization is not None and quantization.method == "awq"
+    matcher = _Matcher(root, is_tied=is_tied, is_scaled=is_scaled)
     found: dict[str, BlockWeight] = {}
     for weight in read_block_weights(target.folder / GRAPH_FILE):
         module = matcher.module_of(weight)
@@ -210,13 +219,17 @@ def _write(target: GraphTarget, root: Path, folder: Path) -> dict[str, int]:
         found[module] = weight
     if not found:
         raise ArtifactError("no weight of the graph has few bits", where=target.name)
-    _save(root, found, folder)
+    tables = {
+        matcher.table_of(table): table.floats
+        for table in read_narrow_tables(target.folder / GRAPH_FILE)
+    }
     config = dict(target.config)
-    if _HEAD in found:
+    if _HEAD in found or (is_tied and any(map(_is_embedding, tables))):
         config["tie_word_embeddings"] = False
+    _save(root, found, tables, folder, has_own_head=config.get("tie_word_embeddings") is False)
     config["quantization_config"] = _quantization_config(found, matcher.linear_modules())
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return {module: weight.bits for module, weight in found.items()}
+    return {module: weight.bits for module, weight in found.items()}, bool(tables)
 
 
 def _quantization_config(
@@ -251,8 +264,24 @@ def _quantization_config(
     }
 
 
-def _save(root: Path, found: Mapping[str, BlockWeight], folder: Path) -> None:
-    """Write one file for each of the checkpoint's, with the packed weights in place of floats."""
+def _save(
+    root: Path,
+    found: Mapping[str, BlockWeight],
+    tables: Mapping[str, NDArray[np.float32]],
+    folder: Path,
+    *,
+    has_own_head: bool,
+) -> None:
+    """Write one file for each of the checkpoint's, with the packed weights in place of floats.
+
+    Args:
+        root: The checkpoint.
+        found: Module -> its weight.
+        tables: Name of a tensor -> what stands there instead.
+        folder: Where to.
+        has_own_head: A head that is tied in the checkpoint, and float, is written too.
+    """
+    import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -269,6 +298,11 @@ def _save(root: Path, found: Mapping[str, BlockWeight], folder: Path) -> None:
                     tensors |= _packed(module, waiting.pop(module))
                 else:
                     tensors[key] = reader.get_tensor(key)
+                if key in tables:
+                    if has_own_head and _HEAD not in found and _is_embedding(key):
+                        # The checkpoint's own head, where it has one, is of the same name.
+                        tensors.setdefault(f"{_HEAD}.weight", tensors[key])
+                    tensors[key] = torch.from_numpy(tables[key])
         if number == len(files):  # a tied head has no tensor of its own in the checkpoint
             for module, weight in waiting.items():
                 tensors |= _packed(module, weight)
@@ -315,14 +349,21 @@ class _Matcher:
     Args:
         root: The checkpoint.
         is_tied: The head is the matrix of embeddings.
+        is_scaled: Channels of the graph may have been scaled.
     """
 
-    def __init__(self, root: Path, *, is_tied: bool) -> None:
+    def __init__(self, root: Path, *, is_tied: bool, is_scaled: bool) -> None:
         from safetensors import safe_open
 
         self._files = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._is_tied = is_tied
+        self._hint = (
+            "`awq` has scaled channels of this model, so its weights are not the checkpoint's any more; export "
+            "a target of another method, such as `gptq`"
+            if is_scaled
+            else "modules that are merged or transposed in the graph have no counterpart"
+        )
         for file in sorted(root.glob("*.safetensors")):
             with safe_open(file, framework="pt") as reader:
                 for key in reader.keys():  # noqa: SIM118 - it is no mapping
@@ -350,16 +391,28 @@ class _Matcher:
             raise RecipeError(
                 f"weight `{weight.name}` {list(weight.integers.shape)} of the graph is that of no linear "
                 "module of the checkpoint",
-                hint="modules that are merged or transposed in the graph have no counterpart",
+                hint=self._hint,
             )
         heads = [key for _, key in near if key == f"{_HEAD}.weight"]
         key = heads[0] if heads else near[0][1]
         ((_, whole),) = self._read([key], weight.integers.shape[0])
         if not _error(whole, weight.floats()) <= limit:
-            raise RecipeError(f"weight `{weight.name}` of the graph is not quite `{key}`")
+            raise RecipeError(
+                f"weight `{weight.name}` of the graph is not quite `{key}`", hint=self._hint
+            )
         if self._is_tied and f"{_HEAD}.weight" not in self._files and _is_embedding(key):
             return _HEAD
         return key.removesuffix(".weight")
+
+    def table_of(self, table: NarrowTable) -> str:
+        """The tensor of a table of embeddings; raises `RecipeError` when it is none of them."""
+        fitting = self._candidates(table.floats.shape, len(table.floats))
+        near = sorted(
+            (_error(rows, table.floats), key.startswith(_HEAD), key) for key, rows in fitting
+        )
+        if not near or near[0][0] > _NEAR[table.bits]:
+            raise RecipeError(f"table `{table.name}` of the graph is no table of the checkpoint")
+        return near[0][2]
 
     def _candidates(
         self, shape: tuple[int, ...], rows: int

@@ -36,8 +36,9 @@ def export_vllm_command(
 ) -> None:
     """Write the checkpoint of ARTIFACT with its weights in few bits, for vLLM, to DIRECTORY.
 
-    The integers and scales are those of the artifact's graph, in the compressed-tensors format; all
-    else is the checkpoint's, whose digests must be those that the artifact states. Where
+    The integers and scales are those of the artifact's graph, in the compressed-tensors format, and a
+    table of tokens in few bits becomes the floats that it stands for; all else is the checkpoint's,
+    whose digests must be those that the artifact states. Where
     compressed-tensors is installed, transformers loads it, and its logits must be the graph's; otherwise
     a note says that nothing was tried. DIRECTORY must be new or empty.
 
@@ -48,7 +49,7 @@ def export_vllm_command(
       convert export-vllm latest vllm/ --force --json | jq -r '.models[].trial'
 
     Exit codes: 0 it is written, 2 there is no such artifact, target or checkpoint, the checkpoint is
-    another one, or something is in the way, 3 the artifact is damaged, or what was written computes
+    another one, the target's weights have zero points or are NF4, or something is in the way, 3 the artifact is damaged, or what was written computes
     something else.
     """  # noqa: D301 - \b is click's own
     from pipeline.bundle.vllm import export_vllm

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, RecipeError
 from pipeline.graph.joined_products import joined_parts
 
 if TYPE_CHECKING:
@@ -51,12 +51,13 @@ def read_block_weights(path: Path) -> Iterator[BlockWeight]:
     """Every weight that is stored in few bits, one after another.
 
     Raises:
+        RecipeError: one is no integer times a scale: it has a zero point, or is one of NF4's numbers.
         ArtifactError: one is stored in a form that is none of ours.
     """
     model = ir.load(path)
     for node in model.graph.all_nodes():
         if node.op_type == "MatMulBnb4":
-            raise ArtifactError(
+            raise RecipeError(
                 f"`{node.name}` has a weight in NF4, not in integers",
                 where=str(path),
                 hint="quantise with `numbers: integers`, the default",
@@ -69,7 +70,7 @@ def read_block_weights(path: Path) -> Iterator[BlockWeight]:
         if stored is None or stored.const_value is None:
             continue
         if stored.dtype == ir.DataType.UINT4:
-            raise ArtifactError(
+            raise RecipeError(
                 f"`{stored.name}` has a zero point for each block",
                 where=str(path),
                 hint=_SYMMETRIC,
@@ -115,7 +116,7 @@ def _packed_weights(node: ir.Node, path: Path) -> Iterator[BlockWeight]:
     size = node.attributes.get_int("block_size", 0)
     outputs, inputs = node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        raise ArtifactError(
+        raise RecipeError(
             f"`{node.name}` has a zero point for each block", where=str(path), hint=_SYMMETRIC
         )
     if (

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from pipeline.data.stored_tensors import stored_tensors
 from pipeline.errors import ExportError
 from pipeline.runtimes.sentence_pooling import SentencePooling, load_sentence_pooling
 from pipeline.runtimes.torch_decoder import CachedDecoder, find_cache, require_cache_agreement
@@ -36,7 +37,7 @@ from pipeline.runtimes.torch_seq2seq import cut_in_two, longest_of, sound_size
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -198,6 +199,7 @@ def _load(
 ) -> TorchComponent:
     source = checkpoint if mapping is None else mapping.directory
     model, loading = _load_pretrained(source, found, attention)
+    _require_floats(checkpoint, model)
     model.requires_grad_(requires_grad=False)
     mapped = None if mapping is None else mapping.match(model, loading.missing)
     with contextlib.nullcontext() if mapped is None else mapped.at_hand(model):
@@ -205,7 +207,7 @@ def _load(
     loaded = replace(loaded, mapped=mapped)
     if is_run or loading.missing:  # what a weight has influence on is asked of a run
         require_runnable(loaded)
-    _require_no_influence(loaded, model, loading.missing)
+    _require_no_influence(loaded, model, loading)
     return loaded
 
 
@@ -273,6 +275,24 @@ def _require_safetensors(checkpoint: Path) -> None:
             raise ExportError(f"truncated or damaged weights: {err}", where=file.name) from err
 
 
+def _require_floats(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Refuse integers where weights are floats: without their scales they are other numbers."""
+    floats = {name for name, weight in model.named_parameters() if weight.is_floating_point()}
+    found = sorted(
+        (name, tensor.dtype)
+        for file in sorted(checkpoint.glob("*.safetensors"))
+        for name, tensor in stored_tensors(file).items()
+        if name in floats and not tensor.dtype.startswith(("F", "BF"))
+    )
+    if found:
+        name, dtype = found[0]
+        others = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ExportError(
+            f"weights of the checkpoint are integers: `{name}` is {dtype}{others}",
+            hint="give the checkpoint that it was quantised from, in floats",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Loading:
     """What did not match: parameters without weights, and weights without parameters."""
@@ -300,6 +320,7 @@ def _load_pretrained(
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below: transformers names none of them
             **chosen,
         )
     except StrictDataclassError as err:
@@ -309,6 +330,7 @@ def _load_pretrained(
         raise ExportError(
             f"`transformers.{task.auto_class}` cannot load the checkpoint: {reason}"
         ) from err
+    _require_shapes(loading["mismatched_keys"])
     used = model.config._attn_implementation  # noqa: SLF001  (the one place that says it)
     if attention is not None and used != attention:
         raise ExportError(
@@ -321,6 +343,24 @@ def _load_pretrained(
     return model.eval(), _Loading(
         missing=frozenset(loading["missing_keys"]),
         ignored=tuple(sorted(loading["unexpected_keys"])),
+    )
+
+
+def _require_shapes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights that config.json says have another shape.
+
+    Args:
+        mismatched: Name, shape in the checkpoint, shape in the model.
+    """
+    if not mismatched:
+        return
+    name, stored, wanted = min(mismatched, key=lambda one: one[0])
+    others = len(mismatched) - 1
+    raise ExportError(
+        "weights have another shape than config.json gives them: "
+        f"`{name}` is {tuple(stored)}, the model's is {tuple(wanted)}"
+        + (f", and {others} more" if others else ""),
+        hint="config.json and the weights are not of one model; fetch both again",
     )
 
 
@@ -368,15 +408,14 @@ def _at_hand(loaded: TorchComponent) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if mapped is None else mapped.at_hand(loaded.module)
 
 
-def _require_no_influence(
-    loaded: TorchComponent, model: nn.Module, missing: frozenset[str]
-) -> None:
+def _require_no_influence(loaded: TorchComponent, model: nn.Module, loading: _Loading) -> None:
     """Refuse weights that were made up at random, unless no output depends on them.
 
     Whether an output depends on a parameter is asked of autograd, which knows the computation:
     a missing parameter that gets no gradient from any output, not even a zero one, is unused
     (such as the pooler of a checkpoint that was saved without one).
     """
+    missing = loading.missing
     if not missing:
         return
     tensors = dict(model.named_buffers())
@@ -402,5 +441,10 @@ def _require_no_influence(
         raise ExportError(
             f"the checkpoint lacks weights that the outputs depend on: {', '.join(bad[:3])}{more}; "
             "they would be random",
-            hint="check that the task is the one the checkpoint was trained for",
+            hint="check that the task is the one the checkpoint was trained for"
+            + (
+                f", and the names of its weights: the model has none such as `{loading.ignored[0]}`"
+                if loading.ignored
+                else ""
+            ),
         )

@@ -1,7 +1,8 @@
 """Time a decoder as it writes: the reference loop on ONNX Runtime's CPU, greedily, with random prompts.
 
-An encoder with its decoder is timed the same way, with random sources. In a process of its own, so that starting and memory are those of a service. Nothing is compared here;
-times of one machine in one run, beside what that machine can do at best.
+An encoder with its decoder is timed the same way, with random sources. In a process of its own, so that
+starting and memory are those of a service. Nothing is compared here; times of one machine in one run, beside
+what that machine can do at best.
 """
 
 from __future__ import annotations
@@ -114,11 +115,7 @@ def run(
     model = inputs[MODEL_PORT] / MODEL_FILE
     encoder = inputs[ENCODER_PORT] / MODEL_FILE if ENCODER_PORT in inputs else None
     costs = token_costs(model)
-    best = measure_peaks(context.threads)
-    peaks = {
-        "read_bytes_per_s": best.read_bytes_per_s,
-        "float32_flops_per_s": best.float32_flops_per_s,
-    }
+    before = measure_peaks(context.threads)
     job = GenerationJob(
         model=str(model.resolve()),
         encoder=str(encoder.resolve()) if encoder else "",
@@ -138,6 +135,12 @@ def run(
         context.scratch,
         on_call=lambda: context.progress(next(calls), total, "calls"),
     )
+    # Once more, lest shares be of what a machine could do while it was busy with something else.
+    best = measure_peaks(context.threads).or_better(before)
+    peaks = {
+        "read_bytes_per_s": best.read_bytes_per_s,
+        "float32_flops_per_s": best.float32_flops_per_s,
+    }
 
     def used(times: Mapping[str, Any]) -> dict[str, JSON]:
         if encoder is None:
@@ -184,7 +187,7 @@ def _batching(asked: TimedBatching, inputs: Mapping[str, Path]) -> BatchingJob:
 
 BENCHMARK_GENERATION = Stage(
     name="benchmark_generation",
-    version=4,
+    version=5,
     footprint=Footprint(base_mib=150, memory_per_weight=2.0),
     config_type=BenchmarkGenerationConfig,
     run=run,

@@ -219,7 +219,7 @@ def _convert(inputs: Mapping[str, Path], scratch: Path) -> tuple[list[Path], str
 
 BENCHMARK_OPENVINO = Stage(
     name="benchmark_openvino",
-    version=2,
+    version=3,
     # Two pipelines at a time, each with its weights in the order that the CPU wants.
     footprint=Footprint(base_mib=700, memory_per_weight=4.0, disk_per_weight=1.0),
     config_type=BenchmarkOpenVinoConfig,

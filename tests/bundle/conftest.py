@@ -124,7 +124,7 @@ def node_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def artifact_of_decoder(root: Path, checkpoint: Path) -> Path:
+def artifact_of_decoder(root: Path, checkpoint: Path, **quantization: Any) -> Path:
     """An artifact whose graphs are made by the stages themselves, without a whole build."""
     for name in ("export", "simple", "int4", "artifact"):
         (root / name).mkdir()
@@ -133,7 +133,7 @@ def artifact_of_decoder(root: Path, checkpoint: Path) -> Path:
     EXPORT.run(config, {"checkpoint": checkpoint}, root / "export", context)
     SIMPLIFY.run(SimplifyConfig(), {"model": root / "export"}, root / "simple", context)
     ports = {"model": root / "simple"}
-    QUANTIZE_WEIGHTS.run(QuantizeWeightsConfig(), ports, root / "int4", context)
+    QUANTIZE_WEIGHTS.run(QuantizeWeightsConfig(**quantization), ports, root / "int4", context)
     for target, made in ((FP32, "simple"), (INT4, "int4")):
         folder = root / "artifact" / str(target["name"])
         folder.mkdir()

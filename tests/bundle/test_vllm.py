@@ -17,7 +17,10 @@ from pipeline.bundle.vllm_trial import run
 from pipeline.errors import RecipeError
 from pipeline.graph.block_weights import read_block_weights
 from pipeline.graph.matmul_nbits import pack_products
-from tests.bundle.conftest import remake
+from pipeline.graph.shared_table import share_tables
+from tests.bundle.conftest import artifact_of_decoder, remake
+from tests.decoders import build_tiny_llama
+from tests.trained.lm import byte_tokenizer
 
 pytest.importorskip("compressed_tensors")
 
@@ -59,6 +62,66 @@ def test_one_scale_that_is_off_is_told(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     answer = run(_question(folder, decoder_artifact))
     assert "of their size away from the graph's" in answer["problem"]
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tied, with a table that is large enough to be worth few bits."""
+    tokenizer = byte_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    path = tmp_path_factory.mktemp("wide") / "checkpoint"
+    made = build_tiny_llama(
+        path, vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=1, **ends
+    )
+    tokenizer.save_pretrained(made)
+    return made
+
+
+def _share(folder: Path, _: dict[str, Any]) -> None:
+    path = folder / "cpu-int4" / "model.onnx"
+    model = ir.load(path)
+    pack_products(model, accuracy_level=4)
+    assert any(each.reason == "" for each in share_tables(model))
+    ir.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "head", "is_shared"),
+    [
+        ("int8", "float", False),
+        pytest.param("int8", "int4", False, marks=pytest.mark.slow),
+        pytest.param("int4", "int4", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_table_in_few_bits_is_written_as_what_it_stands_for(
+    tmp_path: Path, wide_checkpoint: Path, embeddings: str, head: str, is_shared: bool
+) -> None:
+    artifact = artifact_of_decoder(tmp_path, wide_checkpoint, embeddings=embeddings, lm_head=head)
+    if is_shared:
+        artifact = remake(artifact, tmp_path / "shared", _share)
+    made = export_vllm(artifact, tmp_path / "made")
+    assert "logits differ by" in made.model.trial
+    assert any("the table of tokens has few bits" in note for note in made.notes)
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    own = load_file(wide_checkpoint / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    assert not np.array_equal(table, own["model.embed_tokens.weight"])
+    # A head that stays float is not that of the rounded table.
+    assert ("lm_head.weight" in tensors) is (head == "float")
+    if head == "float":
+        assert np.array_equal(tensors["lm_head.weight"], own["model.embed_tokens.weight"])
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+
+
+def test_what_is_no_integer_times_a_scale_is_a_mistake_of_the_request(
+    tmp_path: Path, wide_checkpoint: Path
+) -> None:
+    artifact = artifact_of_decoder(tmp_path, wide_checkpoint, symmetric=False)
+    with pytest.raises(RecipeError, match="has a zero point for each block") as caught:
+        export_vllm(artifact, tmp_path / "made")
+    assert "symmetric: true" in str(caught.value.hint)
+    assert not (tmp_path / "made").exists()
 
 
 def test_weights_packed_for_onnx_runtime_are_the_same_integers(decoder_artifact: Path) -> None:

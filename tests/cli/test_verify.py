@@ -149,7 +149,7 @@ def test_latest_of_several_artifacts_must_be_named(tmp_path: Path) -> None:
         publish(tmp_path / "artifacts", name=name)
     with pytest.raises(RecipeError, match="one, two") as caught:
         find_artifact("latest", tmp_path / "artifacts")
-    assert caught.value.hint == "name one: convert verify one"
+    assert caught.value.hint == "name one: `one` in place of `latest`"
 
 
 def test_a_latest_that_leads_nowhere_is_damage(tmp_path: Path) -> None:

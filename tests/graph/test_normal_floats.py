@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from pipeline.errors import ArtifactError, StageError
+from pipeline.errors import RecipeError, StageError
 from pipeline.graph.block_weights import read_block_weights
 from pipeline.graph.normal_floats import (
     NF4,
@@ -191,5 +191,5 @@ def test_integers_in_its_place_are_found() -> None:
 
 
 def test_it_is_no_checkpoint_of_integers(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="NF4"):
+    with pytest.raises(RecipeError, match="NF4"):
         list(read_block_weights(write(tmp_path / "made", _made())))

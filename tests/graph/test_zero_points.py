@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import RecipeError
 from pipeline.graph.block_weights import read_block_weights
 from pipeline.graph.matmul_nbits import pack_products
 from pipeline.graph.shared_table import share_tables
@@ -102,7 +102,7 @@ def test_packed_and_unpacked_products_are_those_of_the_rounded_weights(
     (got,) = run(write(tmp_path / "packed", ir.serde.serialize_model(model)), feeds)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
     for each in ("qdq", "packed"):
-        with pytest.raises(ArtifactError, match="zero point for each block"):
+        with pytest.raises(RecipeError, match="zero point for each block"):
             list(read_block_weights(tmp_path / each / "model.onnx"))
 
 

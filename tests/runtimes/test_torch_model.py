@@ -204,6 +204,39 @@ def test_a_missing_weight_that_outputs_depend_on_is_refused(damaged: Path) -> No
     assert "random" in caught.value.message
 
 
+def test_integers_in_place_of_weights_are_refused(damaged: Path) -> None:
+    """As of a quantised checkpoint whose config.json does not say so; torch would take the integers."""
+    path = damaged / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    name = next(name for name in weights if name.endswith("layer.1.output.dense.weight"))
+    weights[name] = (weights[name] * 100).to(torch.int8)
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(
+        ExportError, match=r"integers: `.*layer.1.output.dense.weight` is I8"
+    ) as err:
+        load(damaged)
+    assert "in floats" in err.value.hint
+
+
+def test_weights_with_names_of_a_wrapper_say_so(damaged: Path) -> None:
+    path = damaged / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    wrapped = {f"module.{name}": weight for name, weight in weights.items()}
+    safetensors.torch.save_file(wrapped, path, metadata={"format": "pt"})
+    with pytest.raises(ExportError, match="lacks weights") as err:
+        load(damaged)
+    assert "the model has none such as `module." in err.value.hint
+
+
+def test_weights_of_another_shape_are_named(damaged: Path) -> None:
+    edit_json(damaged / "config.json", intermediate_size=48)
+    with pytest.raises(
+        ExportError,
+        match=r"layer.0.intermediate.dense.bias` is \(64,\), the model's is \(48,\), and 5",
+    ):
+        load(damaged)
+
+
 def test_a_missing_weight_that_no_output_depends_on_is_harmless(damaged: Path) -> None:
     expected = run(load(damaged), *feeds())
     drop_weight(damaged, "pooler.dense.weight", "pooler.dense.bias")

@@ -102,7 +102,8 @@ def test_a_build_says_how_its_decoder_does_in_openvino(tmp_path: Path) -> None:
 
     draft = tmp_path / "artifacts" / "small" / "latest" / "cpu-fp32"
     itself = measured(build("itself", other, {"draft": str(draft)}))
-    assert itself["acceptance_rate"] > 0.95
+    # Of answers this short OpenVINO's own number of proposals leaves most out: the rate was 1.25.
+    assert 0.95 < itself["acceptance_rate"] <= 1.0
     assert itself["different_texts.speculative"] == 0
 
     wanting = build("wanting", model, {"draft": str(draft), "acceptance_rate": 0.99})
