@@ -9,7 +9,7 @@ import numpy as np
 from tests.mutants.catalogue import graph_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tests.mutants.surgery import Graph
 
@@ -120,6 +120,24 @@ def cache_entries_stale(graph: Graph) -> None:
             [inner, graph.put("zero", np.array([0])), graph.put("one", np.array([1])), sizes[2]],
         )
         graph.insert("Concat", [tail, first], axis=2, output=present)
+
+
+def read_first_row(graph: Graph, names: Iterable[str]) -> None:
+    """Every row of a batch reads what these inputs hold for the first row."""
+    first = graph.put("first_row", np.array([0]))
+    for name in names:
+        row = graph.insert("Gather", [name, first], axis=0)
+        shape = graph.insert("Shape", [name])
+        whole = graph.insert("Expand", [row, shape])
+        readers = [graph.maker(row), graph.maker(shape)]
+        graph.redirect(name, whole, but=[node for node in readers if node is not None])
+
+
+@_decoder_fault(
+    "cache", "every row of a batch goes on from the past of the first: right for one text"
+)
+def past_of_first_row(graph: Graph) -> None:
+    read_first_row(graph, [name for name in graph.inputs if name.startswith("past_key_values.")])
 
 
 @_decoder_fault("positions", "the rotary base of another model of the family", in_few_bits=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tests.mutants.catalogue import graph_fault
+from tests.mutants.faults.decoding import read_first_row
 from tests.mutants.surgery import NotHereError
 
 if TYPE_CHECKING:
@@ -165,6 +166,14 @@ def own_entries_first(graph: Graph) -> None:
         past, new = graph.maker(name).input  # type: ignore[union-attr]
         graph.before_output(name)
         graph.insert("Concat", [new, past], axis=-2, output=name)
+
+
+@_pair_fault(
+    "cache", "every text of a batch goes on from the decoder's past of the first", "decoder"
+)
+def own_past_of_first_row(graph: Graph) -> None:
+    """Every text of a batch goes on from the decoder's past of the first."""
+    read_first_row(graph, [name for name in graph.inputs if ".decoder." in name])
 
 
 @_pair_fault("cache", "the decoder hands its own past on as it came", "decoder")
