@@ -121,16 +121,17 @@ def convert(checkpoint: Path, work: Path, weights: Mapping[str, Any]) -> Path:
     from pipeline.stages.quantize_weights import QUANTIZE_WEIGHTS, QuantizeWeightsConfig
     from pipeline.stages.simplify import SIMPLIFY, SimplifyConfig
 
-    config = QuantizeWeightsConfig.model_validate(weights)
+    # Signs as a recipe has them, where products are written as ONNX Runtime's own operator.
+    config = QuantizeWeightsConfig.model_validate({"signed_scales": True, **weights})
     # The version: what another one made is not taken for ours.
     name = f"{config.method}_{config.block_size}{'' if config.symmetric else '_zero_points'}"
     name += f"_{config.embeddings}" if config.embeddings != "float" else ""
-    packed = f"packed_{PACK_WEIGHTS.version}_{name}"
+    packed = f"packed_{QUANTIZE_WEIGHTS.version}_{PACK_WEIGHTS.version}_{name}"
     steps: tuple[tuple[AnyStage, StageConfig, str], ...] = (
         (EXPORT, ExportConfig(task="text-generation", component="model"), "export"),
         (SIMPLIFY, SimplifyConfig(), "simplify"),
         (FUSE, FuseConfig(), "fuse"),
-        (QUANTIZE_WEIGHTS, config, f"int4_{name}"),
+        (QUANTIZE_WEIGHTS, config, f"int4_{QUANTIZE_WEIGHTS.version}_{name}"),
         (PACK_WEIGHTS, PackWeightsConfig(), packed),
     )
     last, port = checkpoint, "checkpoint"

@@ -163,6 +163,25 @@ def test_bits_that_cannot_be_mixed_are_refused(
         _plan(tmp_path, sentence_encoder, precision=precision, quantization=quantization)
 
 
+@pytest.mark.parametrize(
+    ("asked", "signs"),
+    [
+        ({"form": "matmul_nbits"}, True),
+        ({"form": "matmul_nbits", "symmetric": False}, False),
+        ({"form": "qdq"}, False),
+        ({}, False),
+    ],
+)
+def test_scales_may_be_negative_in_onnx_runtimes_own_operator_alone(
+    tmp_path: Path, sentence_encoder: Path, asked: dict[str, Any], signs: bool
+) -> None:
+    options = {"mode": "weight_only", **asked}
+    plan = _plan(tmp_path, sentence_encoder, precision="int4", quantization=options)
+    (made,) = [node for node in plan.nodes if node.stage.name == "quantize_weights"]
+    assert isinstance(made.config, QuantizeWeightsConfig)
+    assert made.config.signed_scales is signs
+
+
 def test_normal_floats_are_an_operator_at_once(tmp_path: Path, sentence_encoder: Path) -> None:
     quantization = {"mode": "weight_only", "numbers": "nf4", "form": "matmul_bnb4"}
     plan = _plan(tmp_path, sentence_encoder, precision="int4", quantization=quantization)

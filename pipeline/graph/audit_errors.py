@@ -76,14 +76,25 @@ def blocks_of(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def grid_faults(stored: StoredConstant, *, is_symmetric: bool) -> Iterator[str]:
-    """What is wrong with the zero points and scales of a weight, whatever its type."""
+def grid_faults(
+    stored: StoredConstant, *, is_symmetric: bool, has_signs: bool = False
+) -> Iterator[str]:
+    """What is wrong with the zero points and scales of a weight, whatever its type.
+
+    Args:
+        stored: The weight.
+        is_symmetric: Whether zero points have to be 0.
+        has_signs: Whether scales may be negative.
+    """
     zero = stored.zero_point
     if is_symmetric and zero is not None and zero.astype(np.float32).any():
         yield "has a zero point that is not 0"
     scale = stored.scale.astype(np.float32)
+    if has_signs:
+        scale = np.abs(scale)
     if not (np.isfinite(scale).all() and (scale > 0).all()):
-        yield "has scales that are not positive numbers"
+        wanted = "numbers other than 0" if has_signs else "positive numbers"
+        yield f"has scales that are not {wanted}"
 
 
 def distances(wanted: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.graph.block_views import as_blocks, for_parts
-from pipeline.graph.weight_methods.base import integers_of
+from pipeline.graph.weight_methods.base import integers_of, signs_of
 from pipeline.graph.weight_methods.catalogue import METHODS
 from pipeline.graph.weight_methods.compensation import round_in_order
 
@@ -39,14 +39,15 @@ class BlockQuantized:
     Attributes:
         values: int4 or int8, the shape of the weight.
         scale: Of the weight's own type; the shape of the weight with the number of blocks in
-            place of the inputs, or (outputs,) when there is one scale for each output.
+            place of the inputs, or (outputs,) when there is one scale for each output. Negative ones
+            only where that was asked for.
     """
 
     values: NDArray[Any]
     scale: NDArray[Any]
 
 
-def quantize_blocks(
+def quantize_blocks(  # noqa: PLR0913 - one parameter a choice
     weight: NDArray[Any],
     *,
     axis: int,
@@ -55,6 +56,7 @@ def quantize_blocks(
     method: str,
     factor: Factor | None = None,
     threads: int = 1,
+    has_signs: bool = False,
 ) -> BlockQuantized:
     """Quantise a matrix.
 
@@ -66,6 +68,7 @@ def quantize_blocks(
         method: Of `pipeline.graph.weight_methods.catalogue`.
         factor: Of what goes into the layer, for a calibrated method.
         threads: How many parts of it are worked on at a time; the result is the same.
+        has_signs: Whether scales may be negative, see `pipeline.graph.weight_methods.base`.
 
     Raises:
         ValueError: when the block does not divide the inputs, or a factor is missing or of another
@@ -84,7 +87,12 @@ def quantize_blocks(
     values, scale = as_blocks(stored, axis, size), np.moveaxis(steps, axis, 1)
 
     def quantize(part: Part, blocks: NDArray[np.float32]) -> None:
-        found = rule.find_scales(blocks, bits, weight.dtype)
+        if has_signs:
+            signs = signs_of(blocks)
+            found = rule.find_scales(blocks * signs[..., None], bits, weight.dtype)
+            found = found * signs.astype(weight.dtype)
+        else:
+            found = rule.find_scales(blocks, bits, weight.dtype)
         scale[part] = found
         if not rule.is_calibrated:
             # By way of int8: from floats straight to int4 takes five times as long.

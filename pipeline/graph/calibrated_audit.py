@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pipeline.graph.weight_methods.base import SHARES, SMALLEST_STEP, stored_scale
+from pipeline.graph.weight_methods.base import SHARES
 from pipeline.graph.weight_methods.compensation import DAMPING
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class CompensatedRows:
         scale: (outputs, blocks), as stored.
         factor: Of the moments.
         moments: float32 (inputs, inputs).
-        largest: Integer there is.
+        whole: The scales that reach whole blocks, (outputs, blocks); 0 where there is nothing to reach.
+        ends: The smallest and the largest integer there is.
     """
 
     def __init__(
@@ -50,10 +51,9 @@ class CompensatedRows:
         scale: NDArray[Any],
         factor: Factor,
         moments: NDArray[np.float32],
-        largest: int,
+        whole: NDArray[Any],
+        ends: tuple[int, int],
     ) -> None:
-        self._dtype = content.dtype
-        self._blocks = content.astype(np.float32)
         outputs, _, size = content.shape
         self._content = content.astype(np.float64).reshape(outputs, -1)
         self._values = values.astype(np.float64).reshape(outputs, -1)
@@ -62,7 +62,8 @@ class CompensatedRows:
         self._size = size
         self._factor = factor
         self._moments = moments
-        self._largest = largest
+        self._whole = whole.astype(np.float64)
+        self._ends = ends
 
     def distance(self) -> tuple[float, tuple[int, int]]:
         """The largest distance of an integer from what it should be, in steps, and (output, input)."""
@@ -72,8 +73,8 @@ class CompensatedRows:
         with np.errstate(all="ignore"):
             taken = self._factor.spread(lost) / own / self._steps[:, order]
             plain = lost / self._steps
-        taken = _unless_at_end(taken, self._values[:, order], self._largest)
-        plain = _unless_at_end(plain, self._values, self._largest)
+        taken = _unless_at_end(taken, self._values[:, order], self._ends)
+        plain = _unless_at_end(plain, self._values, self._ends)
         worst, usual = _largest_of(taken), _largest_of(plain)
         rows = np.minimum(worst, usual)
         row = int(np.argmax(np.where(np.isnan(rows), np.inf, rows)))
@@ -87,19 +88,17 @@ class CompensatedRows:
         that reaches its whole block; and the least scale that may be chosen over a scale.
         """
         ratio = np.sqrt(self._losses())
-        needed = np.abs(self._blocks).max(axis=2) / np.float32(self._largest)
-        whole = stored_scale(needed, self._dtype).astype(np.float64)
-        scale = self._scale.astype(np.float64)
         with np.errstate(all="ignore"):
-            off = np.maximum(scale / whole, whole * SHARES[-1] / scale)
-        off = np.where(needed >= SMALLEST_STEP, off, 0.0).max(axis=1)
+            share = self._scale.astype(np.float64) / self._whole
+            off = np.where(share < 0, np.inf, np.maximum(share, SHARES[-1] / share))
+        off = np.where(self._whole != 0, off, 0.0).max(axis=1)
         rows = np.maximum(ratio, off)
         row = int(np.argmax(np.where(np.isnan(rows), np.inf, rows)))
         return float(rows[row]), row
 
     def _losses(self) -> NDArray[np.float64]:
         """Of each output, over those of plain rounding with the same scales."""
-        nearest = np.clip(np.rint(self._content / self._steps), -self._largest, self._largest)
+        nearest = np.clip(np.rint(self._content / self._steps), *self._ends)
         slack = self._loss(self._steps * _NEGLIGIBLE, is_apart=True)
         usual = self._loss(self._content - nearest * self._steps) + slack
         found: NDArray[np.float64] = (
@@ -121,10 +120,10 @@ class CompensatedRows:
 
 
 def _unless_at_end(
-    steps: NDArray[np.float64], values: NDArray[np.float64], largest: int
+    steps: NDArray[np.float64], values: NDArray[np.float64], ends: tuple[int, int]
 ) -> NDArray[np.float64]:
     """Distances; none for what is cut off where integers end."""
-    is_cut = (np.abs(values) >= largest) & (steps * values > 0)
+    is_cut = ((values <= ends[0]) & (steps < 0)) | ((values >= ends[1]) & (steps > 0))
     found: NDArray[np.float64] = np.where(is_cut, 0.0, np.abs(steps))
     return found
 

@@ -56,12 +56,14 @@ class TableForm:
         block_size: Numbers of a row that share a scale.
         method: Of `pipeline.graph.weight_methods`.
         has_zero_points: Whether each block has one.
+        has_signs: Whether scales may be negative.
         head: The product that holds the same numbers, when its integers are taken over.
     """
 
     block_size: int = TABLE_BLOCK
     method: str = "clip"
     has_zero_points: bool = False
+    has_signs: bool = False
     head: WeightedLayer | None = None
 
 

@@ -5,8 +5,9 @@
 Symmetric, with zero point 0, which both ONNX Runtime and TensorRT take: the one makes a
 `MatMulNBits` of it when it loads the graph, the other a product of floats and integers. The scale has
 the type of the weight, so the same code serves float32, float16 and bfloat16 graphs. For ONNX Runtime
-alone there are 4 bits with a zero point for each block (see `zero_points`), and NF4 in place of integers
-(see `normal_floats`).
+alone scales may be negative (see `weight_methods.base`), as those of its own quantiser are, and there are
+4 bits with a zero point for each block (see `zero_points`), and NF4 in place of integers (see
+`normal_floats`).
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class WeightOnlyRequest:
     lm_head: Width | None = None
     numbers: Numbers = "integers"
     symmetric: bool = True
+    signed_scales: bool = False
 
     def bits_of(self, layer: WeightedLayer) -> Bits:
         """Of one layer's weight, when it is quantised."""
@@ -81,6 +83,10 @@ class WeightOnlyRequest:
     def has_zero_points(self, bits: Bits) -> bool:
         """Whether weights of so many bits have them; 8 bits never do."""
         return not self.symmetric and bits == 4
+
+    def has_signs(self, bits: Bits) -> bool:
+        """Whether scales of weights of so many bits may be negative; of 8 bits they never are."""
+        return self.signed_scales and self.symmetric and bits == 4
 
 
 def prepare(model: ir.Model, request: WeightOnlyRequest) -> tuple[WeightedLayer, ...]:
@@ -187,6 +193,7 @@ def table_forms(
                 block_size=request.block_size or 0,
                 method=request.method,
                 has_zero_points=request.has_zero_points(4),
+                has_signs=request.has_signs(4),
                 head=head,
             )
     return found
@@ -328,6 +335,7 @@ def _dequantized(
             method=request.method,
             factor=factor,
             threads=threads,
+            has_signs=request.has_signs(request.bits),
         )
         values, scale = made.values, made.scale
     del content

@@ -37,8 +37,10 @@ from pipeline.graph.quantization_audit import Asked, Audit, Auditor, grid_faults
 from pipeline.graph.vocabulary import form_of, lookups_in_bits
 from pipeline.graph.weight_methods.base import (
     LARGEST,
+    SMALLEST,
     SMALLEST_STEP,
     loss_of,
+    signs_of,
     stored_scale,
     whole_steps,
 )
@@ -145,14 +147,16 @@ class _WeightOnlyAuditor(Auditor):
             return
         form = self._form_of[name]
         kind, size = "zero_points" if form.has_zero_points else "integers", form.block_size
-        wrong = list(self._faults(stored, content, 0, 4, size, kind))
+        signs = form.has_signs
+        wrong = list(self._faults(stored, content, 0, 4, size, kind, has_signs=signs))
         detail = f"its table `{stored.name}` {', and '.join(wrong)}" if wrong else ""
         self._row("wrong_formats", name, len(wrong), detail)
         if not _fits(stored, content, 0, size):
             self._row("weight_error", name, np.inf, f"its table `{stored.name}` has another shape")
             return
         rows = _Rows(stored, content, 0, size)
-        for row, (value, where) in _plainly(rows, _judge(kind, 4, form.method)).items():
+        judge = _judge(kind, 4, form.method, has_signs=signs)
+        for row, (value, where) in _plainly(rows, judge).items():
             self._row(row, name, value, f"its table `{stored.name}` {where}")
 
     def _formats(
@@ -160,7 +164,8 @@ class _WeightOnlyAuditor(Auditor):
     ) -> None:
         bits, size = self._bits(layer), self._request.block_size
         outputs, kind = 1 if axis is None else axis, self._kind(bits)
-        wrong = list(self._faults(stored, content, outputs, bits, size, kind))
+        signs = self._request.has_signs(bits)
+        wrong = list(self._faults(stored, content, outputs, bits, size, kind, has_signs=signs))
         detail = f"its weight `{stored.name}` {', and '.join(wrong)}" if wrong else ""
         self._row("wrong_formats", layer, len(wrong), detail)
 
@@ -172,6 +177,8 @@ class _WeightOnlyAuditor(Auditor):
         bits: Bits,
         size: int | None,
         kind: str,
+        *,
+        has_signs: bool,
     ) -> Iterator[str]:
         """What is wrong with the form of a weight."""
         found = str(stored.values.dtype) if stored.codebook is None else "nf4"
@@ -198,9 +205,9 @@ class _WeightOnlyAuditor(Auditor):
             return
         integers = stored.values.astype(np.int16)
         least, most = int(integers.min(initial=0)), int(integers.max(initial=0))
-        if max(most, -least) > LARGEST[bits]:
-            yield f"has integers from {least} to {most}, not {-LARGEST[bits]} to {LARGEST[bits]}"
-        yield from grid_faults(stored, is_symmetric=True)
+        if most > LARGEST[bits] or least < SMALLEST[bits]:
+            yield f"has integers from {least} to {most}, not {SMALLEST[bits]} to {LARGEST[bits]}"
+        yield from grid_faults(stored, is_symmetric=True, has_signs=has_signs)
 
     def _weight(
         self,
@@ -219,7 +226,8 @@ class _WeightOnlyAuditor(Auditor):
         rows = _Rows(stored, content, axis, size)
         if self._factors is None:
             bits = self._bits(layer)
-            judge = _judge(self._kind(bits), bits, self._request.method)
+            signs = self._request.has_signs(bits)
+            judge = _judge(self._kind(bits), bits, self._request.method, has_signs=signs)
             found = _plainly(rows, judge)
         else:
             found = self._calibrated(rows, layer)
@@ -241,7 +249,9 @@ class _WeightOnlyAuditor(Auditor):
         factor = self._factors.of(self._by_name[layer])
         moments = self._factors.products(self._by_name[layer])
         for start, part in rows.parts():
-            these = _Blocks(part, self._bits(layer), self._method).compensated(factor, moments)
+            bits = self._bits(layer)
+            blocks = _Blocks(part, bits, self._method, has_signs=self._request.has_signs(bits))
+            these = blocks.compensated(factor, moments)
             value, (row, column) = these.distance()
             worst = max(worst, (value, f"at output {start + row}, input {column}"))
             value, row = these.coarseness()
@@ -249,7 +259,7 @@ class _WeightOnlyAuditor(Auditor):
         return {"weight_error": worst, "weight_step": step}
 
 
-def _judge(kind: str, bits: Bits, method: str) -> Callable[[_Part], Judged]:
+def _judge(kind: str, bits: Bits, method: str, *, has_signs: bool) -> Callable[[_Part], Judged]:
     """Who says what is right of blocks of a kind: `integers`, `zero_points` or `nf4`."""
 
     def judge(part: _Part) -> Judged:
@@ -258,7 +268,7 @@ def _judge(kind: str, bits: Bits, method: str) -> Callable[[_Part], Judged]:
             return NormalFloatBlocks(content, values, scale, method)
         if kind == "zero_points" and zero is not None:
             return ZeroPointBlocks(content, values, scale, zero, method)
-        return _Blocks(part, bits, METHODS[method])
+        return _Blocks(part, bits, METHODS[method], has_signs=has_signs)
 
     return judge
 
@@ -334,42 +344,56 @@ class _Rows:
 
 
 class _Blocks:
-    """Blocks (outputs, blocks, size) of a weight, their integers, and (outputs, blocks) scales."""
+    """Blocks (outputs, blocks, size) of a weight, their integers, and (outputs, blocks) scales.
 
-    def __init__(self, part: _Part, bits: Bits, method: WeightMethod) -> None:
+    Scales with signs are held against those that `signs_of` the block asks for.
+    """
+
+    def __init__(self, part: _Part, bits: Bits, method: WeightMethod, *, has_signs: bool) -> None:
         self._dtype = part.content.dtype
         self._content = part.content.astype(np.float32)
         self._values = part.values.astype(np.float32)
         self._scale = part.scale.astype(np.float32)[..., None]
         self._bits = bits
         self._loss = method.loss
+        self._signs = signs_of(self._content) if has_signs else np.float32(1)
 
     def error(self, start: int) -> tuple[float, str]:
         """Largest distance in steps, and where."""
         with np.errstate(all="ignore"):
             steps = self._content / self._scale
         if self._loss is not None:
-            steps = np.clip(steps, -LARGEST[self._bits], LARGEST[self._bits])
+            steps = np.clip(steps, SMALLEST[self._bits], LARGEST[self._bits])
         distance = np.abs(steps - self._values)
         return worst(distance, start, "at output {}, block {}, place {}")
 
     def step(self, start: int) -> tuple[float, str]:
         """See the module: how much more coarsely a block is rounded than it needs to be."""
-        needed = whole_steps(self._content, self._bits)
+        needed = self._needed()
         is_used = needed >= SMALLEST_STEP
-        plain = stored_scale(needed, self._dtype)
-        steps = plain.astype(np.float32)
+        steps = stored_scale(needed, self._dtype).astype(np.float32)
         if self._loss is None:
-            ratio = self._scale[..., 0] / steps
+            # A scale of the wrong sign is infinitely too coarse: it is no step of this block.
+            ratio = self._scale[..., 0] * self._signs / steps
+            ratio = np.where(ratio > 0, ratio, np.inf)
         else:
-            usual = loss_of(self._content, plain, self._bits, self._loss)
+            usual = loss_of(self._content, steps * self._signs, self._bits, self._loss)
             lost = self._content - self._values * self._scale
             ratio = loss_ratio(lost, usual, steps, self._content, self._loss)
         return worst(np.where(is_used, ratio, 0.0), start, "in output {}, block {}")
 
+    def _needed(self) -> NDArray[np.float32]:
+        """The smallest steps that reach all weights of each block; positive."""
+        turned = self._content * np.asarray(self._signs)[..., None]
+        return whole_steps(turned, self._bits)
+
     def compensated(self, factor: Factor, moments: NDArray[np.float32]) -> CompensatedRows:
         """The same blocks, for a calibrated method."""
-        content, largest = self._content.astype(self._dtype), LARGEST[self._bits]
+        needed = stored_scale(self._needed(), self._dtype) * self._signs
+        ends = (SMALLEST[self._bits], LARGEST[self._bits])
+        is_used = self._needed() >= SMALLEST_STEP
+        content = self._content.astype(self._dtype)
+        whole = np.where(is_used, needed, np.float32(0))
         return CompensatedRows(
-            content, self._values, self._scale[..., 0], factor, moments, largest
+            content, self._values, self._scale[..., 0], factor, moments, whole, ends
         )

@@ -516,7 +516,7 @@ def _summary(rows: list[AuditRow]) -> JSON:
 
 CHECK_QUANTIZATION = Stage(
     name="check_quantization",
-    version=5,
+    version=6,
     footprint=Footprint(base_mib=200, memory_per_weight=4.2),
     config_type=CheckQuantizationConfig,
     run=run,

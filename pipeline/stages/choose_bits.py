@@ -111,7 +111,7 @@ def run(
 
 CHOOSE_BITS = Stage(
     name="choose_bits",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=200, memory_per_weight=1.0),
     config_type=ChooseBitsConfig,
     run=run,

@@ -72,7 +72,7 @@ def _run(
 
 FUSE_AND_QUANTIZE = Stage(
     name="fuse_and_quantize",
-    version=1,
+    version=2,
     footprint=Footprint(
         base_mib=400,
         memory_per_weight=6.2,

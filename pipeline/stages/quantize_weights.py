@@ -143,6 +143,12 @@ def _zero_point_fault(options: WeightOnlyOptions) -> str:
 class QuantizeWeightsConfig(WeightOnlyOptions):
     """How weights are stored."""
 
+    signed_scales: bool = Field(
+        default=False,
+        description="whether scales of symmetric integers of 4 bits may be negative, so that the largest "
+        "weight of a block has the integer -8, which 7 lacks; for ONNX Runtime's own operator",
+    )
+
     @model_validator(mode="after")
     def _is_its_own_work(self) -> Self:
         if self.method == SCALED:
@@ -220,6 +226,7 @@ def quantize_model(
         "method": config.method,
         "numbers": config.numbers,
         "symmetric": config.symmetric,
+        "signed_scales": config.signed_scales,
         "eight_bits": sorted(request.wide),
         "bits_per_weight": result.bits_per_weight,
         "lm_head": head,
@@ -264,7 +271,7 @@ def read_wide(inputs: Mapping[str, Path]) -> frozenset[str]:
 
 QUANTIZE_WEIGHTS = Stage(
     name="quantize_weights",
-    version=7,
+    version=8,
     footprint=Footprint(
         base_mib=400,
         memory_per_weight=2.0,

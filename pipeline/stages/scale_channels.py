@@ -77,7 +77,7 @@ def run(
 
 SCALE_CHANNELS = Stage(
     name="scale_channels",
-    version=3,
+    version=4,
     footprint=Footprint(base_mib=200, memory_per_weight=4.1, disk_per_weight=1.0),
     config_type=ScaleChannelsConfig,
     run=run,

@@ -92,6 +92,10 @@ class WeightOnlyQuantization(WeightOnlyOptions):
             return False
         return self.form == "matmul_nbits" or (self.form is None and task.has_cache)
 
+    def signs(self, task: Task) -> bool:
+        """Whether scales may be negative: ONNX Runtime's own operator takes them, TensorRT may not."""
+        return self.symmetric and self.packs(task)
+
     mixed: MixedOptions | None = Field(
         default=None,
         description="of 4 bits: some products get 8, those that lose most on `data.calibration`",
@@ -207,7 +211,10 @@ class OnnxRuntimeTarget(TargetBase):
             and not builder.is_looked_at(SIMPLIFY_AND_FUSE.name)
         ):
             both = SimplifyAndFuseConfig(simplify=self.simplify, fuse=self.fuse)
-            last = add_from_export(builder, component, options, exported=exported, first=both)
+            signs = options.signs(builder.task)
+            last = add_from_export(
+                builder, component, options, exported=exported, first=both, signed_scales=signs
+            )
             return [first, ModelLink(node=last, optimizations="all", arithmetic="quantized")], last
         plain, last = self._fused(builder, component, exported)
         links = [first, *(replace(first, node=node) for node in plain)]
@@ -307,7 +314,15 @@ class OnnxRuntimeTarget(TargetBase):
         if options is None:
             raise ValueError("this target is not quantised")
         if isinstance(options, WeightOnlyQuantization):
-            return add_weight_only(builder, component, options, simplified=simplified, model=fused)
+            signs = options.signs(builder.task)
+            return add_weight_only(
+                builder,
+                component,
+                options,
+                simplified=simplified,
+                model=fused,
+                signed_scales=signs,
+            )
         config = QuantizeDynamicConfig(**options.model_dump(exclude={"mode", *REPAIRABLE_KEYS}))
         repaired = add_repair(builder, component, options, config, {"model": fused}, "all")
         return builder.add(QUANTIZE_DYNAMIC, config, repaired, component=component)

@@ -35,6 +35,7 @@ def add_weight_only(
     *,
     simplified: NodeRef,
     model: NodeRef,
+    signed_scales: bool = False,
 ) -> NodeRef:
     """Add the quantising stage, and before it what its method needs.
 
@@ -44,13 +45,14 @@ def add_weight_only(
         options: What was asked for; `mode` of a recipe may be among it.
         simplified: The float graph whose products are observed, so that targets share what is seen.
         model: The graph whose weights are quantised.
+        signed_scales: Whether scales may be negative.
 
     Raises:
         RecipeError: there is no calibration data, and the method needs some.
     """
     fields = options.model_dump(include=set(QuantizeWeightsConfig.model_fields))
     method = "clip" if options.method == SCALED else options.method
-    config = QuantizeWeightsConfig(**(fields | {"method": method}))
+    config = QuantizeWeightsConfig(**(fields | {"method": method, "signed_scales": signed_scales}))
     ports: dict[str, Ref] = {"model": model}
     mixed = getattr(options, "mixed", None)
     if config.method in CALIBRATED or mixed is not None:
@@ -71,6 +73,7 @@ def add_from_export(
     *,
     exported: NodeRef,
     first: SimplifyAndFuseConfig,
+    signed_scales: bool,
 ) -> NodeRef:
     """Add one stage that does all that lies between a large exported graph and its weights in few bits.
 
@@ -80,9 +83,10 @@ def add_from_export(
         options: What was asked for; what goes into products is not observed.
         exported: The exported graph.
         first: How it is simplified and fused.
+        signed_scales: Whether scales may be negative.
     """
     fields = options.model_dump(include=set(QuantizeWeightsConfig.model_fields))
-    config = FuseAndQuantizeConfig(**fields, first=first)
+    config = FuseAndQuantizeConfig(**fields, first=first, signed_scales=signed_scales)
     return builder.add(FUSE_AND_QUANTIZE, config, {"model": exported}, component=component)
 
 

@@ -110,7 +110,7 @@ def test_rounding_in_parts_of_columns_is_the_textbook_recursion(
     steps = np.repeat(made.scale.T.astype(np.float64), BLOCK, axis=1)[:, factor.order]
     integers = np.empty_like(weight)
     for place in range(INPUTS):
-        chosen = np.clip(np.rint(weight[:, place] / steps[:, place]), -7, 7)
+        chosen = np.clip(np.rint(weight[:, place] / steps[:, place]), -8, 7)
         error = (weight[:, place] - chosen * steps[:, place]) / inverse[place, place]
         weight[:, place:] -= np.outer(error, inverse[place, place:])
         integers[:, place] = chosen
@@ -200,7 +200,9 @@ def _faults(audit: Audit) -> set[str]:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "form", [{}, {"block_size": None}, {"bits": 8, "block_size": None}], ids=str
+    "form",
+    [{}, {"signed_scales": True}, {"block_size": None}, {"bits": 8, "block_size": None}],
+    ids=str,
 )
 def test_a_good_result_has_no_faults(tmp_path: Path, dtype: Any, form: dict[str, Any]) -> None:
     audit = _audit(write_moments(tmp_path, _activations()), dtype=dtype, **form)

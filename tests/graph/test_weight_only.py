@@ -18,6 +18,7 @@ from pipeline.graph.quantization_result import QuantizationResult
 from pipeline.graph.validity import require_valid
 from pipeline.graph.weight_methods.base import LARGEST
 from pipeline.graph.weight_only import WeightOnlyRequest, quantize_weights
+from pipeline.graph.zero_points import quantize_with_zero_points
 from tests.graph.models import parse, random, run, write
 
 if TYPE_CHECKING:
@@ -104,6 +105,55 @@ def test_clipping_has_less_error_and_never_more_in_any_block() -> None:
     }
     assert (errors["clip"] <= errors["rtn"] * (1 + 1e-5)).all()
     assert errors["clip"].sum() < 0.95 * errors["rtn"].sum()
+
+
+def _numbers(made: Any, size: int) -> np.ndarray:
+    scale = np.repeat(made.scale.astype(np.float32), size, axis=0)
+    return made.values.astype(np.float32) * scale
+
+
+@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize("method", ["rtn", "clip", "hqq", "k_quant"])
+def test_scales_with_signs_lose_less_and_none_is_needed_for_the_lowest_integer(
+    method: str, size: int
+) -> None:
+    weight = np.random.default_rng(6).standard_normal((256, 64)).astype(np.float32)
+    options: dict[str, Any] = {"axis": 0, "bits": 4, "block_size": size, "method": method}
+    plain = quantize_blocks(weight, **options)
+    signed = quantize_blocks(weight, **options, has_signs=True)
+    assert (plain.scale > 0).all()
+    assert int(plain.values.astype(int).min()) == -8
+    assert 0.4 < (signed.scale < 0).mean() < 0.6
+    lost, usual = (np.square(weight - _numbers(made, size)).sum() for made in (signed, plain))
+    assert lost < 0.95 * usual
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_a_weight_loses_no_more_than_by_the_quantiser_of_onnx_runtime(size: int) -> None:
+    """What `clip` writes for `MatMulNBits`, with and without zero points, against its `DEFAULT`."""
+    quantizer = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
+    weight = np.random.default_rng(7).standard_t(5, (256, 64)).astype(np.float32)
+    for is_symmetric in (True, False):
+        shape = (64, 256 // size)
+        packed = np.zeros((*shape, size // 2), np.uint8)
+        scale = np.zeros(shape, np.float32)
+        zeros = np.zeros((64, (shape[1] + 1) // 2), np.uint8)
+        quantizer.quantize_matmul_4bits(packed, weight, scale, zeros, size, 64, 256, is_symmetric)
+        integers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*shape, size)
+        middle = np.stack([zeros & 15, zeros >> 4], axis=-1).reshape(64, -1)[:, : shape[1], None]
+        offset = 8 if is_symmetric else middle.astype(np.float32)
+        theirs = ((integers - offset) * scale[..., None]).reshape(64, 256).T
+        if is_symmetric:
+            made = quantize_blocks(
+                weight, axis=0, bits=4, block_size=size, method="clip", has_signs=True
+            )
+            ours = _numbers(made, size)
+        else:
+            zeroed = quantize_with_zero_points(weight, axis=0, block_size=size, method="clip")
+            zero = np.repeat(zeroed.zero_point.astype(np.float32), size, axis=0)
+            scales = np.repeat(zeroed.scale, size, axis=0)
+            ours = (zeroed.values.astype(np.float32) - zero) * scales
+        assert np.square(weight - ours).sum() < np.square(weight - theirs).sum()
 
 
 def test_scales_are_positive_where_there_is_next_to_nothing() -> None:

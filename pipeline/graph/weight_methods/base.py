@@ -1,8 +1,12 @@
 """What a method of rounding weights is: a value that says how scales are found, and what is least.
 
-All of them are symmetric: `value = scale * integer`, with integers from `-LARGEST` to `LARGEST`, one
+All of them are symmetric: `value = scale * integer`, with integers from `SMALLEST` to `LARGEST`, one
 scale a block. Blocks are float32 (outputs, blocks, size), scales (outputs, blocks) in the type of the
 weight.
+
+Methods find scales that are positive. Four bits reach one step further below zero than above it: a scale
+may be negative where the runtime takes that, so that the largest weight of each block, whatever its sign,
+is on the longer side (`signs_of`).
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ if TYPE_CHECKING:
 Bits = Literal[4, 8]
 
 LARGEST: Final[dict[Bits, int]] = {4: 7, 8: 127}
-"""Largest integer; the smallest is its negative, so that zero is in the middle."""
+"""Largest integer."""
+
+SMALLEST: Final[dict[Bits, int]] = {4: -8, 8: -127}
+"""Smallest integer. In 4 bits a step more is an eighth of what a block loses; in 8 bits it is nothing."""
 
 SMALLEST_STEP: Final = float(np.finfo(np.float32).tiny)
 """What is smaller is no step of a weight of any type, and is not divided by."""
@@ -64,9 +71,16 @@ def stored_scale(scale: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[An
 
 
 def whole_steps(blocks: Blocks, bits: Bits) -> NDArray[np.float32]:
-    """The smallest steps that reach the largest weight of each block."""
-    steps: NDArray[np.float32] = np.abs(blocks).max(axis=2) / np.float32(LARGEST[bits])
+    """The smallest steps that reach the least and the largest weight of each block."""
+    above = blocks.max(axis=2) / np.float32(LARGEST[bits])
+    steps: NDArray[np.float32] = np.maximum(above, blocks.min(axis=2) / np.float32(SMALLEST[bits]))
     return steps
+
+
+def signs_of(blocks: Blocks) -> NDArray[np.float32]:
+    """Of each block the sign of a scale with which its largest weight has a negative integer, 1 or -1."""
+    is_above = blocks.max(axis=2) > -blocks.min(axis=2)
+    return np.where(is_above, np.float32(-1), np.float32(1))
 
 
 def integers_of(blocks: Blocks, scale: Scales, bits: Bits) -> NDArray[np.float32]:
@@ -74,7 +88,7 @@ def integers_of(blocks: Blocks, scale: Scales, bits: Bits) -> NDArray[np.float32
     # In place: most of the time would go into new memory otherwise.
     result: NDArray[np.float32] = blocks / scale.astype(np.float32)[..., None]
     np.rint(result, out=result)
-    return np.clip(result, -LARGEST[bits], LARGEST[bits], out=result)
+    return np.clip(result, SMALLEST[bits], LARGEST[bits], out=result)
 
 
 def squares(errors: Blocks, blocks: Blocks) -> NDArray[np.float32]:

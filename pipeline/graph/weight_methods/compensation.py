@@ -24,7 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import QuantizationError
-from pipeline.graph.weight_methods.base import LARGEST
+from pipeline.graph.weight_methods.base import LARGEST, SMALLEST
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,7 +120,8 @@ def round_in_order(weight: NDArray[Any], scale: Scales, bits: Bits, factor: Fact
     # Inputs first: each step of the recursion reads and writes whole rows then.
     content = np.ascontiguousarray(weight.T[factor.order], dtype=np.float32)
     steps = np.ascontiguousarray(scale.T, dtype=np.float32)
-    rounding = _Rounding(content, steps, factor.order * scale.shape[1] // inputs, LARGEST[bits])
+    ends = (SMALLEST[bits], LARGEST[bits])
+    rounding = _Rounding(content, steps, factor.order * scale.shape[1] // inputs, ends)
     for start in range(0, inputs, _COLUMNS):
         rounding.advance(factor.upper, start, min(start + _COLUMNS, inputs))
     result = np.empty((inputs, outputs), np.int8)
@@ -133,17 +134,17 @@ class _Rounding:
 
     Args:
         content: float32 weight.
-        steps: float32 (blocks, outputs).
+        steps: float32 (blocks, outputs); may be negative.
         block_of: The block of each input.
-        largest: Integer there is.
+        ends: The smallest and the largest integer there is.
     """
 
     def __init__(
-        self, content: Floats, steps: Floats, block_of: NDArray[np.intp], largest: int
+        self, content: Floats, steps: Floats, block_of: NDArray[np.intp], ends: tuple[int, int]
     ) -> None:
         inputs, outputs = content.shape
         self._content, self._steps, self._block_of = content, steps, block_of
-        self._largest = np.float32(largest)
+        self._least, self._largest = map(np.float32, ends)
         self._integers = np.empty((inputs, outputs), np.int8)
         self._plain = np.empty((inputs, outputs), np.int8)
         # Errors of this rounding, and beside them those of the plain one: one product serves both.
@@ -183,7 +184,7 @@ class _Rounding:
         found: Floats = np.divide(numbers, steps)
         np.rint(found, out=found)
         np.minimum(found, self._largest, out=found)
-        np.maximum(found, -self._largest, out=found)
+        np.maximum(found, self._least, out=found)
         return found
 
     def _one_by_one(
@@ -201,7 +202,7 @@ class _Rounding:
                 np.divide(row, steps[place], out=row)
                 np.rint(row, out=row)
                 np.minimum(row, self._largest, out=row)
-                np.maximum(row, -self._largest, out=row)
+                np.maximum(row, self._least, out=row)
                 np.multiply(row, steps[place], out=error)
                 np.subtract(weight[place], error, out=error)
                 ahead = slice(place + 1, end)
