@@ -49,9 +49,11 @@ def main(arguments: list[str]) -> int:
         if not options.faults or any(part in fault.name for part in options.faults)
     ]
     if options.list:
+        tried = [fault for fault, _ in trials(faults, models)]
         for fault in faults:
-            _say(f"{fault.name:44} {fault.kind:14} {fault.why}")
-        _say(f"{len(faults)} faults, {sum(1 for _ in trials(faults, models))} mutants")
+            if fault in tried:
+                _say(f"{fault.name:44} {fault.kind:14} {fault.why}")
+        _say(f"{len(dict.fromkeys(fault.name for fault in tried))} faults, {len(tried)} mutants")
         return 0
     with tempfile.TemporaryDirectory(prefix="mutants.") as temporary:
         bench = Bench(options.keep or Path(temporary))
