@@ -11,6 +11,7 @@ from pipeline.planning.builder import Draft, extents_of
 from pipeline.source import PROCESSOR_FILES, TOKENIZER_VOCABULARIES
 from pipeline.source.decoder_start import check_decoder_start
 from pipeline.source.generation_config import check_generation_config
+from pipeline.source.rope import short_positions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -91,10 +92,12 @@ def check_shapes(recipe: Recipe, task: Task, source: Source, where: Where) -> No
     limit = source.max_positions
     longest = recipe.shapes.sequence.max if recipe.shapes.sequence else 0
     if limit is not None and longest > limit:
+        is_short = limit == short_positions(source.config)
         raise RecipeError(
             f"sequences of {longest} tokens are asked for, and the checkpoint has {limit} positions",
             where=where("shapes", "sequence", "max"),
-            hint=f"set it to {limit} or less",
+            hint=f"set it to {limit} or less"
+            + ("; longer texts have other frequencies (`longrope`)" if is_short else ""),
         )
     for place, shape in enumerate(benchmark_shapes(recipe, task)):
         if len(shape) != len(task.axes):
