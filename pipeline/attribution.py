@@ -114,7 +114,7 @@ def _accusation(
         node=link.node,
         stage=link.stage,
         layer=layer,
-        sentence=f"the fault is {_place(link)}{where}; found by the gate `{gate.gate}`: "
+        sentence=f"the fault is {_place(link)}{_or_before(target, link, gate, layer)}{where}; found by the gate `{gate.gate}`: "
         f"{gate.metric} must be {gate.limit}" + (f"; {gate.reason}" if gate.reason else ""),
         gates=tuple(each.metric for each in failed),
     )
@@ -134,6 +134,24 @@ def _unusable(target: TargetReport, link: StageParity) -> Finding:
 def _place(link: StageParity) -> str:
     # What is only taken in was made before, by somebody else.
     return "in the candidate" if link.stage == "adopt" else f"made by `{link.node}`"
+
+
+def _or_before(target: TargetReport, link: StageParity, gate: GateResult, layer: str) -> str:
+    """The stages between the accused graph and the last good one that the gate looked at; often none.
+
+    A check of few graphs of a chain, as that of generation is, does not tell which of them it was.
+    """
+    seen = {each.of for each in target.checks if each.check == gate.gate}
+    chain = [each for each in target.parity if each.component == link.component]
+    before = [each.node for each in chain[: chain.index(link)]]
+    good = [place for place, node in enumerate(before) if node in seen]
+    if layer or link.node not in seen or not good:
+        return ""
+    between = [f"`{node}`" for node in before[good[-1] + 1 :]]
+    if not between:
+        return ""
+    names = " or ".join(filter(None, [", ".join(between[:-1]), between[-1]]))
+    return f", or before it by {names}, whose graphs that gate does not look at"
 
 
 def _suspicion(

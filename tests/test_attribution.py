@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.attribution import findings, worth_diagnosing
 from pipeline.parity.types import GateResult
-from pipeline.report.schema import StageParity, TargetReport
+from pipeline.report.schema import CheckEntry, StageParity, TargetReport
 from pipeline.report.verdicts import unexplained
 from tests.report.example import example_report, parity
 
@@ -104,3 +104,23 @@ def test_a_figure_that_was_not_computed_accuses_no_graph() -> None:
     assert len(findings([_target(link)], [low], {})) == 1
     lacking = low.model_copy(update={"measured": None})
     assert findings([_target(link)], [lacking], {}) == ()
+
+
+def test_stages_that_a_gate_did_not_look_at_may_be_at_fault_too() -> None:
+    """The check of generation reads the first graph and the delivered one."""
+    links = [_link(stage) for stage in ("export", "fuse", "quantize_weights", "pack_weights")]
+    checks = tuple(
+        CheckEntry(check="generation", node="c", of=stage, stage=stage, component="model")
+        for stage in ("export", "pack_weights")
+    )
+    target = _target(*links).model_copy(update={"checks": checks})
+    (finding,) = findings([target], [_failed("generation", "pack_weights")], {})
+    assert finding.stage == "pack_weights"
+    assert finding.sentence.startswith(
+        "the fault is made by `pack_weights`, or before it by `fuse` or `quantize_weights`, "
+        "whose graphs that gate does not look at; found by the gate `generation`"
+    )
+    (first,) = findings([target], [_failed("generation", "export")], {})
+    assert first.sentence.startswith("the fault is made by `export`; found by")
+    (own,) = findings([target], [_gate("pack_weights")], {})
+    assert own.sentence.startswith("the fault is made by `pack_weights`; found by")

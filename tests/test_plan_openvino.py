@@ -101,6 +101,28 @@ def test_a_draft_with_another_vocabulary_is_refused(
     assert "logits are of 258 tokens, and the model knows 300" in error.message
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("encoder_attention_mask", "stands behind an encoder: it has the input `encoder_att"),
+        ("cache_position", "has a static cache"),
+    ],
+)
+def test_a_draft_that_is_another_kind_of_decoder_is_refused(
+    tmp_path: Path, checkpoint: Path, draft: Path, given: str, words: str
+) -> None:
+    copy = tmp_path / "other"
+    shutil.copytree(draft, copy)
+    model = onnx.load(copy / "model.onnx")
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info(given, onnx.TensorProto.INT64, ["batch", "length"])
+    )
+    onnx.save(model, copy / "model.onnx")
+    error = _refused(tmp_path, checkpoint, {"draft": str(copy)})
+    assert words in error.message
+    assert "text-generation" in error.hint
+
+
 def test_a_draft_whose_numbers_mean_other_tokens_is_refused(
     tmp_path: Path, checkpoint: Path, draft: Path
 ) -> None:

@@ -46,7 +46,8 @@ def encode_prompt(
     """Tokens of a prompt.
 
     Raises:
-        RecipeError: there are none, or there is no chat template.
+        RecipeError: there are none, there is no chat template, it is no text, or it has a token that the
+            model lacks.
     """
     text = prompt
     if is_chat:
@@ -56,12 +57,27 @@ def encode_prompt(
                 hint="leave --chat out: the model then continues the text as it is",
             )
         text = render_chat(target.folder, [{"role": "user", "content": prompt}])
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecipeError(
+            f"prompt {prompt!r} is no Unicode: character {error.start + 1} is half of a pair, or was no "
+            "UTF-8",
+            hint="write the prompt in UTF-8",
+        ) from error
     # A template brings the special tokens along, as transformers says of its own.
     found: list[int] = tokenizer.encode(text, add_special_tokens=not is_chat).ids
     if not found:
         raise RecipeError(
             f"prompt {prompt!r} has no token, and the tokenizer puts none before it",
             hint="give a text of one token or more",
+        )
+    known = target.config.get("vocab_size")
+    if isinstance(known, int) and max(found) >= known:
+        raise RecipeError(
+            f"prompt {prompt!r} has token {max(found)}, and the model's tokens are 0 to {known - 1}",
+            hint="the tokenizer has tokens that the model lacks: it is another model's, or they were "
+            "added without `resize_token_embeddings`",
         )
     return found
 

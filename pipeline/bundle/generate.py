@@ -206,6 +206,11 @@ def _check_request(request: TextRequest, *, is_heard: bool) -> None:
             "top-k and top-p choose among what is drawn, and nothing is drawn without a temperature",
             hint="--temperature 1",
         )
+    if request.beams == 1 and (request.length_penalty != 1.0 or request.early_stopping):
+        raise RecipeError(
+            "a length penalty and early stopping are of beam search, and there is none",
+            hint="--beams 4",
+        )
 
 
 def _behind_encoder(setup: _Setup, sources: dict[str, Array]) -> WrittenTexts:

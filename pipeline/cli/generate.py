@@ -108,6 +108,7 @@ def generate_command(artifact: str, output: Path, *, is_json: bool, **options: A
 def _tell(made: WrittenTexts, *, is_json: bool) -> None:
     from dataclasses import asdict
 
+    from pipeline.cli.lines import counted
     from pipeline.report.printable import printable_text
 
     if is_json:
@@ -121,6 +122,6 @@ def _tell(made: WrittenTexts, *, is_json: bool) -> None:
         say(f"note: {note}")
     count = sum(len(text.tokens) for text in made.texts)
     say(
-        f"{made.artifact} {made.target}: {count} tokens, the first after {made.ttft_ms:.1f} ms, "
+        f"{made.artifact} {made.target}: {counted(count, 'token')}, the first after {made.ttft_ms:.1f} ms, "
         f"{made.tokens_per_s:.1f} tokens/s"
     )

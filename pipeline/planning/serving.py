@@ -157,6 +157,15 @@ def _check_draft(draft: Candidate, source: Source, longest: int, place: str) -> 
             where=place,
             hint="name a target of a recipe with `task: text-generation`",
         )
+    if foreign := sorted(name for name in inputs if "encoder" in name or name == "cache_position"):
+        kind = (
+            "has a static cache" if foreign == ["cache_position"] else "stands behind an encoder"
+        )
+        raise RecipeError(
+            f"`{draft.file}` of the draft {kind}: it has the input `{foreign[0]}`",
+            where=place,
+            hint="name a target of a recipe with `task: text-generation` and without `static_cache`",
+        )
     ours = source.config.get("vocab_size")
     theirs = next((t.shape[-1] for t in draft.facts.outputs if t.name == "logits"), None)
     if ours != theirs:

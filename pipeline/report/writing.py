@@ -56,7 +56,7 @@ def writing_of(report: Report) -> Writing | None:
     if not found and not near:
         return None
     tables = (
-        _table("Real text, token by token, beside the checkpoint", near, "", _NEARNESS),
+        _table("Real text beside the checkpoint, at every position", near, "", _NEARNESS),
         _table("Writing", found, "times", _TIMES),
         _table("Requests at random times", found, "server", _SERVER),
         _table("The texts in order of length", found, "batching", _BATCHING),

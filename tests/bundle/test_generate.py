@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from pipeline.bundle.generate import TextRequest, generate_texts
 from pipeline.errors import ArtifactError, RecipeError
@@ -85,10 +86,13 @@ def test_beams_seeds_and_targets_are_heeded(decoder_artifact: Path) -> None:
         ({"prompts": ("a" * 70,)}, "a prompt of 70 tokens is longer than the 64 positions"),
         ({"prompts": ("abcd",), "tokens": 61}, "4 tokens and 61 new ones are longer than the 64"),
         ({"prompts": ("",)}, "has no token"),
+        ({"prompts": ("ab\udce9",)}, "is no Unicode: character 3"),  # as Python reads b"ab\xe9"
         ({}, "the model reads"),
         ({"prompts": ("a",), "target": "gpu"}, "no target `gpu`, only cpu-fp32, cpu-int4"),
         ({"prompts": ("a",), "top_k": 3}, "nothing is drawn without a temperature"),
         ({"prompts": ("a",), "beams": 2, "temperature": 1.0}, "do not go together"),
+        ({"prompts": ("a",), "length_penalty": 2.0}, "are of beam search, and there is none"),
+        ({"prompts": ("a",), "early_stopping": True}, "are of beam search, and there is none"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
@@ -298,3 +302,19 @@ def test_a_sound_begins_with_its_language_and_the_task(
     with torch.no_grad():
         found = model.generate(features, max_new_tokens=8, do_sample=False)[0].tolist()
     assert list(text.tokens) == found[: len(text.tokens)]
+
+
+def test_tokens_that_the_model_lacks_are_refused(decoder_artifact: Path, tmp_path: Path) -> None:
+    """A tokenizer to which a token was added, and no row to the table of embeddings."""
+
+    def add(folder: Path, _document: dict[str, Any]) -> None:
+        path = folder / "cpu-fp32/tokenizer.json"
+        made = tokenizers.Tokenizer.from_file(str(path))
+        made.add_special_tokens(["<|new|>"])
+        made.save(str(path))
+
+    changed = remake(decoder_artifact, tmp_path / "changed", add)
+    made = generate_texts(changed, TextRequest(prompts=("a",), tokens=2))
+    assert made.texts
+    with pytest.raises(RecipeError, match=r"has token \d+, and the model's tokens are 0 to"):
+        generate_texts(changed, TextRequest(prompts=("a<|new|>",), tokens=2))

@@ -201,6 +201,12 @@ def test_a_checkpoint_with_other_weights_is_not_matched(
     def forget(_: Path, document: dict[str, Any]) -> None:
         document["source"]["files"] = {}
 
-    artifact = remake(decoder_artifact, tmp_path / "changed", forget)
-    with pytest.raises(RecipeError, match="that of no linear module of the checkpoint"):
-        export_vllm(artifact, tmp_path / "made", checkpoint=other)
+    def forget_awq(folder: Path, document: dict[str, Any]) -> None:
+        forget(folder, document)
+        document["recipe"]["targets"][1]["quantization"]["method"] = "awq"
+
+    for change, hint in ((forget, "merged or transposed"), (forget_awq, "has scaled channels")):
+        artifact = remake(decoder_artifact, tmp_path / change.__name__, change)
+        with pytest.raises(RecipeError, match="of no linear module of the checkpoint") as caught:
+            export_vllm(artifact, tmp_path / "made", checkpoint=other)
+        assert hint in str(caught.value.hint)
