@@ -144,7 +144,12 @@ def draft_recipe(options: DraftOptions, note: Callable[[str], None] = lambda _: 
         calibration=calibration,
         evaluation_source=written_data(options.data, here, options.output.parent),
         calibration_source=written_data(options.calibration, here, options.output.parent),
-        targets=candidates(task, is_scalar=is_scalar, has_calibration=calibration is not None),
+        targets=candidates(
+            task,
+            source.config,
+            is_scalar=is_scalar,
+            has_calibration=calibration is not None,
+        ),
     )
     missing = _find_missing(layout, source, here, memory)
     text, notes = lay_out(layout, missing)

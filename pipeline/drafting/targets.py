@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pipeline.hashing import JSON
     from pipeline.tasks import Task
 
 COMPUTE_CAPABILITIES = ("sm89", "sm120")
 """Ada and Blackwell, the generations of today's GPUs of desktops and small servers."""
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+"""What `config.json` calls how many numbers a layer has, those between its two products, and its heads."""
 
 Limits = dict[str, dict[str, float]]
 
@@ -50,7 +55,11 @@ class Candidate:
 
 
 def candidates(
-    task: Task, *, is_scalar: bool = False, has_calibration: bool = False
+    task: Task,
+    config: Mapping[str, object],
+    *,
+    is_scalar: bool = False,
+    has_calibration: bool = False,
 ) -> tuple[Candidate, ...]:
     """The targets of a draft, whether or not they can be built here.
 
@@ -59,6 +68,7 @@ def candidates(
 
     Args:
         task: What is converted.
+        config: The checkpoint's `config.json`.
         is_scalar: The head gives one number.
         has_calibration: The user gives calibration data, and so wants static INT8.
     """
@@ -97,7 +107,11 @@ def candidates(
                 "name": "cpu-int4",
                 "runtime": "onnxruntime",
                 "precision": "int4",
-                "quantization": {"mode": "weight_only", "block_size": 64, "symmetric": False},
+                "quantization": {
+                    "mode": "weight_only",
+                    "block_size": block_size_of(config),
+                    "symmetric": False,
+                },
             },
             purpose="the smallest weights, which is what decoding waits for",
             parity=parity_limits(task, "int4"),
@@ -119,6 +133,23 @@ def candidates(
             needs_device=True,
         ),
     )
+
+
+def block_size_of(config: Mapping[str, object]) -> int:
+    """The largest block, up to 64 inputs, of which the products of a decoder have whole numbers.
+
+    A product whose inputs are not whole blocks stays float.
+    """
+    text = config.get("text_config")
+    said = text if isinstance(text, dict) else config
+
+    def number(keys: Sequence[str]) -> int:
+        found = (said.get(key) for key in keys)
+        return next((n for n in found if type(n) is int and n > 0), 0)
+
+    hidden, heads = number(_HIDDEN), number(_HEADS)
+    widths = (hidden, number(_INNER), heads * number(("head_dim",)))  # 0 for what is not said
+    return next((size for size in (64, 32) if not any(width % size for width in widths)), 16)
 
 
 def parity_limits(task: Task, precision: str, *, is_scalar: bool = False) -> Limits:

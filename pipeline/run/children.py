@@ -268,9 +268,11 @@ def fork_child(group: str, environment: Mapping[str, str], pipes: Pipes) -> Chil
 
 
 @atexit.register
-def _close_all() -> None:
-    while _nurseries:
-        _nurseries.popitem()[1].close()
+def end_nurseries() -> None:
+    """End all, with their workers, those too that are not forked yet; the next worker starts another."""
+    with _lock:
+        while _nurseries:
+            _nurseries.popitem()[1].close()
 
 
 def _kill_group(pid: int) -> None:

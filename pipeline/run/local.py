@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ArtifactError, PipelineError
 from pipeline.planning import attempt_key, node_address, node_preimage, node_status
+from pipeline.run.children import end_nurseries
 from pipeline.run.events import (
     NodeFailed,
     NodeFinished,
@@ -225,6 +226,10 @@ class LocalExecutor:
     def _stop(self) -> None:
         self._is_stopping = True
         with self._lock:
+            if (
+                self._active
+            ):  # interrupted; otherwise a worker's end waits for its nursery's imports
+                end_nurseries()
             for worker in self._active:
                 worker.kill()
         for worker in self._workers:

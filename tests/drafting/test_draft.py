@@ -16,7 +16,7 @@ import tokenizers
 
 import pipeline
 from pipeline.drafting import ColumnOptions
-from pipeline.drafting.targets import parity_limits
+from pipeline.drafting.targets import block_size_of, parity_limits
 from pipeline.errors import EnvironmentMissing, RecipeError
 from pipeline.parity.gates import judge_parity
 from pipeline.parity.metrics import sum_distances
@@ -407,6 +407,21 @@ def test_a_head_that_gives_one_number_is_judged_by_its_distance(
 
 RIGHT = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.1}
 """Noise of a right conversion, as a share of the output."""
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({"hidden_size": 2048, "intermediate_size": 5632}, 64),
+        ({"hidden_size": 96, "intermediate_size": 256}, 32),
+        ({"hidden_size": 128, "num_attention_heads": 3, "head_dim": 32}, 32),
+        ({"n_embd": 48}, 16),
+        ({"text_config": {"hidden_size": 96}}, 32),
+        ({}, 64),
+    ],
+)
+def test_blocks_of_a_decoder_are_whole(config: dict[str, Any], size: int) -> None:
+    assert block_size_of(config) == size
 
 
 def _failed(precision: str, candidate: Array, reference: Array) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
-from pipeline.run.children import CAN_FORK, Child, Exit, Pipes, fork_child
+from pipeline.run.children import CAN_FORK, Child, Exit, Pipes, end_nurseries, fork_child
 from pipeline.run.process import worker_environment
 from pipeline.run.worker import PROCESS_NAME
 from pipeline.stages.catalogue import STAGES
@@ -92,3 +92,12 @@ def test_what_measures_time_declares_it() -> None:
     """The executor starts such stages anew; see `LocalExecutor`."""
     measuring = {stage.name for stage in STAGES if stage.name.startswith("benchmark")}
     assert measuring <= {stage.name for stage in STAGES if stage.is_exclusive}
+
+
+def test_a_worker_that_is_not_forked_yet_ends_with_all_nurseries() -> None:
+    worker = _Forked({"LANG": "zz"})  # a nursery of its own, which has yet to import
+    end_nurseries()
+    assert worker.child.pid() is None
+    worker.child.kill()
+    assert worker.end().code == -signal.SIGKILL
+    os.close(worker.orders)
