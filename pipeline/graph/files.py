@@ -159,11 +159,27 @@ def save_ir_model(
     return path
 
 
-def graph_of(model: ir.Model) -> onnx.ModelProto:
-    """A model as it would be written, with weights in external data as references."""
+def structure_of(model: ir.Model) -> onnx.ModelProto:
+    """A model without the numbers of large weights: those are references that lead nowhere.
+
+    A weight whose numbers are made when they are asked for would be written whole otherwise.
+    """
     import onnx_ir as ir
 
-    return ir.serde.serialize_model(model)
+    held: dict[ir.Value, ir.TensorProtocol] = {}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > THRESHOLD_BYTES:
+            held[value] = tensor
+            value.const_value = ir.ExternalTensor(
+                EXTERNAL_DATA_FILE, 0, tensor.nbytes, tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "",
+            )  # fmt: skip
+    try:
+        return ir.serde.serialize_model(model)
+    finally:
+        for value, tensor in held.items():
+            value.const_value = tensor
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -55,10 +55,10 @@ def _run(
         StoreError: when the output cannot be written.
     """
     from pipeline.graph.dataflow import require_live_inputs
-    from pipeline.graph.files import graph_of
+    from pipeline.graph.files import structure_of
 
     model, fused = simplified_and_fused(config.first, inputs[MODEL_PORT] / MODEL_FILE, context)
-    require_live_inputs(graph_of(model))
+    require_live_inputs(structure_of(model))
     context.progress(2, 3, "steps")
     quantized = quantize_model(model, config, inputs, output, context)
     context.progress(3, 3, "steps")

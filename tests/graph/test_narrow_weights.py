@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.large_llama import SIZES, write_large_llama
-from pipeline.graph.files import load_graph_only, load_ir_model, save_ir_model
+from pipeline.graph.files import (
+    load_graph_only,
+    load_ir_model,
+    save_ir_model,
+    structure_of,
+)
+from pipeline.graph.narrow_weights import NarrowWeight
 from pipeline.graph.stored_weights import use_stored_weights
 from pipeline.stages.base import EXTERNAL_DATA_FILE, MODEL_FILE
 from pipeline.stages.catalogue import STAGES
@@ -117,3 +123,21 @@ def empty_past(path: Path) -> dict[str, NDArray[np.generic]]:
         if value.name not in feeds:
             feeds[value.name] = np.zeros((1, 2, 0, 16), np.float32)
     return feeds
+
+
+def test_the_structure_of_a_graph_is_had_without_any_number(tmp_path: Path) -> None:
+    absent = ir.ExternalTensor(
+        "absent", 0, 2 << 20, ir.DataType.BFLOAT16, shape=ir.Shape((1 << 10, 1 << 10)), name="w",
+        base_dir=tmp_path,
+    )  # fmt: skip
+    weight = ir.Value(name="w", const_value=NarrowWeight(absent, "w"))
+    x = ir.Value(name="x", shape=ir.Shape(("n", 1 << 10)), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node("", "MatMul", [x, weight])
+    graph = ir.Graph(
+        [x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 20}, name="g"
+    )
+    model = ir.Model(graph, ir_version=10)
+    found = structure_of(model)
+    assert [each.name for each in found.graph.initializer] == ["w"]
+    assert found.ByteSize() < 1000
+    assert isinstance(weight.const_value, NarrowWeight)  # as it was
