@@ -180,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights = weight_bytes(checkpoint)
     print(f"{checkpoint.name}: {weights / 1e6:.0f} MB of weights as float32")
     walls, peaks, exports = [], [], []
+    if chosen.scratch is not None:
+        chosen.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=chosen.scratch) as directory:
         root = Path(directory)
         for number in range(chosen.rounds):
