@@ -114,7 +114,8 @@ def _accusation(
         node=link.node,
         stage=link.stage,
         layer=layer,
-        sentence=f"the fault is {_place(link)}{_or_before(target, link, gate, layer)}{where}; found by the gate `{gate.gate}`: "
+        sentence=f"the fault is {_place(link)}{_or_before(target, link, gate, layer)}{where}; "
+        f"found by the gate `{gate.gate}`: "
         f"{gate.metric} must be {gate.limit}" + (f"; {gate.reason}" if gate.reason else ""),
         gates=tuple(each.metric for each in failed),
     )

@@ -114,7 +114,7 @@ def run(arguments: list[str]) -> int:
 
 def _interrupted(arguments: list[str]) -> str:
     """Only what is filed in a store is kept."""
-    if _with_command(arguments)[0] in _FILING:
+    if _FILING.intersection(_with_command(arguments)):
         return "interrupted: what is finished is kept, the next run goes on from there"
     return "interrupted"
 

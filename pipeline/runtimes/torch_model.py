@@ -8,17 +8,21 @@ parameter that the checkpoint does not have is an error unless no output depends
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
-from pipeline.data.stored_tensors import stored_tensors
 from pipeline.errors import ExportError
 from pipeline.runtimes.sentence_pooling import SentencePooling, load_sentence_pooling
+from pipeline.runtimes.torch_checkpoint import (
+    require_config,
+    require_floats,
+    require_safetensors,
+    require_shapes,
+)
 from pipeline.runtimes.torch_decoder import CachedDecoder, find_cache, require_cache_agreement
 from pipeline.runtimes.torch_inputs import (
     ModelInput,
@@ -37,7 +41,7 @@ from pipeline.runtimes.torch_seq2seq import cut_in_two, longest_of, sound_size
 from pipeline.tasks import BATCH_AXIS, SENTENCE_EMBEDDING, Task, TensorSpec, find_task
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -175,8 +179,8 @@ def load_torch_model(
             f"task `{found.name}` has no component `{component}`; it has "
             f"{', '.join(found.components)}"
         )
-    _require_config(checkpoint)
-    _require_safetensors(checkpoint)
+    require_config(checkpoint)
+    require_safetensors(checkpoint)
     if scratch is not None:
         with contextlib.suppress(NotMappedError):
             mapping = map_checkpoint(checkpoint, scratch)
@@ -199,7 +203,7 @@ def _load(
 ) -> TorchComponent:
     source = checkpoint if mapping is None else mapping.directory
     model, loading = _load_pretrained(source, found, attention)
-    _require_floats(checkpoint, model)
+    require_floats(checkpoint, model)
     model.requires_grad_(requires_grad=False)
     mapped = None if mapping is None else mapping.match(model, loading.missing)
     with contextlib.nullcontext() if mapped is None else mapped.at_hand(model):
@@ -246,53 +250,6 @@ def _component(
     )
 
 
-def _require_config(checkpoint: Path) -> None:
-    path = checkpoint / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise ExportError(f"config.json cannot be read: {err}", where=path.name) from err
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ExportError(
-            "config.json has no `model_type`, so the model's class is not known", where=path.name
-        )
-
-
-def _require_safetensors(checkpoint: Path) -> None:
-    """Open every weight file, which checks that the header and the length of the file agree."""
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise ExportError(
-            "the checkpoint has no weights in safetensors format; pickled weights can run code "
-            "and are not read",
-            hint="convert them once with `save_pretrained(..., safe_serialization=True)`",
-        )
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as err:
-            raise ExportError(f"truncated or damaged weights: {err}", where=file.name) from err
-
-
-def _require_floats(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Refuse integers where weights are floats: without their scales they are other numbers."""
-    floats = {name for name, weight in model.named_parameters() if weight.is_floating_point()}
-    found = sorted(
-        (name, tensor.dtype)
-        for file in sorted(checkpoint.glob("*.safetensors"))
-        for name, tensor in stored_tensors(file).items()
-        if name in floats and not tensor.dtype.startswith(("F", "BF"))
-    )
-    if found:
-        name, dtype = found[0]
-        others = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ExportError(
-            f"weights of the checkpoint are integers: `{name}` is {dtype}{others}",
-            hint="give the checkpoint that it was quantised from, in floats",
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Loading:
     """What did not match: parameters without weights, and weights without parameters."""
@@ -330,7 +287,7 @@ def _load_pretrained(
         raise ExportError(
             f"`transformers.{task.auto_class}` cannot load the checkpoint: {reason}"
         ) from err
-    _require_shapes(loading["mismatched_keys"])
+    require_shapes(loading["mismatched_keys"])
     used = model.config._attn_implementation  # noqa: SLF001  (the one place that says it)
     if attention is not None and used != attention:
         raise ExportError(
@@ -343,24 +300,6 @@ def _load_pretrained(
     return model.eval(), _Loading(
         missing=frozenset(loading["missing_keys"]),
         ignored=tuple(sorted(loading["unexpected_keys"])),
-    )
-
-
-def _require_shapes(mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Refuse weights that config.json says have another shape.
-
-    Args:
-        mismatched: Name, shape in the checkpoint, shape in the model.
-    """
-    if not mismatched:
-        return
-    name, stored, wanted = min(mismatched, key=lambda one: one[0])
-    others = len(mismatched) - 1
-    raise ExportError(
-        "weights have another shape than config.json gives them: "
-        f"`{name}` is {tuple(stored)}, the model's is {tuple(wanted)}"
-        + (f", and {others} more" if others else ""),
-        hint="config.json and the weights are not of one model; fetch both again",
     )
 
 
