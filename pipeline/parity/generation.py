@@ -117,7 +117,8 @@ class Perplexity:
         reference: Of the checkpoint.
         candidate: Of the graph.
         ratio: Candidate over reference: exp of the mean difference, token by token.
-        low, high: 95 % interval of the ratio, texts drawn anew with all their tokens.
+        low, high: 95 % interval of the ratio, texts drawn anew with all their tokens; of a single text its
+            tokens are drawn, which hang together, so that it is rather too narrow.
         tokens: That were counted.
     """
 
@@ -137,8 +138,11 @@ def perplexity(texts: Sequence[Divergence]) -> Perplexity | None:
     counts = np.array([text.nll.size for text in texts], np.float64)
     before = np.array([text.nll.sum() for text in texts])
     after = np.array([text.candidate_nll.sum() for text in texts])
+    if len(texts) == 1:  # drawn anew it would be itself, and look certain
+        before, after = texts[0].nll, texts[0].candidate_nll
+        counts = np.ones(before.size)
     low, high = bootstrap_interval(
-        len(texts), lambda drawn: drawn @ (after - before) / (drawn @ counts)
+        len(counts), lambda drawn: drawn @ (after - before) / (drawn @ counts)
     )
     total = counts.sum()
     return Perplexity(

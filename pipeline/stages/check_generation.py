@@ -290,7 +290,7 @@ def _greedy(
 
 CHECK_GENERATION = Stage(
     name="check_generation",
-    version=3,
+    version=4,
     footprint=Footprint(
         base_mib=450,
         memory_per_weight=3.5,

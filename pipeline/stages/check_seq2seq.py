@@ -268,7 +268,7 @@ def _read(tokens: Array, config: CheckSeq2SeqConfig) -> Array:
 
 CHECK_SEQ2SEQ = Stage(
     name="check_seq2seq",
-    version=1,
+    version=2,
     footprint=Footprint(base_mib=450, memory_per_weight=4.5, keeps_outputs=False),
     config_type=CheckSeq2SeqConfig,
     run=run,
