@@ -47,7 +47,8 @@ def try_in_consumer(module: str, question: Mapping[str, Any], *, what: str, wher
     """Run one of our modules that loads a bundle.
 
     It reads the question, JSON, on standard input, and answers on the last line of standard output:
-    `{"told": ..., "notes": [...]}`, or `{"problem": ...}` when the bundle is not right.
+    `{"told": ..., "notes": [...]}`, or `{"problem": ..., "hint": ...}` when the bundle is not right;
+    the hint may be left out.
 
     Args:
         module: Which.
@@ -83,7 +84,9 @@ def try_in_consumer(module: str, question: Mapping[str, Any], *, what: str, wher
             f"{what} cannot load it: {_ending(done.returncode, done.stderr)}", where=where
         ) from error
     if answer.get("problem"):
-        raise ArtifactError(f"{what}: {answer['problem']}", where=where)
+        raise ArtifactError(
+            f"{what}: {answer['problem']}", where=where, hint=answer.get("hint", "")
+        )
     return Trial(told=answer["told"], notes=tuple(answer["notes"]))
 
 

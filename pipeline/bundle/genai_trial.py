@@ -16,13 +16,17 @@ TEXT: Final = (
 )
 """Words, numbers, spaces in a row, a contraction, two scripts: where tokenizers differ."""
 _CHAT: Final = ({"role": "user", "content": "What is 2 + 2?"},)
+_CHAT_HINT: Final = (
+    "GenAI has a template engine of its own: give the checkpoint a plainer template that both render alike "
+    "(marks such as `{% generation %}` are for training), or none, then build again"
+)
 
 
 def run(question: dict[str, Any]) -> dict[str, Any]:
     """Try one bundle.
 
     Returns:
-        `told` and `notes`, or `problem`.
+        `told` and `notes`, or `problem` and perhaps `hint`.
     """
     import onnxruntime_genai as og
 
@@ -39,7 +43,7 @@ def run(question: dict[str, Any]) -> dict[str, Any]:
     if question["has_chat"]:
         problem = _compare_chat(folder, tokenizer)
         if problem:
-            return {"problem": problem}
+            return {"problem": problem, "hint": _CHAT_HINT}
     prompts = prompts_of(question["vocabulary"], question["positions"])
     length = min(TOKENS, question["positions"] - max(map(len, prompts)))
     try:

@@ -96,9 +96,16 @@ def _damage_json(folder: Path) -> None:
     (folder / CONFIG_FILE).write_text("{")
 
 
+def _mark_answers(folder: Path) -> None:
+    """A template whose marks GenAI's engine renders in another way than transformers."""
+    template = "{% for message in messages %}{% generation %}\n{{ message['content'] }}{% endgeneration %}\n"
+    (folder / "chat_template.jinja").write_text(template + "{% endfor %}")
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (_mark_answers, "chat template"),
         (_damage_json, "cannot load the bundle"),
         (_damage_position, "cannot generate"),
         (_damage_tokenizer, "its tokenizer makes other tokens"),
@@ -110,7 +117,9 @@ def test_a_bundle_that_is_not_right_is_a_problem(
     folder = shutil.copytree(bundle / "cpu-fp32", tmp_path / "copy")
     question = _question(folder)
     damage(folder)
-    assert told in run(question)["problem"]
+    found = run(question)
+    assert told in found["problem"]
+    assert ("template" in found.get("hint", "")) == (damage is _mark_answers)
 
 
 def test_the_command_says_what_it_tried_and_replaces_nothing_foreign(
